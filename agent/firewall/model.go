@@ -1,0 +1,283 @@
+// Package firewall is the meaning of the firewall: what is wanted, the rules
+// that follow from it, and how two sets of rules differ. It is pure: values in,
+// values out, no files, no programs, no clock.
+package firewall
+
+import (
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// Family is an IP version. Its value is the version's number.
+type Family uint8
+
+// The two families. Every ruleset has both.
+const (
+	IPv4 Family = 4
+	IPv6 Family = 6
+)
+
+// Families lists both families in the order in which they are loaded.
+var Families = [2]Family{IPv4, IPv6}
+
+// String gives "ipv4" or "ipv6", the words of the command line and of JSON.
+func (f Family) String() string { return "ipv" + strconv.Itoa(int(f)) }
+
+// FamilyOf tells the family of a prefix. An IPv4-mapped IPv6 address counts as
+// IPv6 here; whoever reads addresses unmaps them first.
+func FamilyOf(p netip.Prefix) Family {
+	if p.Addr().Is4() {
+		return IPv4
+	}
+	return IPv6
+}
+
+// Proto is a transport protocol, or "" for any.
+type Proto string
+
+// The protocols that rules know, in the words of iptables-save.
+const (
+	TCP    Proto = "tcp"
+	UDP    Proto = "udp"
+	ICMP   Proto = "icmp"
+	ICMPv6 Proto = "ipv6-icmp"
+)
+
+// Zone says what kind of network an interface leads to.
+type Zone string
+
+// The zones. AnyZone is only a service's wish, never an interface's zone.
+const (
+	AnyZone      Zone = "any"
+	LoopbackZone Zone = "loopback"
+	PublicZone   Zone = "public"
+	PrivateZone  Zone = "private"
+	VirtualZone  Zone = "virtual"
+	TrustedZone  Zone = "trusted"
+)
+
+// PortRange is an inclusive range of ports. The zero value is no port at all;
+// First == Last is a single port.
+type PortRange struct {
+	First uint16 `json:"first"`
+	Last  uint16 `json:"last"`
+}
+
+// Port is the range of one port.
+func Port(p uint16) PortRange { return PortRange{p, p} }
+
+// IsZero tells whether r is no port at all.
+func (r PortRange) IsZero() bool { return r == PortRange{} }
+
+// Contains tells whether p is in r.
+func (r PortRange) Contains(p uint16) bool { return r.First <= p && p <= r.Last && !r.IsZero() }
+
+// Overlaps tells whether r and o have a port in common.
+func (r PortRange) Overlaps(o PortRange) bool {
+	return !r.IsZero() && !o.IsZero() && r.First <= o.Last && o.First <= r.Last
+}
+
+// String gives "80" or "40000-40100", the words of the settings.
+func (r PortRange) String() string {
+	if r.First == r.Last {
+		return strconv.Itoa(int(r.First))
+	}
+	return fmt.Sprintf("%d-%d", r.First, r.Last)
+}
+
+// Service is something that may be reached: a named port or range of ports,
+// on some interfaces, from some sources.
+type Service struct {
+	// Name is what the service's rules, counters and comments are called:
+	// [a-z0-9-]{1,20} and none of ReservedNames.
+	Name  string    `json:"name"`
+	Proto Proto     `json:"proto"` // TCP or UDP
+	Ports PortRange `json:"ports"`
+	// On is AnyZone, PublicZone, PrivateZone, VirtualZone, or the name of an
+	// interface, where a last "*" stands for any rest of the name.
+	On string `json:"on"`
+	// From are the networks that may reach it; empty means anywhere. Their
+	// host bits are zero.
+	From []netip.Prefix `json:"from,omitempty"`
+	// Source says where the service was asked for: "profile web-only",
+	// "/etc/basicfw/local.ini:12". It decides nothing.
+	Source string `json:"source,omitempty"`
+}
+
+// String gives the service's value as the settings write it:
+// "5432/tcp on private from 10.0.0.0/8".
+func (s Service) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s/%s", s.Ports, s.Proto)
+	if s.On != "" && s.On != string(AnyZone) {
+		fmt.Fprintf(&b, " on %s", s.On)
+	}
+	for i, p := range s.From {
+		if i == 0 {
+			b.WriteString(" from ")
+		} else {
+			b.WriteString(", ")
+		}
+		b.WriteString(p.String())
+	}
+	return b.String()
+}
+
+// Profile is what a kind of server offers.
+type Profile struct {
+	Name     string    `json:"name"`
+	Title    string    `json:"title,omitempty"`
+	Ping     bool      `json:"ping"` // answer echo requests
+	Services []Service `json:"services,omitempty"`
+}
+
+// Interface is a network interface as the host has it.
+type Interface struct {
+	Name         string         `json:"name"`
+	Zone         Zone           `json:"zone"`
+	Reason       string         `json:"reason,omitempty"` // why this zone
+	Addresses    []netip.Prefix `json:"addresses,omitempty"`
+	MAC          string         `json:"mac,omitempty"`
+	Kind         string         `json:"kind,omitempty"` // "device", "veth", "bridge", ...
+	DefaultRoute bool           `json:"default_route"`
+	// ServesGuests is set on a bridge of this host's own behind which
+	// containers or virtual machines ask this host for DNS and DHCP.
+	ServesGuests bool `json:"serves_guests,omitempty"`
+}
+
+// Unit is the time that a Rate counts in.
+type Unit string
+
+// The units, in the words of iptables-save.
+const (
+	Second Unit = "sec"
+	Minute Unit = "min"
+	Hour   Unit = "hour"
+	Day    Unit = "day"
+)
+
+// Rate is a number of packets, or of new connections, in a unit of time. The
+// zero value is no limit.
+type Rate struct {
+	N   uint32 `json:"n"`
+	Per Unit   `json:"per"`
+}
+
+// IsZero tells whether r is no limit.
+func (r Rate) IsZero() bool { return r.N == 0 }
+
+// String gives "30/min".
+func (r Rate) String() string { return fmt.Sprintf("%d/%s", r.N, r.Per) }
+
+// SSHMode says who may open an SSH session.
+type SSHMode string
+
+const (
+	// SSHPinned lets in the Allow list and nobody else.
+	SSHPinned SSHMode = "pinned"
+	// SSHLimited lets in the Allow list without a limit and everybody else
+	// within Limit per source.
+	SSHLimited SSHMode = "limited"
+)
+
+// SSH says where sshd listens and who may reach it.
+type SSH struct {
+	Ports []uint16       `json:"ports"`
+	Mode  SSHMode        `json:"mode"`
+	Allow []netip.Prefix `json:"allow,omitempty"`
+	// Limit is for each source, an IPv4 address or an IPv6 /64, where Mode is
+	// SSHLimited. Zero is none.
+	Limit Rate `json:"limit"`
+}
+
+// Desired is everything that the ruleset follows from.
+type Desired struct {
+	Profile    Profile     `json:"profile"`
+	Open       []Service   `json:"open,omitempty"` // besides the profile's
+	Interfaces []Interface `json:"interfaces,omitempty"`
+	// Trusted are names of interfaces where everything is accepted; a last
+	// "*" stands for any rest of the name.
+	Trusted  []string `json:"trusted,omitempty"`
+	SSH      SSH      `json:"ssh"`
+	LogDrops bool     `json:"log_drops"`
+}
+
+// Services are the profile's services and those opened besides. A name that
+// both have is the latter's.
+func (d Desired) Services() []Service {
+	var all []Service
+	for _, s := range d.Profile.Services {
+		if !hasService(d.Open, s.Name) {
+			all = append(all, s)
+		}
+	}
+	return append(all, d.Open...)
+}
+
+func hasService(list []Service, name string) bool {
+	for _, s := range list {
+		if s.Name == name {
+			return true
+		}
+	}
+	return false
+}
+
+// ReservedNames are the words that comments of the baseline's own rules use
+// behind "basicfw-". No service may be called one of them.
+var ReservedNames = []string{
+	"broadcast", "dhcp", "established", "guest-dhcp", "guest-dns", "icmp-error",
+	"input", "invalid", "log", "loopback", "mld", "multicast", "nd",
+	"new-not-syn", "null", "ping", "spoofed-loopback", "ssh", "ssh-drop",
+	"ssh-limit", "ssh-log", "trusted", "xmas",
+}
+
+// CheckServiceName says what is wrong with a service's name, or nil.
+func CheckServiceName(name string) error {
+	if name == "" || len(name) > 20 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
+		return fmt.Errorf("service name %q: want 1 to 20 of a-z, 0-9 and \"-\"", name)
+	}
+	for _, r := range ReservedNames {
+		if r == name {
+			return fmt.Errorf("service name %q is a word of the baseline's own rules: choose another", name)
+		}
+	}
+	return nil
+}
+
+// CheckInterfaceName says what is wrong with an interface's name, or nil. A
+// last "*" is allowed where pattern is set. Names follow the kernel's
+// dev_valid_name (15 bytes, no "/", no ":" and no white space), and further
+// leave out what a shell, an INI file or iptables would take for something
+// else.
+func CheckInterfaceName(name string, pattern bool) error {
+	base := name
+	if pattern {
+		base = strings.TrimSuffix(name, "*")
+	}
+	switch {
+	case base == "" || base == "." || base == "..":
+		return fmt.Errorf("interface name %q: want a name such as eth0", name)
+	case len(base) > 15:
+		return fmt.Errorf("interface name %q: longer than the kernel's 15 characters", name)
+	}
+	for _, c := range []byte(base) {
+		ok := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("._-@", c) >= 0
+		if !ok {
+			return fmt.Errorf("interface name %q: want letters, digits, \".\", \"_\", \"-\" and \"@\"%s", name,
+				map[bool]string{true: ", and a \"*\" only at the end"}[pattern])
+		}
+	}
+	return nil
+}
+
+// MatchInterface tells whether name is pattern, or begins with what stands
+// before pattern's last "*".
+func MatchInterface(pattern, name string) bool {
+	if base, ok := strings.CutSuffix(pattern, "*"); ok {
+		return strings.HasPrefix(name, base)
+	}
+	return pattern == name
+}
