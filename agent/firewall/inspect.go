@@ -1,0 +1,46 @@
+package firewall
+
+// Before is what Load changes outside our own chains, as it was: what Remove
+// gives back.
+type Before struct {
+	IPv4 FamilyBefore `json:"ipv4"`
+	IPv6 FamilyBefore `json:"ipv6"`
+}
+
+// FamilyBefore is one family's part of Before.
+type FamilyBefore struct {
+	Input  string `json:"input"`  // INPUT's policy
+	Output string `json:"output"` // OUTPUT's policy
+	// Removed are the rules that were taken out of INPUT, in their order, as
+	// iptables-save writes them behind "-A INPUT ".
+	Removed []string `json:"removed,omitempty"`
+}
+
+// Family gives a family's part, to read or to change.
+func (b *Before) Family(f Family) *FamilyBefore {
+	if f == IPv4 {
+		return &b.IPv4
+	}
+	return &b.IPv6
+}
+
+// Inspection is what a backend found in the kernel, compared with a ruleset.
+type Inspection struct {
+	// Backend is the program and its version: "iptables 1.8.9 (nf_tables)".
+	Backend string
+	// Present is set where a chain of ours is there in any family.
+	Present bool
+	// Drift is how the kernel differs from the ruleset; none is as it should be.
+	Drift []Drift
+	// Foreign are others' rules in INPUT that decide about packets to us.
+	Foreign []Foreign
+	// Bypass are the ports that are forwarded past INPUT.
+	Bypass []Bypass
+	// Managers are other firewall programs whose chains are in INPUT's way.
+	Managers []string
+	// Before is how things are now: the policies, and the deciding rules of
+	// INPUT that Load takes out where it is told to.
+	Before Before
+	// Snapshot is the backend's own record of what it saw, for Load and Revert.
+	Snapshot any
+}

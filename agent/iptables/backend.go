@@ -1,0 +1,603 @@
+package iptables
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// lockWait bounds how long a load waits for another program to let go of the
+// xtables lock.
+const lockWait = 10 * time.Second
+
+// lockFile is where the legacy programs lock (iptables/xshared.h, XT_LOCK_NAME).
+const lockFile = "/run/xtables.lock"
+
+// Backend loads rulesets with the iptables programs.
+type Backend struct {
+	sys      *system.System
+	families []firewall.Family
+}
+
+// New gives a backend for the families that the kernel has.
+func New(sys *system.System, families []firewall.Family) *Backend {
+	return &Backend{sys: sys, families: families}
+}
+
+// MissingError says that an iptables program is not on this machine.
+type MissingError struct{ err *system.NotFoundError }
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("%v: install iptables (\"dnf install iptables\", or \"apt-get install iptables\") and run this again", e.err)
+}
+
+func (e *MissingError) Unwrap() error { return e.err }
+
+// snapshot is both families' rules as they were read at one time.
+type snapshot map[firewall.Family]dump
+
+// program gives the name of a family's program: iptables-save, ip6tables-restore.
+func program(f firewall.Family, suffix string) string {
+	if f == firewall.IPv4 {
+		return "iptables" + suffix
+	}
+	return "ip6tables" + suffix
+}
+
+func (b *Backend) run(ctx context.Context, c system.Command) (system.Result, error) {
+	res, err := b.sys.Run(ctx, c)
+	var missing *system.NotFoundError
+	if errors.As(err, &missing) {
+		return res, &MissingError{missing}
+	}
+	return res, err
+}
+
+// read takes both families' rules, at the same time.
+func (b *Backend) read(ctx context.Context) (snapshot, error) {
+	dumps := make([]dump, len(b.families))
+	errs := make([]error, len(b.families))
+	var wg sync.WaitGroup
+	for i, f := range b.families {
+		wg.Add(1)
+		go func() {
+			defer wg.Done()
+			name := program(f, "-save")
+			res, err := b.run(ctx, system.Command{Name: name})
+			if err == nil {
+				dumps[i], err = parse(res.Stdout)
+			}
+			if err != nil {
+				errs[i] = fmt.Errorf("reading the %v rules with %s: %w", f, name, err)
+			}
+		}()
+	}
+	wg.Wait()
+	snap := snapshot{}
+	for i, f := range b.families {
+		snap[f] = dumps[i]
+	}
+	return snap, errors.Join(errs...)
+}
+
+// Inspect reads the kernel's rules and compares them with want.
+func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
+	snap, err := b.read(ctx)
+	if err != nil {
+		return firewall.Inspection{}, err
+	}
+	in := inspect(snap, b.families, want)
+	t, err := b.tools(ctx, snap)
+	if err != nil {
+		return firewall.Inspection{}, err
+	}
+	in.Backend = t.String()
+	return in, nil
+}
+
+// inspect is Inspect without the reading.
+func inspect(snap snapshot, families []firewall.Family, want firewall.Ruleset) firewall.Inspection {
+	in := firewall.Inspection{Snapshot: snap}
+	for _, f := range families {
+		d := snap[f]
+		t := d.table(filter)
+		in.Present = in.Present || len(t.ours()) > 0
+		in.Drift = append(in.Drift, drift(f, t, want.Chains(f))...)
+		in.Bypass = append(in.Bypass, bypass(f, d.table("nat"))...)
+		before := in.Before.Family(f)
+		before.Input, before.Output = t.policy(input), t.policy(output)
+		behind := false
+		for _, r := range t.chain(input).Rules {
+			behind = behind || r == jump
+			if decides(r) {
+				before.Removed = append(before.Removed, r)
+				in.Foreign = append(in.Foreign, foreign(f, r, behind))
+			}
+		}
+		for _, m := range managers(t) {
+			if !slices.Contains(in.Managers, m) {
+				in.Managers = append(in.Managers, m)
+			}
+		}
+	}
+	return in
+}
+
+// drift compares one family's filter table with the chains that are wanted.
+func drift(f firewall.Family, t table, want []firewall.Chain) []firewall.Drift {
+	var out []firewall.Drift
+	family := f.String()
+	add := func(chain, kind, want, got string) {
+		out = append(out, firewall.Drift{Family: family, Chain: chain, Kind: kind, Want: want, Got: got})
+	}
+	for _, p := range []struct{ chain, policy string }{{input, firewall.Drop}, {output, firewall.Accept}} {
+		if got := t.policy(p.chain); got != p.policy {
+			add(p.chain, firewall.Altered, "policy "+p.policy, "policy "+got)
+		}
+	}
+	got := t.chain(input).Rules
+	wanted := wantInput(got, false)
+	if !slices.Equal(got, wanted) {
+		jumps, others := 0, 0
+		for _, r := range got {
+			switch {
+			case r == jump:
+				jumps++
+			case jumpsToUs(r):
+				others++
+				add(input, firewall.Extra, "", r)
+			}
+		}
+		switch {
+		case jumps == 0:
+			add(input, firewall.Missing, jump, "")
+		case jumps > 1:
+			add(input, firewall.Extra, "", fmt.Sprintf("%s, %d times", jump, jumps))
+		case others == 0:
+			add(input, firewall.Altered, fmt.Sprintf("%s as rule %d", jump, slices.Index(wanted, jump)+1),
+				fmt.Sprintf("%s as rule %d", jump, slices.Index(got, jump)+1))
+		}
+	}
+	for _, c := range want {
+		live := t.chain(c.Name)
+		if live.Name == "" {
+			add(c.Name, firewall.Missing, "the chain", "")
+			continue
+		}
+		out = append(out, firewall.Lines(family, c.Name, specs(f, c), live.Rules)...)
+	}
+	for _, c := range t.ours() {
+		if !slices.ContainsFunc(want, func(w firewall.Chain) bool { return w.Name == c.Name }) {
+			add(c.Name, firewall.Extra, "", "the chain")
+		}
+	}
+	return out
+}
+
+// wantInput is how INPUT should be, given what is in it: others' rules in their
+// order, and our jump behind them. A rule that turns everything away would
+// leave nothing for a jump behind it, and us shut out; so the jump goes before
+// the first such rule. With clear the rules that decide by themselves are left
+// out.
+func wantInput(got []string, clear bool) []string {
+	var want []string
+	place := -1
+	for _, r := range got {
+		if jumpsToUs(r) || clear && decides(r) {
+			continue
+		}
+		if place < 0 && closes(r) {
+			place = len(want)
+		}
+		want = append(want, r)
+	}
+	if place < 0 {
+		place = len(want)
+	}
+	return slices.Insert(want, place, jump)
+}
+
+// closes tells whether a rule turns every packet away.
+func closes(rule string) bool {
+	if !decides(rule) || target(rule) == "ACCEPT" {
+		return false
+	}
+	words, _ := split(rule)
+	return words[0] == "-j" || words[0] == "-m" && len(words) > 4 && words[1] == "comment" && words[4] == "-j"
+}
+
+// managers names the other firewall programs whose chains are in a table.
+func managers(t table) []string {
+	var out []string
+	for _, m := range []struct{ name, chain string }{
+		{"ufw", "ufw-before-input"}, {"ufw", "ufw6-before-input"},
+		{"firewalld", "INPUT_direct"}, {"firewalld", "INPUT_ZONES"},
+		{"shorewall", "shorewall"}, {"shorewall", "net-fw"}, {"shorewall", "net2fw"},
+	} {
+		if t.chain(m.chain).Name != "" && !slices.Contains(out, m.name) {
+			out = append(out, m.name)
+		}
+	}
+	return out
+}
+
+// bypass lists the ports that the nat table forwards past INPUT.
+func bypass(f firewall.Family, nat table) []firewall.Bypass {
+	var out []firewall.Bypass
+	for _, c := range nat.Chains {
+		if c.Name == output {
+			continue
+		}
+		for _, r := range c.Rules {
+			t := target(r)
+			if t != "DNAT" && t != "REDIRECT" {
+				continue
+			}
+			b := firewall.Bypass{Family: f.String(), Proto: option(r, "-p"), Port: option(r, "--dport", "--dports"),
+				To: option(r, "--to-destination", "--to-ports"), By: "nat " + c.Name}
+			if t == "REDIRECT" { // comes back to INPUT, under its new port
+				continue
+			}
+			out = append(out, b)
+		}
+	}
+	return out
+}
+
+// Load makes the kernel's rules be want: one transaction a family, read back
+// and compared. Where anything fails, both families are as was says they were.
+// With clear, the rules of others in INPUT that decide by themselves are taken
+// out.
+func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.Inspection, clear bool) error {
+	if err := want.Check(); err != nil {
+		return err
+	}
+	snap := was.Snapshot.(snapshot)
+	t, err := b.tools(ctx, snap)
+	if err != nil {
+		return err
+	}
+	for i, f := range b.families {
+		lines := loadLines(f, snap[f].table(filter), want.Chains(f), clear)
+		if err := b.restore(ctx, t, f, lines); err != nil {
+			err = fmt.Errorf("loading the %v rules: %w", f, err)
+			if i > 0 {
+				err = b.back(ctx, was, err)
+			}
+			return err
+		}
+	}
+	now, err := b.read(ctx)
+	if err != nil {
+		return b.back(ctx, was, fmt.Errorf("reading back what was loaded: %w", err))
+	}
+	if in := inspect(now, b.families, want); len(in.Drift) > 0 {
+		return b.back(ctx, was, fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0]))
+	}
+	return nil
+}
+
+// back gives the rules back as they were, for the sake of err.
+func (b *Backend) back(ctx context.Context, was firewall.Inspection, err error) error {
+	// The way back must not be cut short by what ended the way there.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	if e := b.Revert(ctx, was); e != nil {
+		return fmt.Errorf("%w; and the former rules could not be brought back: %w", err, e)
+	}
+	return err
+}
+
+// loadLines is the file that takes a filter table from what it is to what is
+// wanted, for iptables-restore --noflush.
+func loadLines(f firewall.Family, t table, want []firewall.Chain, clear bool) []string {
+	lines := []string{"*" + filter, ":INPUT DROP [0:0]", ":OUTPUT ACCEPT [0:0]"}
+	var stale []string
+	for _, c := range want {
+		lines = append(lines, ":"+c.Name+" - [0:0]")
+	}
+	for _, c := range t.ours() {
+		if !slices.ContainsFunc(want, func(w firewall.Chain) bool { return w.Name == c.Name }) {
+			lines = append(lines, ":"+c.Name+" - [0:0]")
+			stale = append(stale, "-X "+c.Name)
+		}
+	}
+	got := t.chain(input).Rules
+	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
+		// Rules go by what they say, not by their number: another program may
+		// have changed INPUT since it was read, and then this fails whole.
+		for _, r := range got {
+			if jumpsToUs(r) || clear && decides(r) {
+				lines = append(lines, "-D INPUT "+r)
+			}
+		}
+		if place := slices.Index(wanted, jump); place == len(wanted)-1 {
+			lines = append(lines, "-A INPUT "+jump)
+		} else {
+			lines = append(lines, fmt.Sprintf("-I INPUT %d %s", place+1, jump))
+		}
+	}
+	for _, c := range want {
+		for _, r := range specs(f, c) {
+			lines = append(lines, "-A "+c.Name+" "+r)
+		}
+	}
+	return append(append(lines, stale...), "COMMIT")
+}
+
+// Revert gives both families back as was says they were: our chains, INPUT and
+// the policies. What others changed elsewhere meanwhile stays.
+func (b *Backend) Revert(ctx context.Context, was firewall.Inspection) error {
+	snap := was.Snapshot.(snapshot)
+	t, err := b.tools(ctx, snap)
+	if err != nil {
+		return err
+	}
+	now, err := b.read(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, f := range b.families {
+		lines := revertLines(now[f].table(filter), snap[f].table(filter))
+		if err := b.restore(ctx, t, f, lines); err != nil {
+			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// revertLines takes a filter table back from now to was.
+func revertLines(now, was table) []string {
+	lines := []string{"*" + filter,
+		fmt.Sprintf(":INPUT %s [0:0]", was.policy(input)), fmt.Sprintf(":OUTPUT %s [0:0]", was.policy(output))}
+	var stale []string
+	for _, c := range was.ours() {
+		lines = append(lines, ":"+c.Name+" - [0:0]")
+	}
+	for _, c := range now.ours() {
+		if was.chain(c.Name).Name == "" {
+			lines = append(lines, ":"+c.Name+" - [0:0]")
+			stale = append(stale, "-X "+c.Name)
+		}
+	}
+	if got, want := now.chain(input).Rules, was.chain(input).Rules; !slices.Equal(got, want) {
+		lines = append(lines, "-F INPUT")
+		for _, r := range got { // what others put there meanwhile
+			if !jumpsToUs(r) && !slices.Contains(want, r) {
+				lines = append(lines, "-A INPUT "+r)
+			}
+		}
+		for _, r := range want {
+			lines = append(lines, "-A INPUT "+r)
+		}
+	}
+	for _, c := range was.ours() {
+		for _, r := range c.Rules {
+			lines = append(lines, "-A "+c.Name+" "+r)
+		}
+	}
+	return append(append(lines, stale...), "COMMIT")
+}
+
+// Remove takes our part out of the kernel: our chains and the jump go, the
+// rules that Load took out return behind the rules that are there now, and the
+// policies are as before.
+func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
+	snap, err := b.read(ctx)
+	if err != nil {
+		return err
+	}
+	t, err := b.tools(ctx, snap)
+	if err != nil {
+		return err
+	}
+	was := firewall.Inspection{Snapshot: snap}
+	for i, f := range b.families {
+		lines := removeLines(snap[f].table(filter), *before.Family(f))
+		if err := b.restore(ctx, t, f, lines); err != nil {
+			err = fmt.Errorf("taking out the %v rules: %w", f, err)
+			if i > 0 {
+				err = b.back(ctx, was, err)
+			}
+			return err
+		}
+	}
+	now, err := b.read(ctx)
+	if err != nil {
+		return b.back(ctx, was, err)
+	}
+	for _, f := range b.families {
+		if left := now[f].table(filter).ours(); len(left) > 0 {
+			return b.back(ctx, was, fmt.Errorf("%v: chain %s is still there", f, left[0].Name))
+		}
+	}
+	return nil
+}
+
+func removeLines(t table, before firewall.FamilyBefore) []string {
+	policy := func(p string) string {
+		if p == "" {
+			return firewall.Accept
+		}
+		return p
+	}
+	lines := []string{"*" + filter,
+		fmt.Sprintf(":INPUT %s [0:0]", policy(before.Input)), fmt.Sprintf(":OUTPUT %s [0:0]", policy(before.Output))}
+	for _, c := range t.ours() {
+		lines = append(lines, ":"+c.Name+" - [0:0]")
+	}
+	got := t.chain(input).Rules
+	for _, r := range got {
+		if jumpsToUs(r) {
+			lines = append(lines, "-D INPUT "+r)
+		}
+	}
+	for _, r := range before.Removed {
+		if !slices.Contains(got, r) {
+			lines = append(lines, "-A INPUT "+r)
+		}
+	}
+	for _, c := range t.ours() {
+		lines = append(lines, "-X "+c.Name)
+	}
+	return append(lines, "COMMIT")
+}
+
+// tools is what is to be known about the programs.
+type tools struct {
+	version [3]int
+	text    string
+	nft     bool
+}
+
+func (t tools) String() string {
+	if t.nft {
+		return "iptables " + t.text + " (nf_tables)"
+	}
+	return "iptables " + t.text + " (legacy)"
+}
+
+func (t tools) atLeast(major, minor, patch int) bool {
+	return slices.Compare(t.version[:], []int{major, minor, patch}) >= 0
+}
+
+var versionLine = regexp.MustCompile(`v(\d+(?:\.\d+)*)(?: \((nf_tables|legacy)\))?`)
+
+// tools tells the version and the variant from the headers of what was read,
+// or where a kernel without any table gave none, from the program itself.
+func (b *Backend) tools(ctx context.Context, snap snapshot) (tools, error) {
+	for _, f := range b.families {
+		if d := snap[f]; d.version != "" {
+			return newTools(d.version, d.nft), nil
+		}
+	}
+	res, err := b.run(ctx, system.Command{Name: "iptables", Args: []string{"--version"}})
+	if err != nil {
+		return tools{}, fmt.Errorf("asking for its version: %w", err)
+	}
+	m := versionLine.FindSubmatch(res.Stdout)
+	if m == nil {
+		return tools{}, fmt.Errorf("iptables --version prints no version, but %.80q", res.Stdout)
+	}
+	return newTools(string(m[1]), string(m[2]) == "nf_tables"), nil
+}
+
+func newTools(version string, nft bool) tools {
+	t := tools{text: version, nft: nft}
+	for i, part := range strings.SplitN(version, ".", 3) {
+		t.version[i], _ = strconv.Atoi(part)
+	}
+	return t
+}
+
+// restore loads a file into one family, as one transaction. An error names
+// the line that the kernel or the program refused.
+//
+// The lock: the nft variant has none and needs none. Legacy programs take
+// /run/xtables.lock since 1.4.20; iptables-restore itself does since 1.6.2,
+// and in the packages of EL7 that brought that back to 1.4.21. Where it does
+// not, two restores at a time lose one of the two (clearlinux/distribution#1058),
+// so we take the lock for it.
+func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines []string) error {
+	name := program(f, "-restore")
+	args := []string{"--noflush"}
+	if !t.nft && t.atLeast(1, 4, 20) {
+		waits := t.atLeast(1, 6, 2)
+		if !waits {
+			var err error
+			if waits, err = b.restoreWaits(ctx, name); err != nil {
+				return err
+			}
+		}
+		if waits {
+			args = append(args, fmt.Sprintf("--wait=%d", int(lockWait.Seconds())))
+		} else {
+			lockCtx, cancel := context.WithTimeout(ctx, lockWait)
+			defer cancel()
+			unlock, err := b.sys.Lock(lockCtx, lockFile)
+			if err != nil {
+				return err
+			}
+			defer unlock()
+		}
+	}
+	_, err := b.run(ctx, system.Command{Name: name, Args: args,
+		Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: lockWait + 20*time.Second})
+	return b.explain(ctx, name, args, lines, err)
+}
+
+// restoreWaits asks an iptables-restore of before 1.6.2 whether it knows
+// --wait all the same. One that does not complains, and goes on.
+func (b *Backend) restoreWaits(ctx context.Context, name string) (bool, error) {
+	res, err := b.run(ctx, system.Command{Name: name, Args: []string{"--wait=1", "--noflush", "--test"}})
+	if err != nil {
+		return false, err
+	}
+	return !bytes.Contains(res.Stderr, []byte("option")), nil
+}
+
+// failedLine finds the line in a complaint: "line 5 failed", or since 1.8
+// "line 5: RULE_APPEND failed" and "Error occurred at line: 5".
+var failedLine = regexp.MustCompile(`line:? (\d+)`)
+
+// explain adds to a failed restore which rule it was.
+func (b *Backend) explain(ctx context.Context, name string, args, lines []string, err error) error {
+	var exit *system.ExitError
+	if !errors.As(err, &exit) {
+		return err
+	}
+	if strings.Contains(exit.Stderr, "xtables lock") {
+		return fmt.Errorf("another program held the xtables lock (%s) for more than %v: %w", lockFile, lockWait, err)
+	}
+	m := failedLine.FindStringSubmatch(exit.Stderr)
+	if m == nil {
+		return err
+	}
+	n, _ := strconv.Atoi(m[1])
+	if n < 1 || n > len(lines) {
+		return err
+	}
+	bad := lines[n-1]
+	if bad == "COMMIT" {
+		// The legacy kernel refuses the table as a whole. Each rule by itself,
+		// in a chain that nothing jumps to, tells which one it means.
+		bad = b.suspect(ctx, name, args, lines)
+		if bad == "" {
+			return err
+		}
+	}
+	return fmt.Errorf("%q: %w", bad, err)
+}
+
+// suspect finds the first rule that the kernel refuses by itself. It tries each
+// in a chain that nothing jumps to, and removes that chain again.
+func (b *Backend) suspect(ctx context.Context, name string, args, lines []string) string {
+	const probe = firewall.ChainPrefix + "PROBE"
+	for _, l := range lines {
+		words := strings.SplitN(l, " ", 3)
+		if words[0] != "-A" || len(words) < 3 || isOurs(target(words[2])) {
+			continue
+		}
+		head := []string{"*" + filter, ":" + probe + " - [0:0]"}
+		_, err := b.run(ctx, system.Command{Name: name, Args: args,
+			Stdin: []byte(strings.Join(append(head, "-A "+probe+" "+words[2], "COMMIT", ""), "\n"))})
+		// An empty chain to begin with: a rule that was taken goes with it.
+		b.run(ctx, system.Command{Name: name, Args: args,
+			Stdin: []byte(strings.Join(append(head, "-X "+probe, "COMMIT", ""), "\n"))})
+		if err != nil {
+			return l
+		}
+	}
+	return ""
+}
