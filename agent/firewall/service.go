@@ -1,0 +1,184 @@
+package firewall
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+const (
+	serviceForm = "PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]"
+	zonesForm   = "any, public, private, virtual or an interface's name"
+)
+
+// ParseService reads a service as settings and profiles write it:
+//
+//	PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]
+//
+// The error joins everything that is wrong with it (errors.Join).
+func ParseService(name, value string) (Service, error) {
+	var errs []error
+	note := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	s := Service{Name: name, On: string(AnyZone)}
+	if len(name) > 20 {
+		note(fmt.Errorf("service name %s: longer than 20 characters", Quote(name)))
+	} else {
+		note(CheckServiceName(name))
+	}
+
+	fields := strings.Fields(value)
+	if len(fields) == 0 {
+		note(fmt.Errorf("no port: want %s", serviceForm))
+		return Service{}, errors.Join(errs...)
+	}
+	var err error
+	s.Ports, s.Proto, err = parsePorts(fields[0])
+	note(err)
+	rest := strings.Fields(strings.ReplaceAll(strings.Join(fields[1:], " "), ",", " , "))
+	if len(rest) > 0 && rest[0] == "on" {
+		if len(rest) < 2 || rest[1] == "," || rest[1] == "from" {
+			note(fmt.Errorf("nothing stands behind \"on\": want %s", zonesForm))
+			rest = rest[1:]
+		} else {
+			s.On = rest[1]
+			note(checkOn(s.On))
+			rest = rest[2:]
+		}
+	}
+	switch {
+	case len(rest) > 0 && rest[0] == "from":
+		var bad []error
+		s.From, bad = parseFrom(rest[1:])
+		errs = append(errs, bad...)
+	case len(rest) > 0:
+		note(fmt.Errorf("%s is out of place: want %s", Quote(strings.Join(rest, " ")), serviceForm))
+	}
+	if len(errs) > 0 {
+		return Service{}, errors.Join(errs...)
+	}
+	return s, nil
+}
+
+// parsePorts reads PORT[-PORT]/tcp|udp. Its errors show the right form with
+// the user's own numbers where that can be.
+func parsePorts(text string) (PortRange, Proto, error) {
+	ports, proto, hasProto := strings.Cut(text, "/")
+	if lower := strings.ToLower(ports); lower == "tcp" || lower == "udp" { // tcp/80
+		ports, proto = proto, lower
+		hasProto = false
+	}
+	first, last, isRange := strings.Cut(ports, "-")
+	if !isRange {
+		if f, l, found := strings.Cut(ports, ":"); found { // iptables' own form
+			first, last, isRange = f, l, true
+			hasProto = false
+		}
+	}
+	if !isRange {
+		last = first
+	}
+	if !isNumber(first) || !isNumber(last) {
+		return PortRange{}, "", fmt.Errorf("%s: want a port or a range of ports and a protocol, such as 8080/tcp or 40000-40100/udp", Quote(text))
+	}
+	a, errA := strconv.ParseUint(first, 10, 16)
+	b, errB := strconv.ParseUint(last, 10, 16)
+	if errA != nil || errB != nil || a == 0 || b == 0 {
+		return PortRange{}, "", fmt.Errorf("%s: ports are 1 to 65535, such as 8080/tcp or 40000-40100/udp", Quote(text))
+	}
+	r := PortRange{uint16(a), uint16(b)}
+	if a > b {
+		return PortRange{}, "", fmt.Errorf("%s: the range is reversed: write %d-%d/%s", Quote(text), b, a, orTCP(proto))
+	}
+	p := Proto(proto)
+	if !hasProto || p != TCP && p != UDP {
+		return PortRange{}, "", fmt.Errorf("%s: write %s/tcp or %s/udp", Quote(text), r, r)
+	}
+	return r, p, nil
+}
+
+func orTCP(proto string) Proto {
+	if Proto(proto) == UDP {
+		return UDP
+	}
+	return TCP
+}
+
+// isNumber tells whether text is a decimal number as people write it: no sign,
+// no leading zero that somebody might take for octal.
+func isNumber(text string) bool {
+	return text != "" && strings.Trim(text, "0123456789") == "" && (text == "0" || text[0] != '0')
+}
+
+// checkOn says what is wrong with the word behind "on", or nil. Almost every
+// interface's name has a digit in it, and no zone's has. So a word of letters
+// alone that is no zone counts as a misspelt zone, which would otherwise be an
+// interface that never comes, and a service that silently stays closed.
+func checkOn(word string) error {
+	switch Zone(word) {
+	case AnyZone, PublicZone, PrivateZone, VirtualZone:
+		return nil
+	}
+	if len(word) > 16 { // 15 characters and a "*"
+		return fmt.Errorf("%s is neither a zone nor an interface's name: want %s", Quote(word), zonesForm)
+	}
+	if IsZoneWord(word) {
+		return fmt.Errorf("unknown zone %q: want %s", word, zonesForm)
+	}
+	if strings.Trim(strings.ToLower(word), "abcdefghijklmnopqrstuvwxyz") == "" {
+		return fmt.Errorf("unknown zone %q: want %s (an interface that is really called so: %s*)", word, zonesForm, word)
+	}
+	return CheckInterfaceName(word, true)
+}
+
+// IsZoneWord tells whether word is the name of a zone here or in other
+// firewalls, in any case, so that it is hardly meant as an interface's name.
+func IsZoneWord(word string) bool {
+	switch strings.ToLower(word) {
+	case "any", "loopback", "public", "private", "virtual", "trusted",
+		"all", "dmz", "external", "internal", "internet", "lan", "wan", "world":
+		return true
+	}
+	return false
+}
+
+// parseFrom reads networks with a comma between each two.
+func parseFrom(words []string) ([]netip.Prefix, []error) {
+	var (
+		list []netip.Prefix
+		errs []error
+		seen = map[netip.Prefix]bool{}
+	)
+	wantNetwork := true
+	for _, w := range words {
+		if w == "," {
+			if wantNetwork {
+				errs = append(errs, errors.New("a network is missing before \",\": want from CIDR[, CIDR...]"))
+			}
+			wantNetwork = true
+			continue
+		}
+		if !wantNetwork {
+			errs = append(errs, fmt.Errorf("%s: want a \",\" between two networks, and nothing behind the last: %s", Quote(w), serviceForm))
+			break
+		}
+		wantNetwork = false
+		p, err := ParseNetwork(w)
+		switch {
+		case err != nil:
+			errs = append(errs, err)
+		case !seen[p]:
+			seen[p] = true
+			list = append(list, p)
+		}
+	}
+	if wantNetwork {
+		errs = append(errs, errors.New("a network is missing at the end: want from CIDR[, CIDR...], such as from 10.0.0.0/8"))
+	}
+	return list, errs
+}
