@@ -96,7 +96,7 @@ func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (firewall.
 	if err != nil {
 		return firewall.Inspection{}, err
 	}
-	in := inspect(snap, b.families, want)
+	in := inspect(snap, b.families, texts(want))
 	t, err := b.tools(ctx, snap)
 	if err != nil {
 		return firewall.Inspection{}, err
@@ -106,13 +106,13 @@ func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (firewall.
 }
 
 // inspect is Inspect without the reading.
-func inspect(snap snapshot, families []firewall.Family, want firewall.Ruleset) firewall.Inspection {
+func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family][]chain) firewall.Inspection {
 	in := firewall.Inspection{Snapshot: snap}
 	for _, f := range families {
 		d := snap[f]
 		t := d.table(filter)
 		in.Present = in.Present || len(t.ours()) > 0
-		in.Drift = append(in.Drift, drift(f, t, want.Chains(f))...)
+		in.Drift = append(in.Drift, drift(f, t, want[f])...)
 		in.Bypass = append(in.Bypass, bypass(f, d.table("nat"))...)
 		before := in.Before.Family(f)
 		before.Input, before.Output = t.policy(input), t.policy(output)
@@ -134,7 +134,7 @@ func inspect(snap snapshot, families []firewall.Family, want firewall.Ruleset) f
 }
 
 // drift compares one family's filter table with the chains that are wanted.
-func drift(f firewall.Family, t table, want []firewall.Chain) []firewall.Drift {
+func drift(f firewall.Family, t table, want []chain) []firewall.Drift {
 	var out []firewall.Drift
 	family := f.String()
 	add := func(chain, kind, want, got string) {
@@ -174,10 +174,10 @@ func drift(f firewall.Family, t table, want []firewall.Chain) []firewall.Drift {
 			add(c.Name, firewall.Missing, "the chain", "")
 			continue
 		}
-		out = append(out, firewall.Lines(family, c.Name, specs(f, c), live.Rules)...)
+		out = append(out, firewall.Lines(family, c.Name, c.Rules, live.Rules)...)
 	}
 	for _, c := range t.ours() {
-		if !slices.ContainsFunc(want, func(w firewall.Chain) bool { return w.Name == c.Name }) {
+		if !slices.ContainsFunc(want, func(w chain) bool { return w.Name == c.Name }) {
 			add(c.Name, firewall.Extra, "", "the chain")
 		}
 	}
@@ -262,13 +262,45 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
+	return b.load(ctx, texts(want), was, clear)
+}
+
+// LoadFiles is Load of the rules that persisted files hold. Only our part of
+// them is taken; it is an error for a file not to have it.
+func (b *Backend) LoadFiles(ctx context.Context, files map[firewall.Family][]byte, was firewall.Inspection) error {
+	want := map[firewall.Family][]chain{}
+	for _, f := range b.families {
+		d, err := parse(files[f])
+		if err != nil {
+			return fmt.Errorf("the persisted %v rules: %w", f, err)
+		}
+		want[f] = d.table(filter).ours()
+		if len(want[f]) == 0 || want[f][0].Name != firewall.InputChain || len(want[f][0].Rules) == 0 {
+			return fmt.Errorf("the persisted %v rules have no chain %s", f, firewall.InputChain)
+		}
+	}
+	return b.load(ctx, want, was, false)
+}
+
+// texts are a ruleset's chains as iptables-save prints them.
+func texts(r firewall.Ruleset) map[firewall.Family][]chain {
+	out := map[firewall.Family][]chain{}
+	for _, f := range firewall.Families {
+		for _, c := range r.Chains(f) {
+			out[f] = append(out[f], chain{Name: c.Name, Policy: "-", Rules: specs(f, c)})
+		}
+	}
+	return out
+}
+
+func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, was firewall.Inspection, clear bool) error {
 	snap := was.Snapshot.(snapshot)
 	t, err := b.tools(ctx, snap)
 	if err != nil {
 		return err
 	}
 	for i, f := range b.families {
-		lines := loadLines(f, snap[f].table(filter), want.Chains(f), clear)
+		lines := loadLines(snap[f].table(filter), want[f], clear)
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			err = fmt.Errorf("loading the %v rules: %w", f, err)
 			if i > 0 {
@@ -300,14 +332,14 @@ func (b *Backend) back(ctx context.Context, was firewall.Inspection, err error) 
 
 // loadLines is the file that takes a filter table from what it is to what is
 // wanted, for iptables-restore --noflush.
-func loadLines(f firewall.Family, t table, want []firewall.Chain, clear bool) []string {
+func loadLines(t table, want []chain, clear bool) []string {
 	lines := []string{"*" + filter, ":INPUT DROP [0:0]", ":OUTPUT ACCEPT [0:0]"}
 	var stale []string
 	for _, c := range want {
 		lines = append(lines, ":"+c.Name+" - [0:0]")
 	}
 	for _, c := range t.ours() {
-		if !slices.ContainsFunc(want, func(w firewall.Chain) bool { return w.Name == c.Name }) {
+		if !slices.ContainsFunc(want, func(w chain) bool { return w.Name == c.Name }) {
 			lines = append(lines, ":"+c.Name+" - [0:0]")
 			stale = append(stale, "-X "+c.Name)
 		}
@@ -328,7 +360,7 @@ func loadLines(f firewall.Family, t table, want []firewall.Chain, clear bool) []
 		}
 	}
 	for _, c := range want {
-		for _, r := range specs(f, c) {
+		for _, r := range c.Rules {
 			lines = append(lines, "-A "+c.Name+" "+r)
 		}
 	}

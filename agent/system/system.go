@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 	"unicode/utf8"
 
@@ -72,6 +73,25 @@ func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
 
 // Stat is os.Stat below the root.
 func (s *System) Stat(path string) (fs.FileInfo, error) { return os.Stat(s.Path(path)) }
+
+// Lstat is os.Lstat below the root.
+func (s *System) Lstat(path string) (fs.FileInfo, error) { return os.Lstat(s.Path(path)) }
+
+// CheckOwner says why a file cannot be trusted with what root does: it is not
+// a plain file, not root's (or the caller's own, when that is not root), or
+// others may write to it.
+func CheckOwner(fi fs.FileInfo) error {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	switch {
+	case !fi.Mode().IsRegular():
+		return fmt.Errorf("not a plain file, but %v", fi.Mode())
+	case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
+		return fmt.Errorf("belongs to user %d, not to root", st.Uid)
+	case fi.Mode()&0o022 != 0:
+		return fmt.Errorf("others than root may write to it (mode %04o)", fi.Mode().Perm())
+	}
+	return nil
+}
 
 // Exists tells whether there is something at path, be it a dangling link.
 func (s *System) Exists(path string) bool {

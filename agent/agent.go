@@ -1,0 +1,425 @@
+// Package agent brings a machine to what was decided for it, all or nothing;
+// tells how it stands; and gives it back.
+package agent
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// Kernel is where rules take effect.
+type Kernel interface {
+	// Inspect compares what there is with want.
+	Inspect(ctx context.Context, want firewall.Ruleset) (firewall.Inspection, error)
+	// Load makes it want, in both families or in none. With clear, others'
+	// rules in INPUT that decide by themselves are taken out.
+	Load(ctx context.Context, want firewall.Ruleset, was firewall.Inspection, clear bool) error
+	// LoadFiles is Load of what persisted files hold.
+	LoadFiles(ctx context.Context, files map[firewall.Family][]byte, was firewall.Inspection) error
+	// Revert takes back what Load did.
+	Revert(ctx context.Context, was firewall.Inspection) error
+	// Remove takes out our part and gives back what Load took out.
+	Remove(ctx context.Context, before firewall.Before) error
+}
+
+// RulesFiles knows the files that hold rules over a boot.
+type RulesFiles interface {
+	Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) ([]byte, error)
+	Unpersisted(current, original []byte) ([]byte, error)
+}
+
+// Service is the agent's own entry in the machine's service manager.
+type Service interface {
+	Install() error
+	Uninstall() error
+	Start() error // does not wait
+	Status() (ServiceStatus, error)
+}
+
+// ServiceStatus is how the service manager sees the service.
+type ServiceStatus struct {
+	Registered bool `json:"registered"` // known to the service manager
+	Enabled    bool `json:"enabled"`    // started at boot
+	Active     bool `json:"active"`     // running now
+}
+
+// Conntrack is the kernel's table of connections.
+type Conntrack interface {
+	// Size makes the table large enough and gives the values that were there
+	// before, by path; none where it was large enough.
+	Size() (before map[string]string, err error)
+	// Adopt makes every established TCP connection of this host known to the
+	// table, so that it lives on when rules ask for its state.
+	Adopt() (n int, err error)
+}
+
+// Agent is one machine's firewall. Every method that changes something wants
+// its caller to hold the store's lock.
+type Agent struct {
+	System    *system.System
+	Kernel    Kernel
+	Rules     RulesFiles
+	Store     *store.Store
+	Service   Service
+	Conntrack Conntrack
+	Log       logrus.FieldLogger
+	Version   string
+	Families  []firewall.Family // that the kernel has
+	Now       func() time.Time
+}
+
+// Change is a file that belongs to a change of the rules: it is written with
+// them, or not at all.
+type Change struct {
+	Path string
+	Data []byte
+	Mode fs.FileMode
+}
+
+// Options say how far Converge goes.
+type Options struct {
+	// Clear takes out others' rules in INPUT that decide by themselves, as
+	// bootstrap does, once.
+	Clear bool
+	// Service registers and starts the service.
+	Service bool
+	// Files are written with the rules.
+	Files []Change
+}
+
+// Outcome is what Converge found and did.
+type Outcome struct {
+	Inspection firewall.Inspection // of before the change
+	Files      []string            // files that were written or had to be
+	Adopted    int                 // connections that live on by it
+	Changed    bool
+}
+
+// Assess tells what Converge would change.
+func (a *Agent) Assess(ctx context.Context, next store.State, o Options) (Outcome, error) {
+	p, err := a.prepare(ctx, next, o)
+	return p.Outcome, err
+}
+
+// prepared is a change that has been looked at and not begun.
+type prepared struct {
+	Outcome
+	load     bool
+	files    []Change
+	original store.Original
+	first    bool // nothing was recorded before
+	recorded bool // original is as it is on disk
+	previous *store.State
+}
+
+func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepared, error) {
+	var p prepared
+	in, err := a.Kernel.Inspect(ctx, next.Ruleset)
+	if err != nil {
+		return p, err
+	}
+	p.Inspection = in
+	p.load = len(in.Drift) > 0 || o.Clear && len(in.Foreign) > 0
+
+	rules, err := a.persisted(next.Ruleset)
+	if err != nil {
+		return p, err
+	}
+	for _, c := range append(rules, o.Files...) {
+		same, err := a.same(c)
+		if err != nil {
+			return p, err
+		}
+		if !same {
+			p.files = append(p.files, c)
+			p.Outcome.Files = append(p.Outcome.Files, c.Path)
+		}
+	}
+
+	switch st, err := a.Store.Load(); {
+	case err == nil:
+		p.previous = &st
+	case !errors.Is(err, store.ErrNone):
+		a.Log.WithError(err).Warn("the former state cannot be used and is replaced")
+	}
+	p.original, err = a.Store.LoadOriginal()
+	switch {
+	case errors.Is(err, store.ErrNone):
+		p.first = true
+		if p.original, err = a.record(in, o); err != nil {
+			return p, err
+		}
+	case err != nil:
+		return p, fmt.Errorf("what was there before bootstrap is recorded, but cannot be read: %w", err)
+	default:
+		p.recorded = !a.addRemoved(&p.original, in, o)
+	}
+	service := a.serviceMissing(o)
+	p.Changed = p.load || len(p.files) > 0 || p.previous == nil || service || !sameDecision(*p.previous, next)
+	return p, nil
+}
+
+// sameDecision tells whether two states differ in nothing but when they were
+// written.
+func sameDecision(a, b store.State) bool {
+	for _, s := range []*store.State{&a, &b} {
+		s.Schema, s.Version, s.Bootstrapped, s.LastVerified = 0, "", time.Time{}, time.Time{}
+	}
+	return reflect.DeepEqual(a, b)
+}
+
+func (a *Agent) serviceMissing(o Options) bool {
+	if !o.Service {
+		return false
+	}
+	st, err := a.Service.Status()
+	return err != nil || !st.Registered || !st.Enabled
+}
+
+// record notes how things are before the first change.
+func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error) {
+	org := store.Original{Rules: in.Before}
+	if !o.Clear {
+		for _, f := range firewall.Families {
+			org.Rules.Family(f).Removed = nil
+		}
+	}
+	paths := []string{}
+	for _, f := range firewall.Families {
+		paths = append(paths, a.RulesPath(f))
+	}
+	for _, c := range o.Files {
+		paths = append(paths, c.Path)
+	}
+	for _, path := range paths {
+		file := store.File{Path: path}
+		data, err := a.System.ReadLimited(path, maxRules)
+		switch {
+		case err == nil:
+			fi, err := a.System.Stat(path)
+			if err != nil {
+				return org, err
+			}
+			file.Existed, file.Mode, file.Data = true, fi.Mode().Perm(), data
+		case !errors.Is(err, fs.ErrNotExist):
+			return org, fmt.Errorf("recording %s: %w", path, err)
+		}
+		org.Files = append(org.Files, file)
+	}
+	return org, nil
+}
+
+// addRemoved adds rules that a later Clear takes out to those of the first.
+func (a *Agent) addRemoved(org *store.Original, in firewall.Inspection, o Options) (changed bool) {
+	if !o.Clear {
+		return false
+	}
+	for _, f := range firewall.Families {
+		if more := in.Before.Family(f).Removed; len(more) > 0 {
+			to := org.Rules.Family(f)
+			to.Removed = append(to.Removed, more...)
+			changed = true
+		}
+	}
+	return changed
+}
+
+// maxRules bounds a file of rules that is read.
+const maxRules = 64 << 20
+
+// RulesPath is where the rules of a family are kept over a boot: where
+// iptables-services reads them, or where there is no /etc/sysconfig, where
+// netfilter-persistent does.
+func (a *Agent) RulesPath(f firewall.Family) string {
+	if fi, err := a.System.Stat("/etc/sysconfig"); err == nil && fi.IsDir() {
+		if f == firewall.IPv4 {
+			return "/etc/sysconfig/iptables"
+		}
+		return "/etc/sysconfig/ip6tables"
+	}
+	return "/etc/iptables/rules.v" + strconv.Itoa(int(f))
+}
+
+// persisted gives the files that hold a ruleset over a boot. One that is there
+// and no rules file at all is replaced: the record of before has it.
+func (a *Agent) persisted(r firewall.Ruleset) ([]Change, error) {
+	var out []Change
+	for _, f := range firewall.Families {
+		path := a.RulesPath(f)
+		existing, err := a.System.ReadLimited(path, maxRules)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		data, err := a.Rules.Persisted(existing, r, f)
+		if err != nil {
+			a.Log.WithError(err).Warnf("%s holds no rules that can be kept and is replaced", path)
+			if data, err = a.Rules.Persisted(nil, r, f); err != nil {
+				return nil, err
+			}
+		}
+		out = append(out, Change{Path: path, Data: data, Mode: 0o600})
+	}
+	return out, nil
+}
+
+// same tells whether a file already is as a change would make it.
+func (a *Agent) same(c Change) (bool, error) {
+	fi, err := a.System.Lstat(c.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if !fi.Mode().IsRegular() || fi.Mode().Perm() != c.Mode || fi.Size() != int64(len(c.Data)) {
+		return false, nil
+	}
+	data, err := a.System.ReadFile(c.Path)
+	return bytes.Equal(data, c.Data), err
+}
+
+// Converge makes the machine what next says: the rules in the kernel, the files
+// that keep them, the state and the service. Where any of it fails, all of it
+// is as it was before. Where nothing differs, nothing is touched.
+func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
+	p, err := a.prepare(ctx, next, o)
+	if err != nil || !p.Changed {
+		return p.Outcome, err
+	}
+	out = p.Outcome
+	var undo []func() error
+	defer func() {
+		if err == nil {
+			return
+		}
+		for i := len(undo) - 1; i >= 0; i-- {
+			if e := undo[i](); e != nil {
+				err = fmt.Errorf("%w; and on the way back: %w", err, e)
+			}
+		}
+	}()
+
+	if p.load {
+		kernel, err := a.Conntrack.Size()
+		if err != nil {
+			a.Log.WithError(err).Warn("the kernel's table of connections could not be enlarged")
+		}
+		if p.original.Kernel == nil && len(kernel) > 0 {
+			p.original.Kernel, p.recorded = kernel, false
+			undo = append(undo, func() error { return a.restoreKernel(kernel) })
+		}
+	}
+	if !p.recorded {
+		if p.first {
+			undo = append(undo, func() error { return a.Store.Forget(true) })
+		}
+		if err := a.Store.SaveOriginal(p.original); err != nil {
+			return out, fmt.Errorf("recording what is there: %w", err)
+		}
+	}
+	if p.load {
+		if out.Adopted, err = a.Conntrack.Adopt(); err != nil {
+			a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
+		}
+		if err := a.Kernel.Load(ctx, next.Ruleset, p.Inspection, o.Clear); err != nil {
+			return out, err
+		}
+		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection) })
+	}
+	for _, c := range p.files {
+		back, err := a.keep(c.Path)
+		if err != nil {
+			return out, err
+		}
+		undo = append(undo, back)
+		if err := a.put(c); err != nil {
+			return out, err
+		}
+	}
+	next.Version, next.LastVerified = a.Version, a.Now()
+	if next.Bootstrapped.IsZero() {
+		next.Bootstrapped = next.LastVerified
+	}
+	if !p.first || p.previous != nil {
+		undo = append(undo, func() error {
+			if p.previous == nil {
+				return a.Store.Forget(false)
+			}
+			return a.Store.Save(*p.previous)
+		})
+	}
+	if err := a.Store.Save(next); err != nil {
+		return out, fmt.Errorf("keeping the state: %w", err)
+	}
+	if o.Service {
+		was, _ := a.Service.Status()
+		if !was.Registered {
+			undo = append(undo, a.Service.Uninstall)
+		}
+		if err := a.Service.Install(); err != nil {
+			return out, fmt.Errorf("registering the service: %w", err)
+		}
+		if err := a.Service.Start(); err != nil {
+			return out, fmt.Errorf("starting the service: %w", err)
+		}
+	}
+	return out, nil
+}
+
+// keep gives the function that makes a file what it is now.
+func (a *Agent) keep(path string) (func() error, error) {
+	fi, err := a.System.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return func() error { return a.System.Remove(path) }, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a plain file, but %v: move it away and run this again", path, fi.Mode())
+	}
+	data, err := a.System.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	return func() error { return a.System.WriteFile(path, data, fi.Mode().Perm()) }, nil
+}
+
+func (a *Agent) put(c Change) error {
+	dir := filepath.Dir(c.Path)
+	if !a.System.Exists(dir) {
+		if err := a.System.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return a.System.WriteFile(c.Path, c.Data, c.Mode)
+}
+
+func (a *Agent) restoreKernel(values map[string]string) error {
+	var errs []error
+	for path, v := range values {
+		if err := a.System.WriteKernel(path, v); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// lines takes a text apart for a comparison.
+func lines(data []byte) []string {
+	return strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+}

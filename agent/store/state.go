@@ -1,0 +1,195 @@
+// Package store keeps what the agent has decided and what was there before it:
+// state.json, the backup, and the lock that lets one change be made at a time.
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// Where things are.
+const (
+	Dir       = "/var/lib/basicfw"
+	stateFile = Dir + "/state.json"
+	backupDir = Dir + "/backup"
+	original  = backupDir + "/original.json"
+	RunDir    = "/run/basicfw-agent"
+	lockFile  = RunDir + "/lock"
+)
+
+// Schema is the version of state.json that this program writes. A file of a
+// later one is not read: it may mean what this program does not know.
+const Schema = 1
+
+// State is everything that was decided, and why.
+type State struct {
+	Schema     int    `json:"schema"`
+	Version    string `json:"version"` // of the program that wrote it
+	InstanceID string `json:"instance_id,omitempty"`
+
+	Profile Choice `json:"profile"`
+	Backend Choice `json:"backend"`
+	Client  Client `json:"client"`
+	// SSHPorts says where each port of Desired.SSH.Ports comes from.
+	SSHPorts []string `json:"ssh_ports,omitempty"`
+
+	Desired firewall.Desired `json:"desired"`
+	Ruleset firewall.Ruleset `json:"ruleset"` // Desired, compiled, as it was loaded
+
+	// Failsafe says why the failsafe ruleset stands in place of what the
+	// settings say; empty where it does not.
+	Failsafe string `json:"failsafe,omitempty"`
+	// Service is set where the service was registered.
+	Service bool `json:"service"`
+
+	Bootstrapped time.Time `json:"bootstrapped"`
+	LastVerified time.Time `json:"last_verified"`
+}
+
+// Choice is something that was chosen among several, and why.
+type Choice struct {
+	Name   string `json:"name"`
+	Source string `json:"source"` // "flag", "/etc/basicfw/agent.ini:3", "detected"
+	Reason string `json:"reason"`
+}
+
+// Client is who may log in over SSH, and how that is known.
+type Client struct {
+	Allow  []netip.Prefix `json:"allow,omitempty"`
+	Source string         `json:"source"` // "named", "session", "none", "any", "settings", "clone"
+	Reason string         `json:"reason"`
+	// Seen are addresses from which somebody who may become root is logged in.
+	// They are shown, and decide nothing.
+	Seen []netip.Prefix `json:"seen,omitempty"`
+}
+
+// Original is what bootstrap changed, as it was.
+type Original struct {
+	Rules firewall.Before `json:"rules"`
+	Files []File          `json:"files"`
+	// Kernel are the values of /proc and /sys files.
+	Kernel map[string]string `json:"kernel,omitempty"`
+}
+
+// File is a file as it was. Data is its contents, so that the record is whole
+// in one write.
+type File struct {
+	Path    string      `json:"path"`
+	Existed bool        `json:"existed"`
+	Mode    fs.FileMode `json:"mode,omitempty"`
+	Data    []byte      `json:"data,omitempty"`
+}
+
+// File gives what is recorded of a path, or nil.
+func (o Original) File(path string) *File {
+	for i := range o.Files {
+		if o.Files[i].Path == path {
+			return &o.Files[i]
+		}
+	}
+	return nil
+}
+
+// Store keeps State and Original below /var/lib/basicfw.
+type Store struct{ sys *system.System }
+
+// New gives the store of a machine.
+func New(sys *system.System) *Store { return &Store{sys} }
+
+// ErrNone says that there is no state: the machine was not bootstrapped.
+var ErrNone = errors.New("not bootstrapped")
+
+// maxState bounds what is read. A state with five hundred sources is 200 KB.
+const maxState = 16 << 20
+
+// Load reads the state. The error is ErrNone where there is none; any other
+// means that there is one and it cannot be used.
+func (s *Store) Load() (State, error) {
+	var st State
+	if err := s.read(stateFile, &st); err != nil {
+		return State{}, err
+	}
+	switch {
+	case st.Schema > Schema:
+		return State{}, fmt.Errorf("%s is of a newer version of basicfw-agent (%s): install that version, or run \"basicfw-agent bootstrap\"", stateFile, system.Printable(st.Version))
+	case st.Schema != Schema:
+		return State{}, fmt.Errorf("%s has no schema that is known: %d", stateFile, st.Schema)
+	}
+	if err := st.Ruleset.Check(); err != nil {
+		return State{}, fmt.Errorf("%s: %w", stateFile, err)
+	}
+	return st, nil
+}
+
+// Save writes the state.
+func (s *Store) Save(st State) error {
+	st.Schema = Schema
+	return s.write(stateFile, st)
+}
+
+// LoadOriginal reads what was there before bootstrap; ErrNone where nothing is
+// recorded.
+func (s *Store) LoadOriginal() (Original, error) {
+	var o Original
+	err := s.read(original, &o)
+	return o, err
+}
+
+// SaveOriginal records what was there before bootstrap.
+func (s *Store) SaveOriginal(o Original) error {
+	if err := s.sys.MkdirAll(backupDir, 0o700); err != nil {
+		return err
+	}
+	return s.write(original, o)
+}
+
+// Forget removes the state; with everything, also the record of what was there
+// before.
+func (s *Store) Forget(everything bool) error {
+	if everything {
+		return s.sys.RemoveAll(Dir)
+	}
+	return s.sys.Remove(stateFile)
+}
+
+// read reads a file that only root may have written.
+func (s *Store) read(path string, into any) error {
+	fi, err := s.sys.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return ErrNone
+	}
+	if err != nil {
+		return err
+	}
+	if err := system.CheckOwner(fi); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	data, err := s.sys.ReadLimited(path, maxState)
+	if err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if err := dec.Decode(into); err != nil {
+		return fmt.Errorf("reading %s: %w", path, err)
+	}
+	return nil
+}
+
+func (s *Store) write(path string, v any) error {
+	if err := s.sys.MkdirAll(Dir, 0o700); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(v, "", " ")
+	if err != nil {
+		return err
+	}
+	return s.sys.WriteFile(path, append(data, '\n'), 0o600)
+}
