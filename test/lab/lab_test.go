@@ -1,0 +1,111 @@
+package lab_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// byHand is a firewall that admits 80 and, from the client, 22, and that has
+// one rule with the flaw of the article this program began with: it answers
+// on 80 to any flags.
+const byHand = `*filter
+:INPUT DROP [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-A INPUT -i lo -j ACCEPT
+-A INPUT -p ICMP -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 81 -j ACCEPT
+-A INPUT -s CLIENT -p tcp -m tcp --dport 22 -j ACCEPT
+-A INPUT -p tcp -m tcp --dport 8080 -j REJECT
+COMMIT
+`
+
+// TestOutsider proves the lab with rules whose effect is known: what the lab
+// then says about the program can be believed.
+func TestOutsider(t *testing.T) {
+	t.Parallel()
+	for _, multi := range []string{"xtables-nft-multi", "xtables-legacy-multi"} {
+		t.Run(multi, func(t *testing.T) {
+			lab.Need(t, multi, "nmap")
+			l := lab.New(t)
+			l.Host.Listen(t, 22, 80, 8080, 9999)
+			for i, to := range l.Server.Both() {
+				client, stranger := l.Client.Like(to), l.Stranger.Like(to)
+				for _, port := range []uint16{22, 80, 8080, 9999} {
+					if err := l.Outsider.Reach(stranger, to, port); err != nil {
+						t.Errorf("without rules: reaching port %d of %v: %v", port, to, err)
+					}
+				}
+				restore := []string{"iptables-restore", "ip6tables-restore"}[i]
+				icmp := []string{"icmp", "ipv6-icmp"}[i]
+				r := l.Host.Run(t, lab.Command{
+					Args:  []string{multi, restore},
+					Stdin: replace(byHand, "CLIENT", client.String(), "ICMP", icmp),
+				})
+				if r.Code != 0 {
+					t.Fatalf("loading rules: %s", r.Stderr)
+				}
+				for _, from := range []lab.Addrs{l.Client, l.Stranger} {
+					from := from.Like(to)
+					got := l.Outsider.Nmap(t, from, to, "1-10000")
+					want := map[uint16]lab.Port{
+						0: {"filtered", "no-response"}, 80: {"open", "syn-ack"}, 81: {"closed", "reset"},
+						8080: {"filtered", "port-unreach"}}
+					if from == client {
+						want[22] = lab.Port{State: "open", Reason: "syn-ack"}
+					}
+					for port, p := range got {
+						if want[port] != p {
+							t.Errorf("nmap from %v to %v: port %d is %v, want %v", from, to, port, p, want[port])
+						}
+						delete(want, port)
+					}
+					for port, p := range want {
+						t.Errorf("nmap from %v to %v: port %d is missing, want %v", from, to, port, p)
+					}
+					if err := l.Outsider.Reach(from, to, 22); (err == nil) != (from == client) {
+						t.Errorf("port 22 from %v: %v", from, err)
+					}
+				}
+				flags := l.Outsider.Flags(t, stranger, to, 80, 81, 9999)
+				if got := flags[80][lab.SYN]; got != lab.SYN|lab.ACK {
+					t.Errorf("port 80 of %v answers SYN with flags %#02x", to, got)
+				}
+				// An open port without a session answers ACK with RST, and a
+				// closed one whatever comes but RST.
+				if got := flags[80][lab.ACK]; got != lab.RST {
+					t.Errorf("port 80 of %v answers ACK with flags %#02x", to, got)
+				}
+				if got := len(flags[81]); got != 128 {
+					t.Errorf("port 81 of %v answers %d kinds of flags, want the 128 without RST", to, got)
+				}
+				if got := len(flags[9999]); got != 0 {
+					t.Errorf("port 9999 of %v is closed, and answers %d kinds of flags", to, got)
+				}
+			}
+		})
+	}
+}
+
+func TestSession(t *testing.T) {
+	t.Parallel()
+	l := lab.New(t)
+	l.Host.Listen(t, 80)
+	for _, to := range l.Server.Both() {
+		s, err := l.Outsider.Dial(l.Stranger.Like(to), to, 80)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		for range 3 {
+			if err := s.Talk(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
+func replace(s string, oldnew ...string) string { return strings.NewReplacer(oldnew...).Replace(s) }

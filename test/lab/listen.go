@@ -1,0 +1,116 @@
+package lab
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// Wait is how long the outsider waits for an answer. An answer takes well
+// below a millisecond here; a dropped packet takes all of it.
+const Wait = 500 * time.Millisecond
+
+// Listen serves TCP ports on all addresses of both families. Whoever connects
+// is greeted, and then hears what he says.
+func (n *Namespace) Listen(t testing.TB, ports ...uint16) {
+	t.Helper()
+	for _, port := range ports {
+		for _, network := range []string{"tcp4", "tcp6"} {
+			var l net.Listener
+			err := n.Do(func() (err error) {
+				l, err = net.Listen(network, fmt.Sprintf(":%d", port))
+				return err
+			})
+			if err != nil {
+				t.Fatalf("listening: %v", err)
+			}
+			t.Cleanup(func() { l.Close() })
+			go serve(l, port)
+		}
+	}
+}
+
+func serve(l net.Listener, port uint16) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer c.Close()
+			fmt.Fprint(c, greeting(port))
+			io.Copy(c, c)
+		}()
+	}
+}
+
+func greeting(port uint16) string { return fmt.Sprintf("port %d\n", port) }
+
+// Session is an open TCP connection to one of Listen's ports.
+type Session struct {
+	c net.Conn
+	r *bufio.Reader
+}
+
+// Dial connects from an address of the namespace, and waits to be greeted.
+func (n *Namespace) Dial(from, to netip.Addr, port uint16) (*Session, error) {
+	d := net.Dialer{
+		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)),
+		Timeout:   Wait,
+		KeepAlive: -1, // probes would speak for a session that is to be silent
+	}
+	s := &Session{}
+	err := n.Do(func() (err error) {
+		s.c, err = d.Dial("tcp", netip.AddrPortFrom(to, port).String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.r = bufio.NewReader(s.c)
+	if err := s.hear(greeting(port), Wait); err != nil {
+		s.c.Close()
+		return nil, fmt.Errorf("port %d: %w", port, err)
+	}
+	return s, nil
+}
+
+// Talk says something and waits to hear it. A packet that is lost is sent
+// again by TCP, which is given the time for that.
+func (s *Session) Talk() error {
+	word := time.Now().String() + "\n"
+	if _, err := io.WriteString(s.c, word); err != nil {
+		return err
+	}
+	return s.hear(word, 5*time.Second)
+}
+
+func (s *Session) hear(want string, wait time.Duration) error {
+	if err := s.c.SetReadDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
+	got, err := s.r.ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if got != want {
+		return fmt.Errorf("heard %q, not %q", got, want)
+	}
+	return nil
+}
+
+// Close ends the session.
+func (s *Session) Close() { s.c.Close() }
+
+// Reach tells whether a connection is answered by the port's listener.
+func (n *Namespace) Reach(from, to netip.Addr, port uint16) error {
+	s, err := n.Dial(from, to, port)
+	if err == nil {
+		s.Close()
+	}
+	return err
+}

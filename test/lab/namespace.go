@@ -1,0 +1,165 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Namespace is a network namespace with a mount namespace of its own, in which
+// /sys shows that network. It has no name and is gone with the test's process,
+// however that ends.
+type Namespace struct {
+	net, mnt *os.File
+}
+
+// NewNamespace makes a namespace whose loopback is up.
+func NewNamespace(t testing.TB) *Namespace {
+	t.Helper()
+	n := &Namespace{}
+	err := onThread(func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS | unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unsharing namespaces: %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return fmt.Errorf("making mounts private: %w", err)
+		}
+		if err := unix.Mount("sysfs", "/sys", "sysfs", 0, ""); err != nil {
+			return fmt.Errorf("mounting sysfs: %w", err)
+		}
+		var err error
+		if n.net, err = os.Open("/proc/thread-self/ns/net"); err != nil {
+			return err
+		}
+		n.mnt, err = os.Open("/proc/thread-self/ns/mnt")
+		return err
+	})
+	if err != nil {
+		t.Fatalf("making a namespace: %v", err)
+	}
+	t.Cleanup(func() { n.net.Close(); n.mnt.Close() })
+	n.MustRun(t, "ip", "link", "set", "lo", "up")
+	return n
+}
+
+// Do runs f on a thread inside the namespace. Sockets that f makes and
+// programs that it starts stay there; f must not start goroutines that count
+// on it.
+func (n *Namespace) Do(f func() error) error {
+	return onThread(func() error {
+		// A thread that shares its working directory may not change mounts.
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unsharing the working directory: %w", err)
+		}
+		if err := unix.Setns(int(n.mnt.Fd()), unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("entering the mount namespace: %w", err)
+		}
+		if err := unix.Setns(int(n.net.Fd()), unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("entering the network namespace: %w", err)
+		}
+		return f()
+	})
+}
+
+// onThread runs f on a thread that ends with it: a goroutine that ends locked
+// takes its thread along, so no other goroutine ever sees its namespaces.
+func onThread(f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread()
+		done <- f()
+	}()
+	return <-done
+}
+
+// Result is what a program left behind.
+type Result struct {
+	Stdout, Stderr string
+	Code           int
+}
+
+// Command is a program to be run in a namespace.
+type Command struct {
+	Args  []string // the program first
+	Env   []string // all of it; nil is the test's own
+	Dir   string
+	Stdin string
+	// UID is the user and group that it runs as; 0 is root.
+	UID uint32
+}
+
+// Process is a program that runs in a namespace.
+type Process struct {
+	cmd      *exec.Cmd
+	out, err bytes.Buffer
+	cancel   context.CancelFunc
+}
+
+// maxRun bounds every program that a test runs.
+const maxRun = 90 * time.Second
+
+// Start starts a program in the namespace.
+func (n *Namespace) Start(t testing.TB, c Command) *Process {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), maxRun)
+	p := &Process{cmd: exec.CommandContext(ctx, c.Args[0], c.Args[1:]...), cancel: cancel}
+	p.cmd.Env, p.cmd.Dir = c.Env, c.Dir
+	p.cmd.Stdin = bytes.NewBufferString(c.Stdin)
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
+	p.cmd.WaitDelay = time.Second
+	if c.UID != 0 {
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.UID, Gid: c.UID}}
+	}
+	// The child inherits the namespaces of the thread that forks it.
+	if err := n.Do(p.cmd.Start); err != nil {
+		cancel()
+		t.Fatalf("starting %v: %v", c.Args, err)
+	}
+	return p
+}
+
+// Wait waits for the program to end. One that has to be killed fails the test.
+func (p *Process) Wait(t testing.TB) Result {
+	t.Helper()
+	defer p.cancel()
+	err := p.cmd.Wait()
+	r := Result{Stdout: p.out.String(), Stderr: p.err.String(), Code: p.cmd.ProcessState.ExitCode()}
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || r.Code < 0 {
+		t.Fatalf("running %v: %v\n%s%s", p.cmd.Args, err, r.Stdout, r.Stderr)
+	}
+	return r
+}
+
+// Run runs a program to its end.
+func (n *Namespace) Run(t testing.TB, c Command) Result {
+	t.Helper()
+	return n.Start(t, c).Wait(t)
+}
+
+// MustRun runs a program that has to succeed, and gives its output.
+func (n *Namespace) MustRun(t testing.TB, args ...string) string {
+	t.Helper()
+	r := n.Run(t, Command{Args: args})
+	if r.Code != 0 {
+		t.Fatalf("%v: exit code %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
+	}
+	return r.Stdout
+}
+
+// Bind mounts directory or file src on dst, for the namespace alone.
+func (n *Namespace) Bind(t testing.TB, src, dst string) {
+	t.Helper()
+	if err := n.Do(func() error { return unix.Mount(src, dst, "", unix.MS_BIND, "") }); err != nil {
+		t.Fatalf("mounting %s on %s: %v", src, dst, err)
+	}
+}
