@@ -11,8 +11,10 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
 
-// Ports tells where sshd listens or will listen, and why that is known.
-type Ports func() (ports []uint16, why []string, err error)
+// Ports tells where sshd listens or will listen, and for each of the ports why
+// that is known. It is live where sshd itself was seen listening, not only its
+// configuration.
+type Ports func() (ports []uint16, why []string, live bool, err error)
 
 // Report is how the machine differs from what was decided.
 type Report struct {
@@ -33,15 +35,15 @@ type PersistedFile struct {
 }
 
 // Verify compares the machine with what was decided. The error is
-// store.ErrNone where nothing was. Where ports is given, the ports of SSH
-// follow sshd: one that it moved to is wanted from then on.
+// store.ErrNone where nothing was. The ports of SSH follow sshd, unless the
+// settings name them: one that it moved to is wanted from then on.
 func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 	st, err := a.Store.Load()
 	if err != nil {
 		return Report{}, err
 	}
 	r := Report{State: st}
-	if ports != nil {
+	if !st.SSHFixed {
 		a.follow(&r, ports)
 	}
 	if r.Inspection, err = a.Kernel.Inspect(ctx, r.State.Ruleset); err != nil {
@@ -69,9 +71,22 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 
 // follow makes the wanted state's SSH ports those where sshd is.
 func (a *Agent) follow(r *Report, ports Ports) {
-	now, why, err := ports()
+	now, why, live, err := ports()
 	if err != nil || len(now) == 0 {
 		return // what was known stays
+	}
+	if !live {
+		// At boot only the configuration speaks. A port that was given to sshd
+		// in another way stays until sshd itself is seen elsewhere.
+		for i, p := range r.State.Desired.SSH.Ports {
+			if !slices.Contains(now, p) {
+				now = append(now, p)
+				if i < len(r.State.SSHPorts) {
+					why = append(why, r.State.SSHPorts[i])
+				}
+			}
+		}
+		slices.Sort(now)
 	}
 	if slices.Equal(now, r.State.Desired.SSH.Ports) {
 		return

@@ -192,6 +192,16 @@ type SSH struct {
 	Limit Rate `json:"limit"`
 }
 
+// Allows tells whether an address is on the Allow list.
+func (s SSH) Allows(a netip.Addr) bool {
+	for _, p := range s.Allow {
+		if p.Contains(a.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
 // Desired is everything that the ruleset follows from.
 type Desired struct {
 	Profile    Profile     `json:"profile"`
@@ -214,6 +224,24 @@ func (d Desired) Services() []Service {
 		}
 	}
 	return append(all, d.Open...)
+}
+
+// Reachable tells whether anybody outside may reach a port, be it from some
+// networks or on some interfaces only.
+func (d Desired) Reachable(proto Proto, port uint16) bool {
+	if proto == TCP {
+		for _, p := range d.SSH.Ports {
+			if p == port {
+				return true
+			}
+		}
+	}
+	for _, s := range d.Services() {
+		if s.Proto == proto && s.Ports.Contains(port) {
+			return true
+		}
+	}
+	return false
 }
 
 func hasService(list []Service, name string) bool {

@@ -38,6 +38,8 @@ type State struct {
 	Profile Choice `json:"profile"`
 	Backend Choice `json:"backend"`
 	Client  Client `json:"client"`
+	// SSHFixed is set where the settings name sshd's ports.
+	SSHFixed bool `json:"ssh_fixed,omitempty"`
 	// SSHPorts says where each port of Desired.SSH.Ports comes from.
 	SSHPorts []string `json:"ssh_ports,omitempty"`
 
@@ -158,6 +160,18 @@ func (s *Store) Forget(everything bool) error {
 		return s.sys.RemoveAll(Dir)
 	}
 	return s.sys.Remove(stateFile)
+}
+
+// SetAside keeps a state that cannot be read beside the one that replaces it.
+func (s *Store) SetAside() error {
+	data, err := s.sys.ReadLimited(stateFile, maxState)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return s.sys.WriteFile(stateFile+".broken", data, 0o600)
 }
 
 // read reads a file that only root may have written.

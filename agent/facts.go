@@ -1,0 +1,45 @@
+package agent
+
+import (
+	"net/netip"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+)
+
+// Facts are what was found on the machine at one moment.
+type Facts struct {
+	Interfaces []firewall.Interface
+	SSHPorts   []uint16
+	SSHWhy     []string // for each of SSHPorts, where it comes from
+	// Session is where the SSH session that runs this command comes from, if
+	// one does and there is evidence for it.
+	Session *Session
+	// Seen are other authenticated SSH sessions of people who may become root.
+	Seen      []netip.Prefix
+	Listeners []Listener
+	// Instance is cloud-init's instance-id; empty where there is none.
+	Instance  string
+	Surprises []string // sentences about what would surprise the owner
+	Conntrack ConntrackUse
+}
+
+// Session is an SSH session.
+type Session struct {
+	Client netip.Prefix // an IPv4 address, an IPv6 /64, or a private IPv6 address
+	From   netip.Addr   // the very address
+	Reason string
+}
+
+// Listener is a socket that waits for peers on more than loopback.
+type Listener struct {
+	Proto   firewall.Proto
+	Port    uint16
+	Process string // its name, or "" where that cannot be known
+}
+
+// ConntrackUse is how full the kernel's table of connections is. Zero is
+// unknown.
+type ConntrackUse struct {
+	Count int `json:"count"`
+	Max   int `json:"max"`
+}

@@ -1,0 +1,221 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+// RunOptions are what Run looks at and tells.
+type RunOptions struct {
+	Ports    Ports
+	Look     func() ([]firewall.Interface, error)
+	Instance func() string // cloud-init's instance-id as far as it is known yet
+	// Ready is called once the rules stand, with a sentence for the service
+	// manager.
+	Ready func(status string)
+	// Every is how often interfaces and the instance are looked at.
+	Every time.Duration
+	// Facts are for status.json.
+	Facts func() Facts
+}
+
+// bootLockWait is how long a boot waits for another change. Whoever holds the
+// lock then, the rules are loaded all the same: an open machine is worse than
+// two loads of the same rules.
+const bootLockWait = 5 * time.Second
+
+// StatusFile is the status that monitoring may read. It has no addresses of
+// clients.
+const StatusFile = store.RunDir + "/status.json"
+
+// Run loads and verifies the rules, says that it is ready, and then looks at
+// what a boot cannot know at its beginning: the interfaces, once they are up,
+// and the instance-id, once cloud-init has it. It ends with the context and
+// leaves the rules.
+func (a *Agent) Run(ctx context.Context, o RunOptions) error {
+	status, err := a.enforce(ctx, o)
+	if err != nil {
+		return err
+	}
+	a.publish(ctx, o)
+	o.Ready(status)
+	tick := time.NewTicker(o.Every)
+	defer tick.Stop()
+	published := a.Now()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		changed, err := a.look(ctx, o)
+		if err != nil {
+			a.Log.WithError(err).Error("the rules could not follow what changed on this machine")
+		}
+		if changed || a.Now().Sub(published) >= time.Hour {
+			a.publish(ctx, o)
+			published = a.Now()
+		}
+	}
+}
+
+// enforce makes the rules stand: those that were applied last; where they are
+// not known, those of the persisted files; where there are none, the failsafe.
+func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
+	unlock := a.tryLock(ctx)
+	defer unlock()
+	if _, err := a.Conntrack.Size(); err != nil {
+		a.Log.WithError(err).Warn("the kernel's table of connections could not be enlarged")
+	}
+	r, err := a.Verify(ctx, o.Ports)
+	if err == nil {
+		for _, d := range r.Inspection.Drift {
+			a.Log.WithField("drift", d.String()).Debug("not in the kernel as decided")
+		}
+		if len(r.Drift) > 0 {
+			_, err = a.Mend(ctx, r)
+		} else {
+			err = a.Verified(r)
+		}
+		if err == nil {
+			msg := fmt.Sprintf("protected: profile %s, %d differences repaired", r.State.Profile.Name, len(r.Drift))
+			a.Log.Info(msg)
+			return msg, nil
+		}
+	}
+	a.Log.WithError(err).Error("the rules that were decided cannot be enforced")
+	return a.fallBack(ctx, o, err)
+}
+
+// tryLock takes the lock, or after a while goes on without it.
+func (a *Agent) tryLock(ctx context.Context) (unlock func()) {
+	ctx, cancel := context.WithTimeout(ctx, bootLockWait)
+	defer cancel()
+	unlock, err := a.Store.Lock(ctx, "run")
+	if err != nil {
+		a.Log.WithError(err).Warn("going on without the lock")
+		return func() {}
+	}
+	return unlock
+}
+
+// fallBack closes the machine where what was decided cannot be had.
+func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string, error) {
+	in, err := a.Kernel.Inspect(ctx, firewall.Ruleset{})
+	if err != nil {
+		return "", errors.Join(cause, err)
+	}
+	files := map[firewall.Family][]byte{}
+	for _, f := range firewall.Families {
+		if data, err := a.System.ReadLimited(a.RulesPath(f), maxRules); err == nil {
+			files[f] = data
+		}
+	}
+	err = a.Kernel.LoadFiles(ctx, files, in)
+	if err == nil {
+		msg := fmt.Sprintf("closed by the persisted files, because %v", cause)
+		a.Log.Warn(msg)
+		return msg, nil
+	}
+	a.Log.WithError(err).Error("the persisted files cannot be loaded")
+
+	st, err := a.FailsafeState(o.Ports, cause)
+	if err != nil {
+		return "", err
+	}
+	if err := a.Kernel.Load(ctx, st.Ruleset, in, false); err != nil {
+		return "", fmt.Errorf("loading the failsafe rules: %w", err)
+	}
+	if err := a.Store.SetAside(); err != nil {
+		a.Log.WithError(err).Warn("the unreadable state could not be set aside")
+	}
+	if err := a.Store.Save(st); err != nil {
+		a.Log.WithError(err).Error("the failsafe stands, but is not kept")
+	}
+	msg := fmt.Sprintf("closed by the failsafe rules, because %v", cause)
+	a.Log.Warn(msg)
+	return msg, nil
+}
+
+// FailsafeState is what stands where nothing better can be had: the baseline,
+// SSH limited from anywhere, no other port.
+func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
+	sshPorts, why, _, err := ports()
+	if err != nil || len(sshPorts) == 0 {
+		sshPorts, why = []uint16{22}, []string{"22: the default, because sshd could not be asked"}
+	}
+	st := store.State{Schema: store.Schema, Version: a.Version, Failsafe: cause.Error(), SSHPorts: why,
+		Desired: firewall.Failsafe(sshPorts),
+		Profile: store.Choice{Name: "failsafe", Source: "failsafe", Reason: cause.Error()},
+		Client:  store.Client{Source: "none", Reason: "the failsafe rules pin nobody"},
+	}
+	st.Ruleset, err = firewall.Compile(st.Desired)
+	return st, err
+}
+
+// look follows what changed on the machine since the rules were made.
+func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error) {
+	st, err := a.Store.Load()
+	if err != nil {
+		return false, err
+	}
+	next := st
+	if id := o.Instance(); id != "" && st.InstanceID != "" && id != st.InstanceID && next.Desired.SSH.Mode == firewall.SSHPinned {
+		next.Desired.SSH.Mode = firewall.SSHLimited
+		if next.Desired.SSH.Limit.IsZero() {
+			next.Desired.SSH.Limit = firewall.Failsafe(nil).SSH.Limit
+		}
+		next.Client.Source = "clone"
+		next.Client.Reason = fmt.Sprintf("this is a clone of instance %q, whose owner may be another: \"basicfw-agent bootstrap\" decides anew", st.InstanceID)
+	}
+	if next.Desired.Interfaces, err = o.Look(); err != nil {
+		return false, err
+	}
+	// Both by this program, so that an upgrade alone changes no rule.
+	was, err := firewall.Compile(st.Desired)
+	if err != nil {
+		return false, err
+	}
+	if next.Ruleset, err = firewall.Compile(next.Desired); err != nil {
+		return false, err
+	}
+	if was.Equal(next.Ruleset) {
+		return false, nil
+	}
+	a.Log.WithField("client", next.Client.Source).Info("the rules follow what changed on this machine")
+	ctx, cancel := context.WithTimeout(ctx, bootLockWait)
+	defer cancel()
+	unlock, err := a.Store.Lock(ctx, "run")
+	if err != nil {
+		return false, err // the next look tries again
+	}
+	defer unlock()
+	_, err = a.Converge(ctx, next, Options{})
+	return err == nil, err
+}
+
+// publish writes the status for monitoring. It is for others' convenience, so
+// a failure is only logged.
+func (a *Agent) publish(ctx context.Context, o RunOptions) {
+	facts := o.Facts()
+	facts.Session, facts.Seen = nil, nil
+	s, err := a.Status(ctx, facts, o.Ports)
+	if err != nil {
+		a.Log.WithError(err).Warn("no status for monitoring")
+		return
+	}
+	s.SSH.Allow, s.SSH.Seen, s.SSH.Reason = []string{}, nil, ""
+	data, err := json.MarshalIndent(s, "", "  ")
+	if err == nil {
+		err = a.put(Change{Path: StatusFile, Data: append(data, '\n'), Mode: 0o644})
+	}
+	if err != nil {
+		a.Log.WithError(err).Warn("no status for monitoring")
+	}
+}

@@ -1,0 +1,338 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+// States of a machine, as status says them.
+const (
+	Protected       = "protected"
+	Drifted         = "drifted"          // not as decided, and not wide open
+	Unprotected     = "unprotected"      // something is open that should not be
+	FailsafeState   = "failsafe"         // closed, but not by what was decided
+	NotBootstrapped = "not-bootstrapped" // nothing was decided yet
+)
+
+// StatusSchema is the version of Status as JSON. Keys are added under the same
+// number; one that goes or changes its meaning takes the next.
+const StatusSchema = 1
+
+// Status is how the machine stands, and why.
+type Status struct {
+	Schema       int                  `json:"schema"`
+	Version      string               `json:"version"`
+	State        string               `json:"state"`
+	Profile      store.Choice         `json:"profile"`
+	Backend      BackendStatus        `json:"backend"`
+	SSH          SSHStatus            `json:"ssh"`
+	Interfaces   []firewall.Interface `json:"interfaces"`
+	Open         []OpenStatus         `json:"open"`
+	Listening    []ListeningStatus    `json:"listening"`
+	Bypass       []firewall.Bypass    `json:"bypass"`
+	Families     FamiliesStatus       `json:"families"`
+	Drift        []firewall.Drift     `json:"drift"`
+	Foreign      []firewall.Foreign   `json:"foreign"`
+	Persisted    []PersistedFile      `json:"persisted"`
+	Service      ServiceStatus        `json:"service"`
+	LastVerified *time.Time           `json:"last_verified"`
+	Conntrack    ConntrackUse         `json:"conntrack"`
+	Pending      *struct{}            `json:"pending"` // what waits for a confirmation
+	Unlock       *struct{}            `json:"unlock"`  // who is let in for a while
+	Conflicts    []string             `json:"conflicts"`
+	Warnings     []string             `json:"warnings"`
+	Next         []string             `json:"next"` // commands to run, most useful first
+
+	// Why says in a sentence what follows from the state, where it is not
+	// protected.
+	Why string `json:"why,omitempty"`
+}
+
+// BackendStatus is what loads the rules.
+type BackendStatus struct {
+	Name   string `json:"name"`
+	Reason string `json:"reason"`
+}
+
+// SSHStatus is who may log in.
+type SSHStatus struct {
+	Ports     []uint16   `json:"ports"`
+	Mode      string     `json:"mode"`
+	Allow     []string   `json:"allow"`
+	Source    string     `json:"source"`
+	Reason    string     `json:"reason"`
+	ConfirmBy *time.Time `json:"confirm_by"`
+	Seen      []string   `json:"seen,omitempty"`
+	// You is the address that asks, where it asks over SSH; YouMay whether it
+	// could log in again.
+	You    string `json:"you,omitempty"`
+	YouMay bool   `json:"you_may,omitempty"`
+}
+
+// OpenStatus is a service that may be reached.
+type OpenStatus struct {
+	Name   string   `json:"name"`
+	Proto  string   `json:"proto"`
+	Ports  string   `json:"ports"`
+	Zone   string   `json:"zone"`
+	From   []string `json:"from"`
+	Source string   `json:"source"`
+}
+
+// ListeningStatus is a listening socket, and whether peers can reach it.
+type ListeningStatus struct {
+	Proto     string `json:"proto"`
+	Port      uint16 `json:"port"`
+	Process   string `json:"process"`
+	Reachable bool   `json:"reachable"`
+}
+
+// FamiliesStatus is how each family stands: protected, drifted, unprotected,
+// or disabled where the kernel has none.
+type FamiliesStatus struct {
+	IPv4 string `json:"ipv4"`
+	IPv6 string `json:"ipv6"`
+}
+
+// Status tells how the machine stands.
+func (a *Agent) Status(ctx context.Context, facts Facts, ports Ports) (Status, error) {
+	s := Status{Schema: StatusSchema, Version: a.Version}
+	report, err := a.Verify(ctx, ports)
+	switch {
+	case errors.Is(err, store.ErrNone):
+		err = a.notBootstrapped(ctx, &s, &report)
+	case err != nil:
+		if _, e := a.Store.Load(); e != nil {
+			s.State = Drifted
+			s.Why = "what was decided cannot be read: " + e.Error()
+			s.Drift = append(s.Drift, firewall.Drift{Chain: store.Dir + "/state.json", Kind: firewall.Altered, Want: "the state", Got: e.Error()})
+			s.Next = append(s.Next, "basicfw-agent bootstrap")
+			err = nil
+		}
+	}
+	if err != nil {
+		return s, err
+	}
+	st := report.State
+	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
+	s.Drift = append(s.Drift, report.Drift...)
+	s.Foreign, s.Bypass = report.Inspection.Foreign, report.Inspection.Bypass
+	s.Conflicts = report.Inspection.Managers
+	s.Backend = BackendStatus{Name: st.Backend.Name, Reason: st.Backend.Reason}
+	if report.Inspection.Backend != "" {
+		s.Backend.Reason = report.Inspection.Backend + "; " + st.Backend.Reason
+	}
+	s.Conntrack = facts.Conntrack
+	if !st.LastVerified.IsZero() {
+		s.LastVerified = &st.LastVerified
+	}
+	s.Interfaces = facts.Interfaces
+	s.ssh(st, facts)
+	s.services(st, facts)
+	a.judge(&s, report)
+	s.warn(st, facts, report)
+	s.fill()
+	return s, nil
+}
+
+func (a *Agent) notBootstrapped(ctx context.Context, s *Status, r *Report) error {
+	s.State = NotBootstrapped
+	s.Why = "this machine was not closed by basicfw-agent yet"
+	s.Families = FamiliesStatus{Unprotected, Unprotected}
+	s.Next = append(s.Next, "basicfw-agent bootstrap")
+	in, err := a.Kernel.Inspect(ctx, firewall.Ruleset{})
+	if err != nil {
+		s.Warnings = append(s.Warnings, err.Error())
+		return nil
+	}
+	in.Drift = nil
+	r.Inspection = in
+	if in.Present {
+		s.Why = "rules of basicfw-agent stand, but what was decided is lost"
+		s.Warnings = append(s.Warnings, "rules of basicfw-agent are loaded, but "+store.Dir+"/state.json is not there")
+	}
+	return nil
+}
+
+// judge finds the state of a machine that was bootstrapped.
+func (a *Agent) judge(s *Status, r Report) {
+	if s.State == NotBootstrapped {
+		return
+	}
+	open, shut := "", ""
+	for _, f := range firewall.Families {
+		state := Protected
+		for _, d := range r.Drift {
+			if d.Family == f.String() {
+				state = Drifted
+			}
+		}
+		if !slices.Contains(a.Families, f) {
+			state = "disabled"
+		}
+		for _, d := range r.Inspection.Drift {
+			if d.Family != f.String() {
+				continue
+			}
+			gone := d.Chain == "INPUT" && d.Kind == firewall.Missing || d.Chain == firewall.InputChain && d.Kind == firewall.Missing && d.Want == "the chain"
+			if gone && r.Inspection.Before.Family(f).Input == firewall.Accept {
+				state, open = Unprotected, f.String()+": our rules are gone and INPUT accepts all: every port that listens is open"
+			} else if gone {
+				shut = f.String() + ": our rules are gone and INPUT drops all: no port answers, SSH neither"
+			}
+		}
+		for _, fo := range r.Inspection.Foreign {
+			if fo.Family == f.String() && fo.Opens {
+				state, open = Unprotected, f.String()+": \""+fo.Rule+"\" in INPUT "+fo.Effect
+				cmd := "iptables"
+				if f == firewall.IPv6 {
+					cmd = "ip6tables"
+				}
+				s.Next = append(s.Next, cmd+" -D INPUT "+fo.Rule)
+			}
+		}
+		if f == firewall.IPv4 {
+			s.Families.IPv4 = state
+		} else {
+			s.Families.IPv6 = state
+		}
+	}
+	switch {
+	case s.State != "": // the state cannot be read
+	case open != "":
+		s.State, s.Why = Unprotected, open
+	case len(r.Drift) > 0:
+		s.State, s.Why = Drifted, shut
+		if shut == "" {
+			s.Why = fmt.Sprintf("%d differences from what was decided, the first: %v", len(r.Drift), r.Drift[0])
+			if len(r.Drift) == 1 {
+				s.Why = r.Drift[0].String()
+			}
+		}
+	case r.State.Failsafe != "":
+		s.State = FailsafeState
+		s.Why = "closed, but not by your settings: " + r.State.Failsafe
+		s.Next = append(s.Next, "basicfw-agent bootstrap")
+	default:
+		s.State = Protected
+	}
+	if len(r.Drift) > 0 {
+		s.Next = append([]string{"basicfw-agent verify --repair"}, s.Next...)
+	}
+}
+
+func (s *Status) ssh(st store.State, facts Facts) {
+	s.SSH = SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
+	for _, p := range st.Desired.SSH.Allow {
+		s.SSH.Allow = append(s.SSH.Allow, Address(p))
+	}
+	for _, p := range facts.Seen {
+		s.SSH.Seen = append(s.SSH.Seen, Address(p))
+	}
+	if facts.Session == nil || st.Desired.SSH.Mode == "" {
+		return
+	}
+	s.SSH.You = facts.Session.From.String()
+	s.SSH.YouMay = st.Desired.SSH.Mode == firewall.SSHLimited || st.Desired.SSH.Allows(facts.Session.From)
+}
+
+func (s *Status) services(st store.State, facts Facts) {
+	for _, o := range st.Desired.Services() {
+		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On, From: []string{}, Source: o.Source}
+		for _, p := range o.From {
+			open.From = append(open.From, Address(p))
+		}
+		s.Open = append(s.Open, open)
+	}
+	for _, l := range facts.Listeners {
+		s.Listening = append(s.Listening, ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
+			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port)})
+	}
+}
+
+func (s *Status) warn(st store.State, facts Facts, r Report) {
+	warn := func(format string, args ...any) { s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...)) }
+	s.Warnings = append(s.Warnings, r.Warnings...)
+	for _, m := range s.Conflicts {
+		warn("%s is active beside us: its rules decide too", m)
+	}
+	if s.State == NotBootstrapped {
+		return
+	}
+	ssh := st.Desired.SSH
+	if ssh.Mode == firewall.SSHLimited && st.Client.Source != "any" {
+		warn("SSH is open to any address, limited per source: %s", st.Client.Reason)
+		s.Next = append(s.Next, "basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
+	}
+	if ssh.Mode == firewall.SSHPinned {
+		for _, f := range firewall.Families {
+			if !slices.ContainsFunc(ssh.Allow, func(p netip.Prefix) bool { return firewall.FamilyOf(p) == f }) {
+				warn("SSH over %v is for nobody: no address of that family is known", f)
+			}
+		}
+		if s.SSH.You != "" && !s.SSH.YouMay {
+			warn("you come from %s, which may not log in again", s.SSH.You)
+		}
+	}
+	if c := facts.Conntrack; c.Max > 0 && c.Count > c.Max*8/10 {
+		warn("the kernel's table of connections is nearly full: %d of %d", c.Count, c.Max)
+	}
+	if st.Version != "" && st.Version != s.Version {
+		warn("the rules are those that version %s made; \"basicfw-agent plan\" shows what this one would change", st.Version)
+	}
+	s.Warnings = append(s.Warnings, facts.Surprises...)
+}
+
+// fill makes empty lists of absent ones, so that JSON has no null for them.
+func (s *Status) fill() {
+	empty(&s.Interfaces)
+	empty(&s.Open)
+	empty(&s.Listening)
+	empty(&s.Bypass)
+	empty(&s.Drift)
+	empty(&s.Foreign)
+	empty(&s.Persisted)
+	empty(&s.Conflicts)
+	empty(&s.Warnings)
+	empty(&s.Next)
+	empty(&s.SSH.Ports)
+	empty(&s.SSH.Allow)
+	for i := range s.Interfaces {
+		empty(&s.Interfaces[i].Addresses)
+	}
+	if s.SSH.Mode == "" && s.State == NotBootstrapped {
+		s.SSH.Mode = "unlocked"
+	}
+}
+
+// Address is a network as people write it: a single address without its bits.
+func Address(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
+func empty[T any](list *[]T) {
+	if *list == nil {
+		*list = []T{}
+	}
+}
+
+// ExitCode is what status exits with: 0 protected, 4 not bootstrapped, else 3.
+func (s Status) ExitCode() int {
+	switch s.State {
+	case Protected:
+		return 0
+	case NotBootstrapped:
+		return 4
+	}
+	return 3
+}
