@@ -334,27 +334,37 @@ func oneOf(value string, words ...string) (string, error) {
 	return "", fmt.Errorf("%s: want %s or %s", firewall.Quote(value), strings.Join(words[:last], ", "), words[last])
 }
 
-// list takes apart what commas, white space or both separate.
-func list(value string) []string {
-	return strings.Fields(strings.ReplaceAll(value, ",", " "))
+// list takes apart what commas, white space or both separate. Each entry will
+// be looked for among the others, so there is a limit.
+func list(value, want string) ([]string, error) {
+	const most = 256
+	words := strings.Fields(strings.ReplaceAll(value, ",", " "))
+	switch {
+	case len(words) == 0:
+		return nil, fmt.Errorf("%s: want %s", firewall.Quote(value), want)
+	case len(words) > most:
+		return nil, fmt.Errorf("a list of %d: want at most %d", len(words), most)
+	}
+	return words, nil
 }
 
 func parsePortList(value string) ([]uint16, error) {
 	if value == Auto {
 		return nil, nil
 	}
+	const want = "auto, or ports from 1 to 65535 such as 22, 2222"
+	words, err := list(value, want)
+	if err != nil {
+		return nil, err
+	}
 	var (
 		ports []uint16
 		errs  []error
 	)
-	words := list(value)
-	if len(words) == 0 {
-		errs = append(errs, fmt.Errorf("%s: want auto, or ports such as 22, 2222", firewall.Quote(value)))
-	}
 	for _, w := range words {
 		n, err := strconv.ParseUint(w, 10, 16)
 		if err != nil || n == 0 || w[0] == '0' {
-			errs = append(errs, fmt.Errorf("%s: want auto, or ports from 1 to 65535 such as 22, 2222", firewall.Quote(w)))
+			errs = append(errs, fmt.Errorf("%s: want %s", firewall.Quote(w), want))
 		} else if !slices.Contains(ports, uint16(n)) {
 			ports = append(ports, uint16(n))
 		}
@@ -367,7 +377,7 @@ func parseAllow(value string) (Allow, error) {
 	case AllowClient, AllowAny:
 		return Allow{Mode: mode}, nil
 	}
-	for _, w := range list(value) {
+	for _, w := range strings.Fields(strings.ReplaceAll(value, ",", " ")) {
 		if w == string(AllowClient) || w == string(AllowAny) {
 			return Allow{}, fmt.Errorf("%s: %s stands alone: want client, any, or addresses and CIDRs", firewall.Quote(value), w)
 		}
@@ -419,18 +429,19 @@ func parseInterfaces(value string, auto bool) ([]string, error) {
 	if auto && value == Auto {
 		return nil, nil
 	}
+	const want = "names of interfaces such as eth0 or wg*"
+	words, err := list(value, want)
+	if err != nil {
+		return nil, err
+	}
 	var (
 		names []string
 		errs  []error
 	)
-	words := list(value)
-	if len(words) == 0 {
-		errs = append(errs, fmt.Errorf("%s: want names of interfaces such as eth0 or wg*", firewall.Quote(value)))
-	}
 	for _, w := range words {
 		switch {
 		case w == Auto || firewall.IsZoneWord(w):
-			errs = append(errs, fmt.Errorf("%s: want names of interfaces such as eth0 or wg*", firewall.Quote(w)))
+			errs = append(errs, fmt.Errorf("%s: want %s", firewall.Quote(w), want))
 		case len(w) > 16: // 15 characters and a "*"
 			errs = append(errs, fmt.Errorf("interface name %s: longer than the kernel's 15 characters", firewall.Quote(w)))
 		default:

@@ -223,6 +223,7 @@ func TestSet(t *testing.T) {
 		{key: "ssh.ports", value: "022", wrong: `"022": want auto, or ports`},
 		{key: "ssh.ports", value: "22/tcp", wrong: `"22/tcp": want auto, or ports`},
 		{key: "ssh.ports", value: "-1", wrong: `"-1": want auto, or ports`},
+		{key: "ssh.ports", value: strings.Repeat("22,", 257), wrong: "a list of 257: want at most 256"},
 		{key: "ssh.ports", value: ",", wrong: `",": want auto, or ports`},
 		{key: "ssh.allow", value: "any", want: func(s *Settings) { s.Allow = Allow{Mode: AllowAny} }},
 		{key: "ssh.allow", value: "203.0.113.7\n2001:db8::/64\n", want: func(s *Settings) {
@@ -267,6 +268,7 @@ func TestSet(t *testing.T) {
 		{key: "interfaces.trusted", value: "auto", wrong: `"auto": want names of interfaces`},
 		{key: "interfaces.trusted", value: "*", wrong: `interface name "*"`},
 		{key: "interfaces.trusted", value: "wg0, e/0, " + strings.Repeat("x", 17), wrong: `interface name "e/0"` + "\n" + "longer than the kernel's 15"},
+		{key: "interfaces.trusted", value: strings.Repeat("e0 ", 257), wrong: "a list of 257: want at most 256"},
 		{key: "interfaces.trusted", value: ",", wrong: `",": want names of interfaces`},
 		{key: "open.web", value: "8080/tcp", want: func(s *Settings) {
 			s.Open = []firewall.Service{{Name: "web", Proto: "tcp", Ports: firewall.Port(8080), On: "any", Source: "--flag"}}
