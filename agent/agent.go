@@ -59,9 +59,10 @@ type ServiceStatus struct {
 
 // Conntrack is the kernel's table of connections.
 type Conntrack interface {
-	// Size makes the table large enough and gives the values that were there
-	// before, by path; none where it was large enough.
-	Size() (before map[string]string, err error)
+	// Grow makes the table large enough and tells how large it was.
+	Grow(ctx context.Context) (before store.Conntrack, err error)
+	// Set gives it a size back.
+	Set(store.Conntrack) error
 	// Adopt makes every established TCP connection of this host known to the
 	// table, so that it lives on when rules ask for its state.
 	Adopt() (n int, err error)
@@ -314,13 +315,12 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	}()
 
 	if p.load {
-		kernel, err := a.Conntrack.Size()
+		size, err := a.Conntrack.Grow(ctx)
 		if err != nil {
 			a.Log.WithError(err).Warn("the kernel's table of connections could not be enlarged")
-		}
-		if p.original.Kernel == nil && len(kernel) > 0 {
-			p.original.Kernel, p.recorded = kernel, false
-			undo = append(undo, func() error { return a.restoreKernel(kernel) })
+		} else if p.first {
+			p.original.Conntrack = size
+			undo = append(undo, func() error { return a.Conntrack.Set(size) })
 		}
 	}
 	if !p.recorded {
@@ -407,16 +407,6 @@ func (a *Agent) put(c Change) error {
 		}
 	}
 	return a.System.WriteFile(c.Path, c.Data, c.Mode)
-}
-
-func (a *Agent) restoreKernel(values map[string]string) error {
-	var errs []error
-	for path, v := range values {
-		if err := a.System.WriteKernel(path, v); err != nil {
-			errs = append(errs, err)
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // lines takes a text apart for a comparison.

@@ -70,7 +70,7 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 	unlock := a.tryLock(ctx)
 	defer unlock()
-	if _, err := a.Conntrack.Size(); err != nil {
+	if _, err := a.Conntrack.Grow(ctx); err != nil {
 		a.Log.WithError(err).Warn("the kernel's table of connections could not be enlarged")
 	}
 	r, err := a.Verify(ctx, o.Ports)

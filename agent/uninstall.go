@@ -41,8 +41,10 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 			return fmt.Errorf("giving back %s: %w", file.Path, err)
 		}
 	}
-	if err := a.restoreKernel(org.Kernel); err != nil {
-		a.Log.WithError(err).Warn("the kernel's table of connections keeps its size")
+	if org.Conntrack.Max > 0 {
+		if err := a.Conntrack.Set(org.Conntrack); err != nil {
+			a.Log.WithError(err).Warn("the kernel's table of connections keeps its size")
+		}
 	}
 	if err := a.System.RemoveAll(store.RunDir); err != nil {
 		return err

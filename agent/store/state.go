@@ -68,17 +68,20 @@ type Client struct {
 	Allow  []netip.Prefix `json:"allow,omitempty"`
 	Source string         `json:"source"` // "named", "session", "none", "any", "settings", "clone"
 	Reason string         `json:"reason"`
-	// Seen are addresses from which somebody who may become root is logged in.
-	// They are shown, and decide nothing.
-	Seen []netip.Prefix `json:"seen,omitempty"`
 }
 
 // Original is what bootstrap changed, as it was.
 type Original struct {
 	Rules firewall.Before `json:"rules"`
 	Files []File          `json:"files"`
-	// Kernel are the values of /proc and /sys files.
-	Kernel map[string]string `json:"kernel,omitempty"`
+	// Conntrack is the size of the kernel's table of connections.
+	Conntrack Conntrack `json:"conntrack"`
+}
+
+// Conntrack is a size of the kernel's table of connections. Zero is unknown.
+type Conntrack struct {
+	Max     int `json:"max"`     // connections
+	Buckets int `json:"buckets"` // hash buckets
 }
 
 // File is a file as it was. Data is its contents, so that the record is whole
