@@ -108,4 +108,17 @@ func TestSession(t *testing.T) {
 	}
 }
 
+// TestNoIPv6 has a program see a kernel that knows no IPv6 sockets.
+func TestNoIPv6(t *testing.T) {
+	t.Parallel()
+	lab.Need(t, "xtables-legacy-multi")
+	n := lab.NewNamespace(t)
+	for _, none := range []bool{false, true} {
+		r := n.Run(t, lab.Command{Args: []string{"xtables-legacy-multi", "ip6tables", "-S"}, NoIPv6: none})
+		if refused := strings.Contains(r.Stderr, "Address family not supported"); refused != none {
+			t.Errorf("without IPv6 %v: ip6tables says %q, and exits with %d", none, r.Stderr, r.Code)
+		}
+	}
+}
+
 func replace(s string, oldnew ...string) string { return strings.NewReplacer(oldnew...).Replace(s) }

@@ -93,6 +93,8 @@ type Command struct {
 	Env   []string // all of it; nil is the test's own
 	Dir   string
 	Stdin string
+	// NoIPv6 has the program see a kernel without IPv6.
+	NoIPv6 bool
 	// UID is the user and group that it runs as; 0 is root.
 	UID uint32
 }
@@ -120,7 +122,15 @@ func (n *Namespace) Start(t testing.TB, c Command) *Process {
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.UID, Gid: c.UID}}
 	}
 	// The child inherits the namespaces of the thread that forks it.
-	if err := n.Do(p.cmd.Start); err != nil {
+	err := n.Do(func() error {
+		if c.NoIPv6 {
+			if err := forbidIPv6(); err != nil {
+				return err
+			}
+		}
+		return p.cmd.Start()
+	})
+	if err != nil {
 		cancel()
 		t.Fatalf("starting %v: %v", c.Args, err)
 	}
