@@ -25,9 +25,7 @@ func SetLocal(file string, data []byte, changes []Change) ([]byte, error) {
 	settings := Defaults()
 	errs = settings.decode(doc, errs)
 	for _, c := range changes {
-		for _, err := range settings.set(c.Section, c.Key, c.Value, file) {
-			errs = append(errs, Problem{File: file, Key: c.Section + "." + c.Key, Msg: err.Error()})
-		}
+		errs.Add(file, 0, c.Section+"."+c.Key, settings.set(c.Section, c.Key, c.Value, file))
 	}
 	if err := errs.Err(); err != nil {
 		return nil, err

@@ -79,7 +79,34 @@ func (e Errors) OnlyClient() bool {
 	return len(e) > 0
 }
 
-// sortLines puts the problems of one file in the order of its lines.
-func (e Errors) sortLines() {
-	sort.SliceStable(e, func(i, j int) bool { return e[i].Line < e[j].Line })
+// Add adds what err says: a problem for each error that errors.Join has put
+// together, and none for nil.
+func (e *Errors) Add(file string, line int, key string, err error) {
+	if err == nil {
+		return
+	}
+	all := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		all = joined.Unwrap()
+	}
+	for _, err := range all {
+		*e = append(*e, Problem{File: file, Line: line, Key: key, Msg: err.Error()})
+	}
+}
+
+// Sort puts the problems of each file in the order of its lines; the files
+// stay in the order in which they come.
+func (e Errors) Sort() {
+	order := map[string]int{}
+	for _, p := range e {
+		if _, seen := order[p.File]; !seen {
+			order[p.File] = len(order)
+		}
+	}
+	sort.SliceStable(e, func(i, j int) bool {
+		if a, b := order[e[i].File], order[e[j].File]; a != b {
+			return a < b
+		}
+		return e[i].Line < e[j].Line
+	})
 }

@@ -98,11 +98,10 @@ func Load(sys *system.System, config string) (Settings, error) {
 	}
 	local := filepath.Join(filepath.Dir(config), LocalName)
 	for _, file := range []string{config, local} {
-		if !(named && file == config) && !sys.Exists(file) {
-			continue
+		if sys.Exists(file) || named && file == config {
+			doc, problems := Read(sys, file)
+			errs = append(errs, s.decode(doc, problems)...)
 		}
-		doc, problems := Read(sys, file)
-		errs = append(errs, s.decode(doc, problems)...)
 	}
 	if p, clash := s.zoneClash(); clash {
 		errs = append(errs, p)
@@ -121,12 +120,11 @@ func (s *Settings) decode(doc *Document, problems Errors) Errors {
 			continue
 		}
 		for _, k := range section.Keys {
-			for _, err := range s.set(section.Name, k.Name, k.Value, fmt.Sprintf("%s:%d", doc.File, k.Line)) {
-				problems = append(problems, Problem{File: doc.File, Line: k.Line, Key: section.Name + "." + k.Name, Msg: err.Error()})
-			}
+			err := s.set(section.Name, k.Name, k.Value, fmt.Sprintf("%s:%d", doc.File, k.Line))
+			problems.Add(doc.File, k.Line, section.Name+"."+k.Name, err)
 		}
 	}
-	problems.sortLines()
+	problems.Sort()
 	return problems
 }
 
@@ -135,9 +133,7 @@ func (s *Settings) decode(doc *Document, problems Errors) Errors {
 // nothing. The error is Errors, and then nothing has changed either.
 func (s *Settings) Set(section, key, value, source string) error {
 	var errs Errors
-	for _, err := range s.set(section, key, value, source) {
-		errs = append(errs, Problem{File: source, Key: section + "." + key, Msg: err.Error()})
-	}
+	errs.Add(source, 0, section+"."+key, s.set(section, key, value, source))
 	return errs.Err()
 }
 
@@ -187,16 +183,16 @@ func unknownKey(section, key string) error {
 }
 
 // set is the one place where a value is judged.
-func (s *Settings) set(section, key, value, source string) []error {
+func (s *Settings) set(section, key, value, source string) error {
 	value = strings.TrimSpace(value)
 	if section == "open" {
 		return s.setOpen(key, value, source)
 	}
 	if keysOf(section) == nil {
-		return []error{fmt.Errorf("unknown section: there are %s", sectionNames())}
+		return fmt.Errorf("unknown section: there are %s", sectionNames())
 	}
 	if !slices.Contains(keysOf(section), key) {
-		return []error{unknownKey(section, key)}
+		return unknownKey(section, key)
 	}
 	if value == "" {
 		return nil
@@ -234,7 +230,7 @@ func (s *Settings) set(section, key, value, source string) []error {
 		err = into(&s.LogDrops)(ParseYesNo(value))
 	}
 	if err != nil {
-		return split(err)
+		return err
 	}
 	s.setSource(section, key, source)
 	return nil
@@ -250,14 +246,6 @@ func into[T any](field *T) func(T, error) error {
 	}
 }
 
-// split takes apart what errors.Join has put together.
-func split(err error) []error {
-	if joined, ok := err.(interface{ Unwrap() []error }); ok {
-		return joined.Unwrap()
-	}
-	return []error{err}
-}
-
 func (s *Settings) setSource(section, key, source string) {
 	if s.Sources == nil {
 		s.Sources = map[string]string{}
@@ -266,16 +254,13 @@ func (s *Settings) setSource(section, key, source string) {
 }
 
 // setOpen adds a service, or replaces the one of the same name.
-func (s *Settings) setOpen(name, value, source string) []error {
+func (s *Settings) setOpen(name, value, source string) error {
 	if value == "" {
-		if err := firewall.CheckServiceName(name); err != nil {
-			return []error{err}
-		}
-		return nil
+		return firewall.CheckServiceName(name)
 	}
 	service, err := firewall.ParseService(name, value)
 	if err != nil {
-		return split(err)
+		return err
 	}
 	service.Source = source
 	s.setSource("open", name, source)
