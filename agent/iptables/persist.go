@@ -7,13 +7,16 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
+// Files knows the files that hold rules over a boot.
+type Files struct{}
+
 // Persisted gives the file that holds the ruleset of one family for
 // iptables-restore, and with it what the owner keeps in the existing one:
 // other tables, other chains, FORWARD, and jumps of INPUT to chains of the
 // file stay to the letter. Of INPUT's own rules those that decide by
 // themselves go, as they do in the kernel. An existing file that already is
 // so comes back unchanged.
-func Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) ([]byte, error) {
+func (Files) Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) ([]byte, error) {
 	if len(strings.TrimSpace(string(existing))) == 0 {
 		return []byte(Render(r, f)), nil
 	}
@@ -44,7 +47,7 @@ func Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) ([]byte, 
 // Unpersisted takes our part out of a file again and puts back what Persisted
 // left out of the original: INPUT's deciding rules and the policies. An empty
 // result means that nothing is left to keep.
-func Unpersisted(current, original []byte) ([]byte, error) {
+func (Files) Unpersisted(current, original []byte) ([]byte, error) {
 	file, err := takeApart(current)
 	if err != nil {
 		return nil, err

@@ -215,7 +215,7 @@ func TestPersisted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got, err := Persisted([]byte(ownersFile), r, firewall.IPv4)
+	got, err := Files{}.Persisted([]byte(ownersFile), r, firewall.IPv4)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,13 +232,13 @@ func TestPersisted(t *testing.T) {
 			t.Errorf("kept %q", gone)
 		}
 	}
-	again, err := Persisted(got, r, firewall.IPv4)
+	again, err := Files{}.Persisted(got, r, firewall.IPv4)
 	if err != nil || string(again) != text {
 		t.Errorf("a second time it changes: %v\n%s", err, cmp.Diff(text, string(again)))
 	}
 	// Another change by the owner meanwhile, then uninstall.
 	later := strings.Replace(text, "*mangle", "*raw\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n*mangle", 1)
-	back, err := Unpersisted([]byte(later), []byte(ownersFile))
+	back, err := Files{}.Unpersisted([]byte(later), []byte(ownersFile))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -250,7 +250,7 @@ func TestPersisted(t *testing.T) {
 	if strings.Contains(string(back), "BASICFW") {
 		t.Errorf("ours is still in:\n%s", back)
 	}
-	if left, err := Unpersisted([]byte(Render(r, firewall.IPv6)), nil); err != nil || len(left) > 0 {
+	if left, err := (Files{}).Unpersisted([]byte(Render(r, firewall.IPv6)), nil); err != nil || len(left) > 0 {
 		t.Errorf("of a file that was all ours there is left %q, %v", left, err)
 	}
 }

@@ -1,0 +1,189 @@
+// Package bootstrap decides what becomes of a machine at its first boot, and
+// again when its settings change: from what user-data and the settings say,
+// the session that runs the command, and the instance itself. It also writes
+// the user-data that begins it all.
+package bootstrap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/profiles"
+)
+
+// Input is all that a decision follows from.
+type Input struct {
+	Settings settings.Settings // the flags are in it
+	Profiles *profiles.Set
+	Facts    agent.Facts
+	// CheckClient judges a named client by this host's networks.
+	CheckClient func(netip.Prefix) (warning string, err error)
+	// Previous is what was decided on this instance before, or nil.
+	Previous *store.State
+	// Redetect decides anew what was detected before.
+	Redetect bool
+}
+
+// InvalidError says that what the user asked for cannot be done as it stands:
+// the settings have to change first.
+type InvalidError struct {
+	err error
+	// OnlyClient is set where nothing but the named client was refused.
+	OnlyClient bool
+}
+
+func (e *InvalidError) Error() string { return e.err.Error() }
+func (e *InvalidError) Unwrap() error { return e.err }
+
+// Decide decides everything, and compiles it. What was detected at bootstrap
+// stays as it was decided then, unless Redetect asks for more. The warnings are
+// for the user.
+func Decide(in Input) (st store.State, warnings []string, err error) {
+	s := in.Settings
+	if in.Redetect {
+		in.Previous = withoutDetections(in.Previous)
+	}
+	st = store.State{Schema: store.Schema, InstanceID: in.Facts.Instance}
+	if in.Previous != nil {
+		st.Bootstrapped, st.Service = in.Previous.Bootstrapped, in.Previous.Service
+		if st.InstanceID == "" {
+			st.InstanceID = in.Previous.InstanceID
+		}
+	}
+	if s.Backend == "nftables" {
+		return st, nil, &InvalidError{err: fmt.Errorf("%s: agent.backend: nftables is not in this version: want auto or iptables", s.Sources["agent.backend"])}
+	}
+	st.Backend = store.Choice{Name: "iptables", Source: "detected", Reason: "its programs are on this machine"}
+	if s.Backend != settings.Auto {
+		st.Backend.Source, st.Backend.Reason = origin(s, "agent.backend"), "set by "+origin(s, "agent.backend")
+	}
+
+	d := &st.Desired
+	d.Open, d.Interfaces, d.Trusted, d.LogDrops = s.Open, in.Facts.Interfaces, s.Trusted, s.LogDrops
+	st.Profile = chooseProfile(in)
+	d.Profile, _, err = in.Profiles.Get(st.Profile.Name)
+	if err != nil {
+		at := ""
+		if st.Profile.Source != "detected" {
+			at = s.Sources["agent.profile"] + ": agent.profile: "
+		}
+		return st, nil, &InvalidError{err: fmt.Errorf("%s%w", at, err)}
+	}
+	st.Profile.Name = d.Profile.Name
+
+	d.SSH.Limit = s.Limit
+	d.SSH.Ports, st.SSHPorts = in.Facts.SSHPorts, in.Facts.SSHWhy
+	if s.SSHPorts != nil {
+		d.SSH.Ports, st.SSHFixed = s.SSHPorts, true
+		st.SSHPorts = []string{"set by " + origin(s, "ssh.ports")}
+	}
+	st.Client, warnings, err = chooseClient(in)
+	if err != nil {
+		return st, nil, &InvalidError{err: err, OnlyClient: true}
+	}
+	d.SSH.Allow, d.SSH.Mode = st.Client.Allow, firewall.SSHPinned
+	if s.Allow.Mode == settings.AllowAny || len(st.Client.Allow) == 0 {
+		d.SSH.Mode = firewall.SSHLimited
+	}
+	if st.Ruleset, err = firewall.Compile(*d); err != nil {
+		return st, nil, &InvalidError{err: err}
+	}
+	return st, warnings, nil
+}
+
+// origin is where a setting came from, without the line: that may change while
+// the setting stays.
+func origin(s settings.Settings, key string) string {
+	file, line, ok := strings.Cut(s.Sources[key], ":")
+	if ok && strings.Trim(line, "0123456789") == "" {
+		return file
+	}
+	return s.Sources[key]
+}
+
+// withoutDetections is a former state that was decided by nothing detected.
+func withoutDetections(p *store.State) *store.State {
+	if p == nil {
+		return nil
+	}
+	q := *p
+	q.Profile, q.Client = store.Choice{}, store.Client{}
+	return &q
+}
+
+// mailPorts are where a mail server listens.
+var mailPorts = []uint16{25, 465, 110, 995, 143, 993}
+
+// chooseProfile gives the profile that the settings name. Else it is what was
+// found once, so that a mail server that is down for a moment closes nothing:
+// web+mail where something listens for mail, the lesser web-only otherwise.
+func chooseProfile(in Input) store.Choice {
+	if name := in.Settings.Profile; name != settings.Auto {
+		at := origin(in.Settings, "agent.profile")
+		return store.Choice{Name: name, Source: at, Reason: "set by " + at}
+	}
+	if p := in.Previous; p != nil && p.Profile.Source == "detected" {
+		return p.Profile
+	}
+	for _, l := range in.Facts.Listeners {
+		if l.Proto == firewall.TCP && slices.Contains(mailPorts, l.Port) {
+			who := "something"
+			if l.Process != "" {
+				who = l.Process
+			}
+			return store.Choice{Name: "web+mail", Source: "detected", Reason: fmt.Sprintf("%s listened on the mail port %d at bootstrap", who, l.Port)}
+		}
+	}
+	return store.Choice{Name: "web-only", Source: "detected", Reason: "nothing listened on a mail port at bootstrap"}
+}
+
+// chooseClient finds who may log in. A named client that is refused never
+// falls through to detection: that could pin somebody else.
+func chooseClient(in Input) (c store.Client, warnings []string, err error) {
+	s, p := in.Settings, in.Previous
+	switch {
+	case s.Allow.Mode == settings.AllowList:
+		c.Allow, c.Source = s.Allow.List, "settings"
+		c.Reason = "allowed by " + origin(s, "ssh.allow")
+	case len(s.ClientIP) > 0:
+		var errs []error
+		at := origin(s, "ssh.client_ip")
+		for _, client := range s.ClientIP {
+			warning, err := in.CheckClient(client)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("%s: ssh.client_ip: %w", s.Sources["ssh.client_ip"], err))
+			} else if warning != "" {
+				warnings = append(warnings, warning)
+			}
+		}
+		if len(errs) > 0 {
+			return c, nil, errors.Join(errs...)
+		}
+		c.Allow, c.Source, c.Reason = s.ClientIP, "named", "named by "+at
+	case s.Allow.Mode == settings.AllowAny:
+	case p != nil && (p.Client.Source == "session" || p.Client.Source == "none"):
+		c = p.Client
+	case in.Facts.Session != nil:
+		c.Allow, c.Source, c.Reason = []netip.Prefix{in.Facts.Session.Client}, "session", in.Facts.Session.Reason
+	default:
+		c.Source, c.Reason = "none", "no client was named, and bootstrap ran in no SSH session"
+		if len(in.Facts.Seen) > 0 {
+			var seen []string
+			for _, a := range in.Facts.Seen {
+				seen = append(seen, agent.Address(a))
+			}
+			c.Reason += "; logged in were " + strings.Join(seen, ", ")
+		}
+	}
+	if s.Allow.Mode == settings.AllowAny {
+		c.Source, c.Reason = "any", "opened to any address by "+origin(s, "ssh.allow")
+	}
+	return c, warnings, nil
+}

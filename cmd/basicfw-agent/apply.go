@@ -1,0 +1,98 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+func (a *app) applyCmd() *cobra.Command {
+	var r convergeRequest
+	cmd := &cobra.Command{
+		Use:   "apply",
+		Short: "Bring changed settings into effect",
+		Long: `Bring changed settings into effect: read them again, look at the machine again,
+and load what follows. Where anything fails, all is as it was before. What was
+detected at bootstrap, the client and with "profile = auto" the profile, stays,
+unless --redetect asks for more. It is refused where the address that you come
+from over SSH would be shut out, unless forced.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			w, err := a.wire()
+			if err != nil {
+				return err
+			}
+			unlock, err := a.lock(cmd.Context(), w, "apply")
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			if r.service, err = a.bootstrapped(w); err != nil {
+				return err
+			}
+			s, err := settings.Load(a.sys, a.config)
+			if err != nil {
+				return err
+			}
+			return a.converge(cmd.Context(), w, s, r)
+		},
+	}
+	cmd.Flags().BoolVar(&r.redetect, "redetect", false, "decide anew what was detected at bootstrap")
+	cmd.Flags().BoolVar(&r.force, "force", false, "even if the address that you come from is shut out")
+	return cmd
+}
+
+func (a *app) planCmd() *cobra.Command {
+	r := convergeRequest{dryRun: true}
+	cmd := &cobra.Command{
+		Use:   "plan",
+		Short: "Show what apply would change, and change nothing",
+		Args:  noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			w, err := a.wire()
+			if err != nil {
+				return err
+			}
+			if r.service, err = a.bootstrapped(w); err != nil {
+				return err
+			}
+			s, err := settings.Load(a.sys, a.config)
+			if err != nil {
+				return err
+			}
+			return a.converge(cmd.Context(), w, s, r)
+		},
+	}
+	cmd.Flags().BoolVar(&r.exitCodeDrift, "exit-code", false, "exit with 3 where something would change")
+	return cmd
+}
+
+// bootstrapped is store.ErrNone, as an error for people, where the machine was
+// not bootstrapped; else it tells whether the service belongs to it.
+func (a *app) bootstrapped(w *wiring) (service bool, err error) {
+	st, err := w.agent.Store.Load()
+	if err != nil {
+		return false, explainState(err)
+	}
+	return st.Service, nil
+}
+
+// refuseLockout keeps the caller from shutting out the address that they come
+// from.
+func (a *app) refuseLockout(w *wiring, st store.State) error {
+	s := w.found.Session
+	if s == nil || st.Desired.SSH.Mode != firewall.SSHPinned || st.Desired.SSH.Allows(s.From) {
+		return nil
+	}
+	return fmt.Errorf("you come from %s, which could not log in again: add it to client_ip or allow in [ssh], or use --force", s.From)
+}

@@ -1,0 +1,314 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/bootstrap"
+)
+
+// lockWait is how long a command waits for another change to end.
+const lockWait = 60 * time.Second
+
+type bootstrapFlags struct {
+	profile, clientIP, backend    string
+	noService, dryRun, orFailsafe bool
+}
+
+func (a *app) bootstrapCmd() *cobra.Command {
+	var f bootstrapFlags
+	cmd := &cobra.Command{
+		Use:   "bootstrap",
+		Short: "Close this machine: detect, decide, load, persist, register the service",
+		Long: `Close this machine. Bootstrap detects the network interfaces, sshd's ports and
+who provisions the machine, chooses the profile, loads the rules for IPv4 and
+IPv6, reads them back, keeps them for the next boot and registers the service.
+Where anything fails, all is as it was before.
+
+Run again, it changes nothing, unless flags or settings changed. Flags are kept
+in /etc/basicfw/local.ini, which wins over agent.ini.`,
+		Example: `  basicfw-agent bootstrap
+  basicfw-agent bootstrap --profile web+mail --client-ip 203.0.113.9,2001:db8::/64
+  basicfw-agent bootstrap --dry-run`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			return a.bootstrap(cmd.Context(), f)
+		},
+	}
+	cmd.Flags().StringVar(&f.profile, "profile", "", "profile: auto, web-only, web+mail, or one of your own")
+	cmd.Flags().StringVar(&f.clientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
+	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto or iptables")
+	cmd.Flags().BoolVar(&f.noService, "no-service", false, "do not register the service")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would change, and change nothing")
+	cmd.Flags().BoolVar(&f.orFailsafe, "or-failsafe", false, "if it fails, close the machine all the same, with SSH limited from anywhere")
+	return cmd
+}
+
+func (a *app) bootstrap(ctx context.Context, f bootstrapFlags) error {
+	w, err := a.wire()
+	if err != nil {
+		return err
+	}
+	unlock, err := a.lock(ctx, w, "bootstrap")
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	err = a.tryBootstrap(ctx, w, f)
+	if err == nil || !f.orFailsafe || f.dryRun {
+		return err
+	}
+	// The error stays the command's: whoever reads the log must see it first.
+	if e := a.failsafe(ctx, w, f, err); e != nil {
+		return fmt.Errorf("%w\nand the machine could not be closed all the same: %w", err, e)
+	}
+	return err
+}
+
+func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) error {
+	s, local, err := a.loadSettings(f)
+	if err != nil {
+		return err
+	}
+	return a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun, first: true})
+}
+
+// loadSettings reads the settings with the flags over them, and says how
+// local.ini has to become to keep the flags; nil is as it is.
+func (a *app) loadSettings(f bootstrapFlags) (settings.Settings, *agent.Change, error) {
+	s, err := settings.Load(a.sys, a.config)
+	var changes []settings.Change
+	var problems settings.Errors
+	if err != nil && !errors.As(err, &problems) {
+		return s, nil, err
+	}
+	for _, flag := range []struct{ name, section, key, value string }{
+		{"--profile", "agent", "profile", f.profile},
+		{"--backend", "agent", "backend", f.backend},
+		{"--client-ip", "ssh", "client_ip", f.clientIP},
+	} {
+		if flag.value == "" {
+			continue
+		}
+		if err := s.Set(flag.section, flag.key, flag.value, flag.name); err != nil {
+			var more settings.Errors
+			if !errors.As(err, &more) {
+				return s, nil, err
+			}
+			problems = append(problems, more...)
+		}
+		changes = append(changes, settings.Change{Section: flag.section, Key: flag.key, Value: flag.value})
+	}
+	if len(problems) > 0 {
+		return s, nil, problems
+	}
+	path := a.localPath()
+	for _, c := range changes { // what a flag set is from then on what local.ini says
+		s.Sources[c.Section+"."+c.Key] = path
+	}
+	if len(changes) == 0 {
+		return s, nil, nil
+	}
+	data, err := a.sys.ReadFile(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return s, nil, err
+	}
+	if data, err = settings.SetLocal(path, data, changes); err != nil {
+		return s, nil, err
+	}
+	return s, &agent.Change{Path: path, Data: data, Mode: 0o600}, nil
+}
+
+// localPath is where commands keep settings: beside the owner's.
+func (a *app) localPath() string {
+	config := a.config
+	if config == "" {
+		config = settings.DefaultFile
+	}
+	return filepath.Join(filepath.Dir(config), settings.LocalName)
+}
+
+func (a *app) lock(ctx context.Context, w *wiring, command string) (func(), error) {
+	ctx, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	return w.agent.Store.Lock(ctx, command)
+}
+
+// convergeRequest is what bootstrap, apply and plan ask for.
+type convergeRequest struct {
+	local                          *agent.Change
+	clear, service, dryRun, first  bool
+	redetect, force, exitCodeDrift bool
+}
+
+// converge decides and makes it so; plan and --dry-run only show it.
+func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r convergeRequest) error {
+	st, previous, err := a.decide(ctx, w, s, r)
+	if err != nil {
+		return err
+	}
+	o := agent.Options{Clear: r.clear, Service: r.service}
+	if r.local != nil {
+		o.Files = append(o.Files, *r.local)
+	}
+	if r.clear && previous != nil {
+		// Once: what stands in INPUT later was put there by somebody who knew
+		// of us, and is reported rather than removed.
+		o.Clear = previous.InstanceID != st.InstanceID
+	}
+	if st.Service = r.service || previous != nil && previous.Service; previous == nil {
+		st.Service = r.service
+	}
+	if r.dryRun {
+		out, err := w.agent.Assess(ctx, st, o)
+		if err != nil {
+			return err
+		}
+		return a.showPlan(st, previous, out, r)
+	}
+	if err := a.refuseConflicts(ctx, w); err != nil {
+		return err
+	}
+	if !r.first && !r.force {
+		if err := a.refuseLockout(w, st); err != nil {
+			return err
+		}
+	}
+	out, err := w.agent.Converge(ctx, st, o)
+	if err != nil {
+		return err
+	}
+	a.showOutcome(st, out)
+	return nil
+}
+
+// decide collects what is known and decides.
+func (a *app) decide(ctx context.Context, w *wiring, s settings.Settings, r convergeRequest) (store.State, *store.State, error) {
+	set, err := w.profiles()
+	if err != nil {
+		return store.State{}, nil, err
+	}
+	facts, err := w.facts(s)
+	if err != nil {
+		return store.State{}, nil, err
+	}
+	in := bootstrap.Input{Settings: s, Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed, Redetect: r.redetect}
+	previous, err := a.previous(w)
+	if err != nil {
+		return store.State{}, nil, err
+	}
+	in.Previous = previous
+	if previous != nil && facts.Instance != "" && previous.InstanceID != facts.Instance {
+		in.Previous = nil // a clone: another machine, and maybe another owner
+		fmt.Fprintf(a.stdout, "this is another instance (%q, was %q): deciding anew\n", facts.Instance, previous.InstanceID)
+	}
+	if previous != nil && previous.Failsafe != "" {
+		in.Previous = nil // nothing was decided
+	}
+	st, warnings, err := bootstrap.Decide(in)
+	for _, w := range warnings {
+		a.log.Warn(w)
+	}
+	return st, previous, err
+}
+
+// previous is the state as it is; nil where there is none that can be used.
+func (a *app) previous(w *wiring) (*store.State, error) {
+	st, err := w.agent.Store.Load()
+	switch {
+	case errors.Is(err, store.ErrNone):
+		return nil, nil
+	case err != nil:
+		a.log.WithError(err).Warn("deciding anew")
+		return nil, nil
+	}
+	return &st, nil
+}
+
+// failsafe closes a machine whose bootstrap failed with cause: by its profile
+// where only the client was refused, else by the failsafe rules.
+func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause error) error {
+	var conflict *conflictError
+	if errors.As(cause, &conflict) {
+		return nil // closed by the other firewall
+	}
+	if st, err := w.agent.Store.Load(); err == nil && st.Failsafe == "" {
+		return nil // closed by what was decided before
+	}
+	var problems settings.Errors
+	var invalid *bootstrap.InvalidError
+	onlyClient := errors.As(cause, &problems) && problems.OnlyClient() || errors.As(cause, &invalid) && invalid.OnlyClient
+	o := agent.Options{Clear: true, Service: !f.noService}
+	if onlyClient {
+		f.clientIP = ""
+		s, _, _ := a.loadSettings(f)
+		s.ClientIP = nil
+		s.Allow = settings.Allow{Mode: settings.AllowAny}
+		st, _, err := a.decide(ctx, w, s, convergeRequest{})
+		if err == nil {
+			st.Failsafe = cause.Error()
+			st.Client = store.Client{Source: "none", Reason: "the client that was named is refused: " + cause.Error()}
+			st.Service = o.Service
+			_, err = w.agent.Converge(ctx, st, o)
+		}
+		if err == nil {
+			fmt.Fprintf(a.stdout, "closed by profile %s all the same, with SSH open to any address, limited\n", st.Profile.Name)
+			return nil
+		}
+		a.log.WithError(err).Warn("the profile cannot be used either")
+	}
+	st, err := w.agent.FailsafeState(w.ports, cause)
+	if err != nil {
+		return err
+	}
+	st.Service = o.Service
+	if _, err := w.agent.Converge(ctx, st, o); err != nil {
+		return err
+	}
+	fmt.Fprintln(a.stdout, "closed by the failsafe rules: SSH open to any address, limited, and no other port")
+	return nil
+}
+
+// showOutcome says what was done, and who may come in from now on.
+func (a *app) showOutcome(st store.State, out agent.Outcome) {
+	if !out.Changed {
+		fmt.Fprintf(a.stdout, "nothing changed: already protected by profile %s\n", st.Profile.Name)
+		return
+	}
+	fmt.Fprintf(a.stdout, "protected by profile %s (%s)\n", st.Profile.Name, st.Profile.Reason)
+	fmt.Fprintf(a.stdout, "  ssh       %s\n", sshSentence(st))
+	fmt.Fprintf(a.stdout, "  open      %s\n", openSentence(st.Desired))
+	fmt.Fprintf(a.stdout, "  backend   %s\n", out.Inspection.Backend)
+	for i, f := range out.Files {
+		label := ""
+		if i == 0 {
+			label = "written"
+		}
+		fmt.Fprintf(a.stdout, "  %-9s %s\n", label, f)
+	}
+	if out.Adopted > 0 {
+		fmt.Fprintf(a.stdout, "  sessions  %d open connections live on\n", out.Adopted)
+	}
+	for i, f := range out.Inspection.Before.IPv4.Removed {
+		if i == 0 {
+			fmt.Fprintf(a.stdout, "  replaced  rules that were in INPUT before, kept for uninstall:\n")
+		}
+		fmt.Fprintf(a.stdout, "              %s\n", f)
+	}
+	if st.Desired.SSH.Mode == firewall.SSHLimited && st.Client.Source != "any" {
+		fmt.Fprintln(a.stdout, "next: basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
+	}
+}

@@ -1,0 +1,31 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// packageCmd is what the package's scriptlets call; it is not for people.
+func (a *app) packageCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:    "package-upgraded",
+		Short:  "Refresh the service after the package was upgraded",
+		Hidden: true,
+		Args:   noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			w, err := a.wire()
+			if err != nil {
+				return err
+			}
+			if _, err := w.manager.Refresh(); err != nil {
+				return fmt.Errorf("refreshing the service: %w", err)
+			}
+			// The new program enforces what the old one applied; no rule changes.
+			return w.manager.Restart()
+		},
+	}
+}

@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// app is what the commands share.
+type app struct {
+	stdout, stderr io.Writer
+	log            *logrus.Logger
+	root           string
+	config         string
+	logLevel       string
+	sys            *system.System
+}
+
+func newRoot(stdout, stderr io.Writer) *cobra.Command {
+	a := &app{stdout: stdout, stderr: stderr, log: logrus.New()}
+	a.log.SetOutput(stderr)
+	root := &cobra.Command{
+		Use:   "basicfw-agent",
+		Short: "Close a server at its first boot, and keep it closed",
+		Long: `basicfw-agent closes a server: only the ports of a profile stay open, SSH only
+for the one who made the machine, on IPv4 and IPv6, after every reboot.
+
+  basicfw-agent bootstrap --profile web-only --client-ip 203.0.113.9
+  basicfw-agent status
+
+Settings are in /etc/basicfw/agent.ini, profiles in /etc/basicfw/profiles.d.
+Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
+2 wrong usage or settings; 3 the machine differs from what was decided;
+4 not bootstrapped.`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Version:       version,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			a.sys = &system.System{Root: a.root}
+			return a.setUpLog()
+		},
+		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			return usageError{fmt.Errorf("unknown command %q: see \"basicfw-agent --help\"", args[0])}
+		},
+	}
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return usageError{fmt.Errorf("%w: see \"%s --help\"", err, cmd.CommandPath())}
+	})
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.root, "root", "", "put this directory before every path below /etc, /var, /run and /usr (for tests)")
+	flags.StringVar(&a.config, "config", "", "settings file (default /etc/basicfw/agent.ini)")
+	flags.StringVar(&a.logLevel, "log-level", "", "error, warn, info or debug (default: what the settings say)")
+	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
+		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd())
+	return root
+}
+
+// setUpLog sends logs to standard error: for the journal without times and
+// colours, which it has by itself.
+func (a *app) setUpLog() error {
+	level := logrus.WarnLevel
+	if a.logLevel != "" {
+		var err error
+		if level, err = logrus.ParseLevel(a.logLevel); err != nil {
+			return usageError{fmt.Errorf("--log-level: %w", err)}
+		}
+	}
+	a.log.SetLevel(level)
+	a.log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true, DisableQuote: false})
+	return nil
+}
+
+// noArgs is cobra.NoArgs with our exit code.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return usageError{fmt.Errorf("%s takes no argument, but was given %q", cmd.CommandPath(), args[0])}
+	}
+	return nil
+}
+
+// exactArgs is cobra.ExactArgs(1) with our exit code.
+func oneArg(what string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != 1 {
+			return usageError{fmt.Errorf("%s wants one argument, %s, but was given %d", cmd.CommandPath(), what, len(args))}
+		}
+		return nil
+	}
+}
+
+// needRoot says in one line that a command is for root.
+func needRoot(cmd *cobra.Command) error {
+	if os.Geteuid() == 0 {
+		return nil
+	}
+	return fmt.Errorf("only root can do this: run \"sudo %s\"", cmd.CommandPath())
+}

@@ -1,0 +1,61 @@
+package main
+
+import (
+	"runtime/debug"
+	"time"
+
+	"github.com/sirupsen/logrus"
+	"github.com/spf13/cobra"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+)
+
+func (a *app) runCmd() *cobra.Command {
+	return &cobra.Command{
+		Use:   "run",
+		Short: "What the service runs: load, verify, repair, report",
+		Long: `Load the rules that were applied last, read them back, repair what differs, and
+tell the service manager that the machine is closed. Then look once a minute at
+what a boot cannot know at its beginning. The service runs this; it ends with
+SIGTERM and leaves the rules.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			w, err := a.wire()
+			if err != nil {
+				return err
+			}
+			s, err := settings.Load(a.sys, a.config)
+			if err != nil {
+				a.log.WithError(err).Warn("the settings are wrong; the rules that were applied last are enforced")
+			}
+			if a.logLevel == "" {
+				if level, err := logrus.ParseLevel(s.LogLevel); err == nil {
+					a.log.SetLevel(level)
+				}
+			}
+			return w.agent.Run(cmd.Context(), agent.RunOptions{
+				Ports:    w.ports,
+				Look:     func() ([]firewall.Interface, error) { return w.look(s) },
+				Instance: w.instance,
+				Ready: func(status string) {
+					notify(a.log, "READY=1\nSTATUS="+status)
+					// What it took to get here is not needed any more.
+					debug.FreeOSMemory()
+				},
+				Every: time.Minute,
+				Facts: func() agent.Facts {
+					facts, err := w.facts(s)
+					if err != nil {
+						a.log.WithError(err).Warn("not all of the status is known")
+					}
+					return facts
+				},
+			})
+		},
+	}
+}

@@ -1,0 +1,328 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+func (a *app) statusCmd() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Tell where this machine stands",
+		Long: `Tell where this machine stands: the verdict first, then what was decided and
+why, and last the one command to run next, if any. Exit code 0 is protected,
+3 is not protected, 4 is not bootstrapped.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			w, err := a.wire()
+			if err != nil {
+				return err
+			}
+			// Settings that are wrong now do not change how the machine stands.
+			s, settingsErr := settings.Load(a.sys, a.config)
+			facts, err := w.facts(s)
+			if err != nil {
+				return err
+			}
+			st, err := w.agent.Status(cmd.Context(), facts, w.ports)
+			if err != nil {
+				return err
+			}
+			if settingsErr != nil {
+				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
+			}
+			if asJSON {
+				enc := json.NewEncoder(a.stdout)
+				enc.SetIndent("", "  ")
+				if err := enc.Encode(st); err != nil {
+					return err
+				}
+			} else {
+				printStatus(a.stdout, st, time.Now(), coloured(a.stdout))
+			}
+			if code := st.ExitCode(); code != 0 {
+				return &silentError{code}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON, with keys that stay")
+	return cmd
+}
+
+// coloured tells whether w is a terminal that wants colours (no-color.org).
+func coloured(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
+		return false
+	}
+	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
+	return err == nil
+}
+
+// The screen that status fits on.
+const (
+	screenWidth = 80
+	screenLines = 24
+	labelWidth  = 12
+)
+
+// screen collects lines: each with a label, cut to the screen's width.
+type screen struct{ lines []string }
+
+func (s *screen) add(label, text string) { s.wrap(label, text, 1) }
+
+// wrap adds a text that may take several lines.
+func (s *screen) wrap(label, text string, max int) {
+	words := strings.Fields(system.Printable(text))
+	for n := 0; n < max && len(words) > 0; n++ {
+		line, room := "", screenWidth-labelWidth
+		for len(words) > 0 {
+			w := words[0]
+			if line != "" {
+				w = line + " " + w
+			}
+			if utf8.RuneCountInString(w) > room && line != "" && n < max-1 {
+				break
+			}
+			line, words = w, words[1:]
+		}
+		if r := []rune(line); len(r) > room {
+			line = string(r[:room-3]) + "..."
+		}
+		s.lines = append(s.lines, fmt.Sprintf("%-*s%s", labelWidth, label, line))
+		label = ""
+	}
+}
+
+// list adds at most max lines, and says how many more there are.
+func (s *screen) list(label string, items []string, max int) {
+	for i, item := range items {
+		if i == max-1 && len(items) > max {
+			s.add(label, fmt.Sprintf("and %d more: basicfw-agent status --json", len(items)-i))
+			return
+		}
+		s.add(label, item)
+		label = ""
+	}
+}
+
+// printStatus writes the status for people: the verdict first, the next
+// command last, all on one screen.
+func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
+	fmt.Fprintln(out, paint(verdict(st), st.State, colour))
+	var s screen
+	if st.Why != "" {
+		s.wrap("why", st.Why, 2)
+	}
+	if st.State != agent.NotBootstrapped {
+		s.add("profile", fmt.Sprintf("%s: %s", st.Profile.Name, st.Profile.Reason))
+		s.add("ssh", sshLine(st.SSH))
+		if st.SSH.You != "" {
+			s.add("you", fmt.Sprintf("%s, who may %slog in again", st.SSH.You, map[bool]string{false: "not "}[st.SSH.YouMay]))
+		}
+		s.wrap("open", openLine(st.Open), 2)
+	}
+	s.wrap("closed", closedLine(st), 2)
+	s.list("forwarded", bypassLines(st.Bypass), 2)
+	s.wrap("interfaces", interfacesLine(st.Interfaces), 2)
+	if st.Backend.Reason != "" {
+		s.add("backend", st.Backend.Reason)
+	}
+	if st.State != agent.NotBootstrapped {
+		s.add("persisted", persistedLine(st.Persisted))
+		s.add("service", serviceLine(st.Service))
+		if st.LastVerified != nil {
+			s.add("verified", ago(now, *st.LastVerified))
+		}
+	}
+	var drift, foreign []string
+	for _, d := range st.Drift {
+		drift = append(drift, d.String())
+	}
+	for _, f := range st.Foreign {
+		foreign = append(foreign, fmt.Sprintf("%s %s: %s", f.Family, f.Rule, f.Effect))
+	}
+	// What is left of the screen goes to what is wrong.
+	room := func() int { return max(1, (screenLines-3-len(s.lines))/2) }
+	s.list("drift", drift, room())
+	s.list("foreign", foreign, room())
+	s.list("warning", st.Warnings, max(1, screenLines-2-len(s.lines)))
+	for _, l := range s.lines {
+		fmt.Fprintln(out, l)
+	}
+	if len(st.Next) > 0 {
+		fmt.Fprintf(out, "%-*s%s\n", labelWidth, "next", system.Printable(st.Next[0]))
+	}
+}
+
+func verdict(st agent.Status) string {
+	switch st.State {
+	case agent.Protected:
+		both := "IPv4 and IPv6"
+		if st.Families.IPv6 == "disabled" {
+			both = "IPv4; this kernel has no IPv6 (disabled)"
+		}
+		but := ""
+		if n := len(st.Bypass); n == 1 {
+			but = fmt.Sprintf(", but %s/%s is forwarded past this firewall", st.Bypass[0].Port, st.Bypass[0].Proto)
+		} else if n > 1 {
+			but = fmt.Sprintf(", but %d ports are forwarded past this firewall", n)
+		}
+		return fmt.Sprintf("protected: profile %s on %s%s", st.Profile.Name, both, but)
+	case agent.NotBootstrapped:
+		return "not bootstrapped: nothing is closed by basicfw-agent"
+	case agent.Drifted:
+		return "drifted: this machine is not as it was decided"
+	case agent.FailsafeState:
+		return "failsafe: closed, with SSH open to any address, limited"
+	}
+	return st.State + ": ports are open that should be closed"
+}
+
+func paint(text, state string, colour bool) string {
+	if !colour {
+		return text
+	}
+	code := "31;1" // red
+	if state == agent.Protected {
+		code = "32;1" // green
+	}
+	return "\x1b[" + code + "m" + text + "\x1b[0m"
+}
+
+func sshLine(s agent.SSHStatus) string {
+	ports := make([]string, len(s.Ports))
+	for i, p := range s.Ports {
+		ports[i] = fmt.Sprint(p)
+	}
+	who := "only " + strings.Join(s.Allow, ", ")
+	if s.Mode == string(firewall.SSHLimited) {
+		who = "any address, limited per source"
+		if len(s.Allow) > 0 {
+			who += "; without limit " + strings.Join(s.Allow, ", ")
+		}
+	}
+	return fmt.Sprintf("port %s: %s (%s)", strings.Join(ports, ", "), who, s.Reason)
+}
+
+// sshSentence is sshLine of a decision.
+func sshSentence(st store.State) string {
+	s := agent.SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Reason: st.Client.Reason}
+	for _, p := range st.Desired.SSH.Allow {
+		s.Allow = append(s.Allow, agent.Address(p))
+	}
+	return sshLine(s)
+}
+
+func openLine(open []agent.OpenStatus) string {
+	if len(open) == 0 {
+		return "nothing but SSH"
+	}
+	var items []string
+	for _, o := range open {
+		item := fmt.Sprintf("%s %s/%s", o.Name, o.Ports, o.Proto)
+		if o.Zone != "" && o.Zone != "any" {
+			item += " on " + o.Zone
+		}
+		if len(o.From) == 1 {
+			item += " from " + o.From[0]
+		} else if len(o.From) > 1 {
+			item += fmt.Sprintf(" from %d networks", len(o.From))
+		}
+		items = append(items, item)
+	}
+	return strings.Join(items, ", ")
+}
+
+func openSentence(d firewall.Desired) string {
+	var open []agent.OpenStatus
+	for _, s := range d.Services() {
+		open = append(open, agent.OpenStatus{Name: s.Name, Ports: s.Ports.String(), Proto: string(s.Proto), Zone: s.On})
+	}
+	return openLine(open)
+}
+
+// closedLine names what listens and cannot be reached.
+func closedLine(st agent.Status) string {
+	var items []string
+	for _, l := range st.Listening {
+		if !l.Reachable {
+			items = append(items, strings.TrimSpace(fmt.Sprintf("%d/%s %s", l.Port, l.Proto, l.Process)))
+		}
+	}
+	if len(items) == 0 {
+		return ""
+	}
+	return "listening behind the firewall: " + strings.Join(items, ", ")
+}
+
+func bypassLines(list []firewall.Bypass) []string {
+	var out []string
+	for _, b := range list {
+		out = append(out, fmt.Sprintf("%s %s/%s to %s, past this firewall (%s)", b.Family, b.Port, b.Proto, b.To, b.By))
+	}
+	return out
+}
+
+func interfacesLine(list []firewall.Interface) string {
+	var items []string
+	for _, i := range list {
+		if i.Zone != firewall.LoopbackZone {
+			items = append(items, fmt.Sprintf("%s %s", i.Name, i.Zone))
+		}
+	}
+	return strings.Join(items, ", ")
+}
+
+func persistedLine(files []agent.PersistedFile) string {
+	var items []string
+	for _, f := range files {
+		items = append(items, fmt.Sprintf("%s %s", f.Path, map[bool]string{true: "ok", false: "NOT as decided"}[f.OK]))
+	}
+	return strings.Join(items, ", ")
+}
+
+func serviceLine(s agent.ServiceStatus) string {
+	if !s.Registered {
+		return "not registered: the rules are not verified at boot"
+	}
+	return fmt.Sprintf("registered, %s at boot, %s", map[bool]string{true: "enabled", false: "NOT enabled"}[s.Enabled],
+		map[bool]string{true: "running", false: "not running"}[s.Active])
+}
+
+func ago(now, t time.Time) string {
+	d := now.Sub(t).Round(time.Second)
+	switch {
+	case d < time.Minute:
+		return "less than a minute ago"
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d minutes ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d hours ago", int(d.Hours()))
+	}
+	return t.Format("2006-01-02 15:04 MST")
+}
+
+func firstLine(s string) string {
+	line, _, _ := strings.Cut(s, "\n")
+	return line
+}

@@ -1,0 +1,77 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+func (a *app) verifyCmd() *cobra.Command {
+	var repair bool
+	cmd := &cobra.Command{
+		Use:   "verify",
+		Short: "Compare the machine with what was decided; exit 3 where it differs",
+		Long: `Compare the rules in the kernel, the persisted files and the service with what
+was decided, and name each difference. With --repair, mend them.`,
+		Args: noArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := needRoot(cmd); err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			w, err := a.wire()
+			if err != nil {
+				return err
+			}
+			if repair {
+				unlock, err := a.lock(ctx, w, "verify --repair")
+				if err != nil {
+					return err
+				}
+				defer unlock()
+			}
+			r, err := w.agent.Verify(ctx, w.ports)
+			if err != nil {
+				return explainState(err)
+			}
+			for _, warning := range r.Warnings {
+				a.log.Warn(warning)
+			}
+			for _, d := range r.Drift {
+				fmt.Fprintln(a.stdout, d)
+			}
+			for _, f := range r.Inspection.Foreign {
+				fmt.Fprintf(a.stdout, "note: %s %s: %s: %s\n", f.Family, f.Chain, f.Rule, f.Effect)
+			}
+			switch {
+			case len(r.Drift) == 0:
+				fmt.Fprintf(a.stdout, "all is as decided: profile %s\n", r.State.Profile.Name)
+				if err := w.agent.Verified(r); err != nil {
+					a.log.WithError(err).Warn("when this was verified could not be noted")
+				}
+				return nil
+			case !repair:
+				fmt.Fprintf(a.stdout, "%d differences; mend them: basicfw-agent verify --repair\n", len(r.Drift))
+				return &silentError{exitDrift}
+			}
+			if _, err := w.agent.Mend(ctx, r); err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "%d differences repaired\n", len(r.Drift))
+			return nil
+		},
+	}
+	cmd.Flags().BoolVar(&repair, "repair", false, "mend what differs")
+	return cmd
+}
+
+// explainState makes a sentence for people of an error of reading the state.
+func explainState(err error) error {
+	if errors.Is(err, store.ErrNone) {
+		return fmt.Errorf("this machine is %w: run \"basicfw-agent bootstrap\"", err)
+	}
+	return err
+}

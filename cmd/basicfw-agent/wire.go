@@ -1,0 +1,182 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/sirupsen/logrus"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hostnet"
+	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/service"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/profiles"
+)
+
+// wiring is the agent with all that it stands on.
+type wiring struct {
+	agent   *agent.Agent
+	manager *service.Manager
+	sys     *system.System
+	host    hostnet.Host // after facts
+	found   agent.Facts  // after facts
+}
+
+func (a *app) wire() (*wiring, error) {
+	families := []firewall.Family{firewall.IPv4}
+	if hostnet.HasIPv6() {
+		families = append(families, firewall.IPv6)
+	}
+	manager, err := service.New(a.sys, "")
+	if err != nil {
+		return nil, err
+	}
+	kernel := iptables.New(a.sys, families)
+	w := &wiring{sys: a.sys, manager: manager}
+	w.agent = &agent.Agent{
+		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
+		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},
+		Log: a.log, Version: version, Families: families, Now: time.Now,
+	}
+	return w, nil
+}
+
+func (w *wiring) profiles() (*profiles.Set, error) { return profiles.Load(w.sys) }
+
+// facts looks at the machine.
+func (w *wiring) facts(s settings.Settings) (agent.Facts, error) {
+	var f agent.Facts
+	var err error
+	if w.host, err = hostnet.Detect(s.Public, s.Private); err != nil {
+		return f, err
+	}
+	f.Interfaces = trusting(w.host.Interfaces, s.Trusted)
+	listening, established, err := hostnet.Sockets()
+	if err != nil {
+		return f, err
+	}
+	_, _ = listening, established
+	f.SSHPorts, f.SSHWhy = []uint16{22}, []string{"22: default"}
+	f.Instance = w.instance()
+	if c, err := hostnet.ReadConntrack(); err == nil {
+		f.Conntrack = agent.ConntrackUse{Count: c.Count, Max: c.Max}
+	}
+	w.found = f
+	return f, nil
+}
+
+// look gives the interfaces alone.
+func (w *wiring) look(s settings.Settings) ([]firewall.Interface, error) {
+	host, err := hostnet.Detect(s.Public, s.Private)
+	return trusting(host.Interfaces, s.Trusted), err
+}
+
+// trusting gives the interfaces that the owner trusts their zone.
+func trusting(interfaces []firewall.Interface, trusted []string) []firewall.Interface {
+	for i := range interfaces {
+		for _, pattern := range trusted {
+			if firewall.MatchInterface(pattern, interfaces[i].Name) {
+				interfaces[i].Zone, interfaces[i].Reason = firewall.TrustedZone, "the settings say trusted = "+pattern
+			}
+		}
+	}
+	return interfaces
+}
+
+// instance is cloud-init's instance-id as far as it is known in this boot.
+func (w *wiring) instance() string {
+	const max = 4 << 20
+	if data, err := w.sys.ReadLimited("/run/cloud-init/instance-data.json", max); err == nil {
+		var d struct {
+			V1 struct {
+				InstanceID string `json:"instance_id"`
+			} `json:"v1"`
+		}
+		if json.Unmarshal(data, &d) == nil && d.V1.InstanceID != "" {
+			return d.V1.InstanceID
+		}
+	}
+	// Between its local and its network stage cloud-init has only this.
+	data, err := w.sys.ReadLimited("/run/cloud-init/.instance-id", 4096)
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(data))
+}
+
+// conflictError says that another firewall is in charge.
+type conflictError struct{ names []string }
+
+func (e *conflictError) Error() string {
+	name := strings.Join(e.names, " and ")
+	return fmt.Sprintf("%s is active on this machine, and two firewalls would undo each other's rules: nothing was changed; "+
+		"stop and disable it (\"systemctl disable --now %s\", for ufw \"ufw disable\") and run this again", name, strings.Join(e.names, " "))
+}
+
+// refuseConflicts keeps us from a machine that another firewall is in charge
+// of. Its traces in the kernel decide, not whether its unit is enabled: ufw's
+// is, on every Ubuntu, while ufw itself is off.
+func (a *app) refuseConflicts(ctx context.Context, w *wiring) error {
+	in, err := w.agent.Kernel.Inspect(ctx, firewall.Ruleset{})
+	if err != nil {
+		return err
+	}
+	names := in.Managers
+	// firewalld's own table is nftables', whatever the backend of iptables.
+	res, err := a.sys.Run(ctx, system.Command{Name: "nft", Args: []string{"list", "tables"}})
+	var missing *system.NotFoundError
+	switch {
+	case err != nil && !errors.As(err, &missing):
+		a.log.WithError(err).Debug("nft's tables are not known")
+	case bytes.Contains(res.Stdout, []byte("table inet firewalld\n")):
+		names = append(names, "firewalld")
+	}
+	if len(names) > 0 {
+		return &conflictError{names}
+	}
+	return nil
+}
+
+// serviceManager is the machine's, as the agent wants it.
+type serviceManager struct{ *service.Manager }
+
+func (m serviceManager) Status() (agent.ServiceStatus, error) {
+	st, err := m.Manager.Status()
+	return agent.ServiceStatus{Registered: st.Registered, Enabled: st.Enabled, Active: st.Active}, err
+}
+
+// ports tells where sshd is.
+func (w *wiring) ports() ([]uint16, []string, bool, error) {
+	return []uint16{22}, []string{"22: default"}, false, nil
+}
+
+// conntrack is the kernel's table of connections, as the agent wants it.
+type conntrack struct{ sys *system.System }
+
+func (c conntrack) Grow(ctx context.Context) (store.Conntrack, error) {
+	before, err := hostnet.GrowConntrack(ctx, c.sys)
+	return store.Conntrack{Max: before.Max, Buckets: before.Buckets}, err
+}
+
+func (c conntrack) Set(size store.Conntrack) error {
+	return hostnet.SetConntrack(c.sys, hostnet.Conntrack{Max: size.Max, Buckets: size.Buckets})
+}
+
+func (c conntrack) Adopt() (int, error) { return hostnet.Adopt() }
+
+// notify tells the service manager; where there is none it is no error.
+func notify(log logrus.FieldLogger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.WithError(err).Warn("the service manager could not be told")
+	}
+}
