@@ -182,3 +182,52 @@ func parseFrom(words []string) ([]netip.Prefix, []error) {
 	}
 	return list, errs
 }
+
+// Canonical gives a rate as iptables-save prints it: 60/min comes back as
+// 1/sec. It is false for a rate that does not come back as the same: iptables
+// keeps the time between two packets as a whole number of 1/10000 s, and since
+// hashlimit's revision 2 of 1/1000000 s (XT_HASHLIMIT_SCALE), and prints what
+// follows from that, so that 7000/sec becomes 7042/sec.
+func (r Rate) Canonical() (Rate, bool) {
+	if r.IsZero() {
+		return Rate{}, true
+	}
+	old, recent := r.printed(10_000), r.printed(1_000_000)
+	same := uint64(r.N)*seconds(old.Per) == uint64(old.N)*seconds(r.Per)
+	return old, same && old == recent && !old.IsZero()
+}
+
+// printed is what iptables makes of a rate at a scale: print_rate of
+// libxt_hashlimit.c.
+func (r Rate) printed(scale uint64) Rate {
+	if seconds(r.Per) == 0 || r.N == 0 {
+		return Rate{}
+	}
+	period := scale * seconds(r.Per) / uint64(r.N)
+	if period == 0 {
+		return Rate{}
+	}
+	best := Day
+	for _, unit := range []Unit{Hour, Minute, Second} {
+		whole := scale * seconds(unit)
+		if period > whole || whole/period < whole%period {
+			break
+		}
+		best = unit
+	}
+	return Rate{uint32(scale * seconds(best) / period), best}
+}
+
+func seconds(u Unit) uint64 {
+	switch u {
+	case Second:
+		return 1
+	case Minute:
+		return 60
+	case Hour:
+		return 60 * 60
+	case Day:
+		return 24 * 60 * 60
+	}
+	return 0
+}

@@ -140,3 +140,38 @@ func FuzzParseService(f *testing.F) {
 		}
 	})
 }
+
+// What is exact is what iptables 1.8.9 printed, legacy and nft alike.
+func TestRateCanonical(t *testing.T) {
+	for _, tt := range []struct {
+		in, want Rate
+		exact    bool
+	}{
+		{Rate{}, Rate{}, true},
+		{Rate{30, Minute}, Rate{30, Minute}, true},
+		{Rate{60, Minute}, Rate{1, Second}, true},
+		{Rate{120, Minute}, Rate{2, Second}, true},
+		{Rate{1000, Minute}, Rate{1000, Minute}, true},
+		{Rate{5000, Minute}, Rate{83, Second}, false}, // 5000/min since revision 2
+		{Rate{7, Second}, Rate{7, Second}, true},
+		{Rate{10000, Second}, Rate{10000, Second}, true},
+		{Rate{7000, Second}, Rate{10000, Second}, false}, // 7042/sec since revision 2
+		{Rate{110, Second}, Rate{111, Second}, false},    // 110/sec since revision 2
+		{Rate{20000, Second}, Rate{}, false},
+		{Rate{7, Hour}, Rate{7, Hour}, true},
+		{Rate{24, Hour}, Rate{24, Hour}, true},
+		{Rate{10000, Hour}, Rate{10000, Hour}, true},
+		{Rate{1, Day}, Rate{1, Day}, true},
+		{Rate{24, Day}, Rate{1, Hour}, true},
+		{Rate{10000, Day}, Rate{10000, Day}, true},
+		{Rate{1, "week"}, Rate{}, false},
+	} {
+		got, exact := tt.in.Canonical()
+		if got != tt.want || exact != tt.exact {
+			t.Errorf("%s: got %s, %v; want %s, %v", tt.in, got, exact, tt.want, tt.exact)
+		}
+		if again, ok := got.Canonical(); exact && (again != got || !ok) {
+			t.Errorf("%s: %s is not canonical, but %s", tt.in, got, again)
+		}
+	}
+}

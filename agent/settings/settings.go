@@ -372,7 +372,8 @@ func parseAllow(value string) (Allow, error) {
 }
 
 // parseRate reads N/second, minute, hour or day, or off. 10000 in a second is
-// the most that iptables' limits count (XT_HASHLIMIT_SCALE).
+// the most that iptables' limits count (XT_HASHLIMIT_SCALE). A rate that
+// iptables would make another of could never be verified.
 func parseRate(value string) (firewall.Rate, error) {
 	if value == "off" {
 		return firewall.Rate{}, nil
@@ -393,7 +394,11 @@ func parseRate(value string) (firewall.Rate, error) {
 	if err != nil || per == "" || n < 1 || n > 10000 {
 		return firewall.Rate{}, fmt.Errorf("%s: want 1 to 10000 in a second, minute, hour or day, such as 30/minute, or off", firewall.Quote(value))
 	}
-	return firewall.Rate{N: uint32(n), Per: per}, nil
+	rate := firewall.Rate{N: uint32(n), Per: per}
+	if _, exact := rate.Canonical(); !exact {
+		return firewall.Rate{}, fmt.Errorf("%s: iptables cannot count that exactly: want a round number, such as 100/second or 600/minute", firewall.Quote(value))
+	}
+	return rate, nil
 }
 
 // parseDuration reads a time to wait, or 0.

@@ -246,6 +246,7 @@ func TestSet(t *testing.T) {
 		{key: "ssh.limit", value: "7/day", want: rate(7, firewall.Day)},
 		{key: "ssh.limit", value: "off", want: rate(0, "")},
 		{key: "ssh.limit", value: "0/second", wrong: "want 1 to 10000"},
+		{key: "ssh.limit", value: "7000/second", wrong: "iptables cannot count that exactly"},
 		{key: "ssh.limit", value: "10001/second", wrong: "want 1 to 10000"},
 		{key: "ssh.limit", value: "-1/second", wrong: "want 1 to 10000"},
 		{key: "ssh.limit", value: "4294967297/second", wrong: "want 1 to 10000"},
