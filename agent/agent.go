@@ -100,6 +100,8 @@ type Options struct {
 	Service bool
 	// Files are written with the rules.
 	Files []Change
+	// Check, where set, may refuse a change before it begins.
+	Check func(firewall.Inspection) error
 }
 
 // Outcome is what Converge found and did.
@@ -302,6 +304,11 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		return p.Outcome, err
 	}
 	out = p.Outcome
+	if o.Check != nil {
+		if err := o.Check(p.Inspection); err != nil {
+			return out, err
+		}
+	}
 	var undo []func() error
 	defer func() {
 		if err == nil {
@@ -366,18 +373,30 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		return out, fmt.Errorf("keeping the state: %w", err)
 	}
 	if o.Service {
-		was, _ := a.Service.Status()
-		if !was.Registered {
-			undo = append(undo, a.Service.Uninstall)
-		}
-		if err := a.Service.Install(); err != nil {
-			return out, fmt.Errorf("registering the service: %w", err)
-		}
-		if err := a.Service.Start(); err != nil {
-			return out, fmt.Errorf("starting the service: %w", err)
+		if err := a.register(&undo); err != nil {
+			return out, err
 		}
 	}
 	return out, nil
+}
+
+// register sees that the service is registered and started.
+func (a *Agent) register(undo *[]func() error) error {
+	was, _ := a.Service.Status() // one that is not known is registered anew
+	if !was.Registered {
+		*undo = append(*undo, a.Service.Uninstall)
+	}
+	if !was.Registered || !was.Enabled {
+		if err := a.Service.Install(); err != nil {
+			return fmt.Errorf("registering the service: %w", err)
+		}
+	}
+	if !was.Active {
+		if err := a.Service.Start(); err != nil {
+			return fmt.Errorf("starting the service: %w", err)
+		}
+	}
+	return nil
 }
 
 // keep gives the function that makes a file what it is now.

@@ -179,9 +179,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		}
 		return a.showPlan(st, previous, out, r)
 	}
-	if err := a.refuseConflicts(ctx, w); err != nil {
-		return err
-	}
+	o.Check = func(in firewall.Inspection) error { return a.refuseConflicts(ctx, in) }
 	if !r.first && !r.force {
 		if err := a.refuseLockout(w, st); err != nil {
 			return err

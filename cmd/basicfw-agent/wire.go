@@ -126,11 +126,7 @@ func (e *conflictError) Error() string {
 // refuseConflicts keeps us from a machine that another firewall is in charge
 // of. Its traces in the kernel decide, not whether its unit is enabled: ufw's
 // is, on every Ubuntu, while ufw itself is off.
-func (a *app) refuseConflicts(ctx context.Context, w *wiring) error {
-	in, err := w.agent.Kernel.Inspect(ctx, firewall.Ruleset{})
-	if err != nil {
-		return err
-	}
+func (a *app) refuseConflicts(ctx context.Context, in firewall.Inspection) error {
 	names := in.Managers
 	// firewalld's own table is nftables', whatever the backend of iptables.
 	res, err := a.sys.Run(ctx, system.Command{Name: "nft", Args: []string{"list", "tables"}})
