@@ -303,7 +303,8 @@ func logRule(comment string) Rule {
 // perSource is a limit for each IPv4 address or IPv6 /64. Its name says what
 // it is for and all its parameters; nothing else may have the same name.
 func (c *compiler) perSource(what string, r Rate, burst uint32) *Limit {
-	l := &Limit{Rate: r, Burst: burst, SourceBits: 32}
+	rate, _ := r.Canonical() // as iptables-save prints it
+	l := &Limit{Rate: rate, Burst: burst, SourceBits: 32}
 	if c.family == IPv6 {
 		l.SourceBits = 64
 	}
