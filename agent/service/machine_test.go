@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -128,6 +129,7 @@ func TestSystemd(t *testing.T) {
 	t.Setenv("PATH", "/run/bad:"+os.Getenv("PATH"))
 	before := os.Getenv("PATH")
 
+	defer syscall.Umask(syscall.Umask(0o077))
 	put(t, sys, unitPath, "") // as a failure of kardianos leaves it
 	wantStatus(t, m, Status{})
 	if err := m.Install(); err != nil {
@@ -139,6 +141,9 @@ func TestSystemd(t *testing.T) {
 	}
 	if data, err := os.ReadFile(unitPath); err != nil || string(data) != strings.ReplaceAll(systemdUnit, "@EXEC@", testExec) {
 		t.Errorf("the unit is %q, %v", data, err)
+	}
+	if fi, err := os.Stat(unitPath); err != nil || fi.Mode().Perm() != 0o644 {
+		t.Errorf("the unit is %v, %v", fi.Mode(), err)
 	}
 	if err := m.Install(); err != nil || logged(t, "/run/systemctl.log") != "" {
 		t.Errorf("the second Install does something: %v", err)
@@ -245,20 +250,21 @@ func TestSystemV(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer m.Uninstall()
-	eventually(t, "running", func() bool { st, _ := m.Status(); return st.Active })
-	if err := m.Start(); err != nil {
-		t.Fatal(err)
+	called := func() bool {
+		data, _ := os.ReadFile("/run/agent.log")
+		st, err := m.Status()
+		return string(data) == "verify --repair\nrun\n" && err == nil && st.Active
 	}
-	if got, want := logged(t, "/run/agent.log"), "verify --repair\nrun"; got != want {
-		t.Errorf("the agent was called with %q, want %q", got, want)
+	eventually(t, "started, with the rules first", called)
+	if err := m.Start(); err != nil || !called() {
+		t.Fatalf("a second Start = %v, or does something", err)
 	}
+	logged(t, "/run/agent.log")
 	if err := m.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "running again", func() bool { st, _ := m.Status(); return st.Active })
-	if got, want := logged(t, "/run/agent.log"), "verify --repair\nrun"; got != want {
-		t.Errorf("the agent was called with %q, want %q", got, want)
-	}
+	eventually(t, "started again", called)
+	logged(t, "/run/agent.log")
 	if _, err := sys.Run(context.Background(), system.Command{Name: "/etc/init.d/basicfw-agent", Args: []string{"reload"}}); err != nil {
 		t.Error(err)
 	}
