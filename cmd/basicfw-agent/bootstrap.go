@@ -298,7 +298,7 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 		fmt.Fprintf(a.stdout, "  %-9s %s\n", label, f)
 	}
 	if out.Adopted > 0 {
-		fmt.Fprintf(a.stdout, "  sessions  %d open connections live on\n", out.Adopted)
+		fmt.Fprintf(a.stdout, "  sessions  kept %s\n", count(out.Adopted, "open connection"))
 	}
 	for i, f := range out.Inspection.Before.IPv4.Removed {
 		if i == 0 {

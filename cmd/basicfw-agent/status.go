@@ -116,6 +116,10 @@ func (s *screen) wrap(label, text string, max int) {
 // list adds at most max lines, and says how many more there are.
 func (s *screen) list(label string, items []string, max int) {
 	for i, item := range items {
+		if max == 1 && len(items) > 1 {
+			s.add(label, fmt.Sprintf("(%d more) %s", len(items)-1, item))
+			return
+		}
 		if i == max-1 && len(items) > max {
 			s.add(label, fmt.Sprintf("and %d more: basicfw-agent status --json", len(items)-i))
 			return
@@ -135,7 +139,7 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 	}
 	if st.State != agent.NotBootstrapped {
 		s.add("profile", fmt.Sprintf("%s: %s", st.Profile.Name, st.Profile.Reason))
-		s.add("ssh", sshLine(st.SSH))
+		s.wrap("ssh", sshLine(st.SSH), 2)
 		if st.SSH.You != "" {
 			s.add("you", fmt.Sprintf("%s, who may %slog in again", st.SSH.You, map[bool]string{false: "not "}[st.SSH.YouMay]))
 		}
@@ -181,13 +185,12 @@ func verdict(st agent.Status) string {
 		if st.Families.IPv6 == "disabled" {
 			both = "IPv4; this kernel has no IPv6 (disabled)"
 		}
-		but := ""
 		if n := len(st.Bypass); n == 1 {
-			but = fmt.Sprintf(", but %s/%s is forwarded past this firewall", st.Bypass[0].Port, st.Bypass[0].Proto)
+			return fmt.Sprintf("protected, but %s/%s is forwarded past this firewall", st.Bypass[0].Port, st.Bypass[0].Proto)
 		} else if n > 1 {
-			but = fmt.Sprintf(", but %d ports are forwarded past this firewall", n)
+			return fmt.Sprintf("protected, but %d ports are forwarded past this firewall", n)
 		}
-		return fmt.Sprintf("protected: profile %s on %s%s", st.Profile.Name, both, but)
+		return fmt.Sprintf("protected: profile %s on %s", st.Profile.Name, both)
 	case agent.NotBootstrapped:
 		return "not bootstrapped: nothing is closed by basicfw-agent"
 	case agent.Drifted:
@@ -320,6 +323,14 @@ func ago(now, t time.Time) string {
 		return fmt.Sprintf("%d hours ago", int(d.Hours()))
 	}
 	return t.Format("2006-01-02 15:04 MST")
+}
+
+// count is a number of things, in words.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 func firstLine(s string) string {

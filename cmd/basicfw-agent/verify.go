@@ -54,13 +54,13 @@ was decided, and name each difference. With --repair, mend them.`,
 				}
 				return nil
 			case !repair:
-				fmt.Fprintf(a.stdout, "%d differences; mend them: basicfw-agent verify --repair\n", len(r.Drift))
+				fmt.Fprintf(a.stdout, "%s; to repair: basicfw-agent verify --repair\n", count(len(r.Drift), "difference"))
 				return &silentError{exitDrift}
 			}
 			if _, err := w.agent.Mend(ctx, r); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "%d differences repaired\n", len(r.Drift))
+			fmt.Fprintf(a.stdout, "%s repaired\n", count(len(r.Drift), "difference"))
 			return nil
 		},
 	}

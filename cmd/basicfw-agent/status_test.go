@@ -1,0 +1,129 @@
+package main
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// Whatever the state, it fits a screen of 80 by 24, with the verdict first and
+// the next command last.
+func TestPrintStatus(t *testing.T) {
+	now := time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
+	verified := now.Add(-7 * time.Minute)
+	protected := func() agent.Status {
+		return agent.Status{
+			State:   agent.Protected,
+			Profile: store.Choice{Name: "web+mail", Source: "detected", Reason: "postfix listened on the mail port 25 at bootstrap"},
+			Backend: agent.BackendStatus{Name: "iptables", Reason: "iptables 1.8.9 (nf_tables); its programs are on this machine"},
+			SSH: agent.SSHStatus{Ports: []uint16{22}, Mode: "pinned", Allow: []string{"203.0.113.9", "2001:db8:1::/64"}, Source: "named",
+				Reason: "named by /etc/basicfw/local.ini", You: "203.0.113.9", YouMay: true},
+			Interfaces: []firewall.Interface{{Name: "lo", Zone: "loopback"}, {Name: "eth0", Zone: "public"}, {Name: "eth1", Zone: "private"}, {Name: "docker0", Zone: "virtual"}},
+			Open: []agent.OpenStatus{{Name: "http", Ports: "80", Proto: "tcp", Zone: "any"}, {Name: "https", Ports: "443", Proto: "tcp", Zone: "any"},
+				{Name: "db", Ports: "5432", Proto: "tcp", Zone: "private", From: []string{"10.0.0.0/8"}}},
+			Listening:    []agent.ListeningStatus{{Proto: "tcp", Port: 80, Process: "nginx", Reachable: true}, {Proto: "tcp", Port: 3306, Process: "mariadbd"}},
+			Families:     agent.FamiliesStatus{IPv4: agent.Protected, IPv6: agent.Protected},
+			Persisted:    []agent.PersistedFile{{Path: "/etc/sysconfig/iptables", OK: true}, {Path: "/etc/sysconfig/ip6tables", OK: true}},
+			Service:      agent.ServiceStatus{Registered: true, Enabled: true, Active: true},
+			LastVerified: &verified,
+		}
+	}
+	many := func(n int, line string) (out []string) {
+		for i := range n {
+			out = append(out, fmt.Sprintf("%s %d", line, i))
+		}
+		return out
+	}
+	for name, change := range map[string]func(*agent.Status){
+		"protected": func(*agent.Status) {},
+		"no-ipv6":   func(s *agent.Status) { s.Families.IPv6 = "disabled" },
+		"bypass": func(s *agent.Status) {
+			s.Bypass = []firewall.Bypass{{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2:5432", By: "nat DOCKER"}}
+		},
+		"limited": func(s *agent.Status) {
+			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Source: "none", Reason: "no client was named, and bootstrap ran in no SSH session"}
+			s.Warnings = []string{"SSH is open to any address, limited per source: no client was named, and bootstrap ran in no SSH session"}
+			s.Next = []string{"basicfw-agent bootstrap --client-ip YOUR-ADDRESS"}
+		},
+		"failsafe": func(s *agent.Status) {
+			s.State, s.Open = agent.FailsafeState, nil
+			s.Why = "closed, but not by your settings: /etc/basicfw/agent.ini:3: agent.profil: unknown key"
+			s.Next = []string{"basicfw-agent bootstrap"}
+		},
+		"drifted": func(s *agent.Status) {
+			s.State, s.Why = agent.Drifted, "ipv4: our rules are gone and INPUT drops all: no port answers, SSH neither"
+			for i := range 40 {
+				s.Drift = append(s.Drift, firewall.Drift{Family: "ipv4", Chain: firewall.InputChain, Kind: firewall.Missing,
+					Want: fmt.Sprintf("-p tcp -m tcp --dport %d -m conntrack --ctstate NEW -m comment --comment basicfw-s -j ACCEPT", i)})
+				s.Foreign = append(s.Foreign, firewall.Foreign{Family: "ipv4", Chain: "INPUT", Rule: fmt.Sprintf("-s 10.0.0.%d/32 -j ACCEPT", i), Effect: "accepts what it matches, whatever the profile says"})
+			}
+			s.Warnings = many(30, "something is odd")
+			s.Listening = nil
+			for i := range 60 {
+				s.Listening = append(s.Listening, agent.ListeningStatus{Proto: "tcp", Port: uint16(3000 + i), Process: "java\x1b[31m"})
+				s.Interfaces = append(s.Interfaces, firewall.Interface{Name: fmt.Sprintf("veth%d", i), Zone: "virtual"})
+				s.Open = append(s.Open, agent.OpenStatus{Name: fmt.Sprintf("s%d", i), Ports: "80", Proto: "tcp", Zone: "any"})
+				s.SSH.Allow = append(s.SSH.Allow, fmt.Sprintf("203.0.113.%d", i))
+				s.Bypass = append(s.Bypass, firewall.Bypass{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2", By: "nat DOCKER"})
+			}
+			s.Next = []string{"basicfw-agent verify --repair"}
+		},
+		"unprotected": func(s *agent.Status) {
+			s.State, s.Why = agent.Unprotected, `ipv4: "-j ACCEPT" in INPUT accepts everything: every port is open`
+			s.Foreign = []firewall.Foreign{{Family: "ipv4", Chain: "INPUT", Rule: "-j ACCEPT", Effect: "accepts everything: every port is open"}}
+			s.Next = []string{"iptables -D INPUT -j ACCEPT"}
+		},
+		"not-bootstrapped": func(s *agent.Status) {
+			*s = agent.Status{State: agent.NotBootstrapped, Why: "this machine was not closed by basicfw-agent yet", Next: []string{"basicfw-agent bootstrap"}, Backend: s.Backend}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			st := protected()
+			change(&st)
+			var b strings.Builder
+			printStatus(&b, st, now, false)
+			got := b.String()
+			golden := filepath.Join("testdata/status", name+".txt")
+			if *update {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(string(want), got); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+			lines := strings.Split(strings.TrimSuffix(got, "\n"), "\n")
+			if len(lines) > screenLines {
+				t.Errorf("%d lines", len(lines))
+			}
+			for _, l := range lines {
+				if utf8.RuneCountInString(l) > screenWidth {
+					t.Errorf("%d wide: %s", utf8.RuneCountInString(l), l)
+				}
+			}
+			if len(st.Next) > 0 && !strings.Contains(lines[len(lines)-1], st.Next[0]) {
+				t.Errorf("the last line is %q", lines[len(lines)-1])
+			}
+			if strings.Contains(got, "\x1b") {
+				t.Error("a process's name reached the terminal as it is")
+			}
+		})
+	}
+}
