@@ -40,7 +40,7 @@ lint: ## gofmt, vet, staticcheck, govulncheck
 
 bench: build ## times and sizes beside the floor, in a throwaway network namespace
 	test/install iproute2 iptables
-	go test -run '^$$' -bench . ./test/bench
+	go run ./test/bench ./basicfw-agent
 
 fuzz: ## every fuzz target, for FUZZTIME (30s) each
 	test/fuzz $(or $(FUZZTIME),30s)
