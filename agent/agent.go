@@ -176,11 +176,12 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 	return p, nil
 }
 
-// sameDecision tells whether two states differ in nothing but when they were
-// written.
+// sameDecision tells whether two states differ in nothing but when, and from
+// what evidence, they were written.
 func sameDecision(a, b store.State) bool {
 	for _, s := range []*store.State{&a, &b} {
 		s.Schema, s.Version, s.Bootstrapped, s.LastVerified = 0, "", time.Time{}, time.Time{}
+		s.SSHPorts = nil // reasons name processes; the ports themselves are in Desired
 	}
 	return reflect.DeepEqual(a, b)
 }

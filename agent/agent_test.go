@@ -190,7 +190,9 @@ func options() Options {
 	return Options{Clear: true, Service: true, Files: []Change{{Path: "/etc/basicfw/local.ini", Data: []byte("[ssh]\n"), Mode: 0o600}}}
 }
 
-func noPorts() ([]uint16, []string, bool, error) { return []uint16{22}, []string{"22: test"}, true, nil }
+func noPorts() ([]uint16, []string, bool, error) {
+	return []uint16{22}, []string{"22: test"}, true, nil
+}
 
 // Every step of a first bootstrap, and of a later change, fails once; each time
 // rules, files and service are as they were.

@@ -161,6 +161,13 @@ func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
 
 // look follows what changed on the machine since the rules were made.
 func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error) {
+	lockCtx, cancel := context.WithTimeout(ctx, bootLockWait)
+	defer cancel()
+	unlock, err := a.Store.Lock(lockCtx, "run")
+	if err != nil {
+		return false, err // the next look tries again
+	}
+	defer unlock()
 	st, err := a.Store.Load()
 	if err != nil {
 		return false, err
@@ -189,13 +196,6 @@ func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error
 		return false, nil
 	}
 	a.Log.WithField("client", next.Client.Source).Info("the rules follow what changed on this machine")
-	ctx, cancel := context.WithTimeout(ctx, bootLockWait)
-	defer cancel()
-	unlock, err := a.Store.Lock(ctx, "run")
-	if err != nil {
-		return false, err // the next look tries again
-	}
-	defer unlock()
 	_, err = a.Converge(ctx, next, Options{})
 	return err == nil, err
 }

@@ -259,7 +259,7 @@ func (s *Status) services(st store.State, facts Facts) {
 
 func (s *Status) warn(st store.State, facts Facts, r Report) {
 	warn := func(format string, args ...any) { s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...)) }
-	s.Warnings = append(s.Warnings, r.Warnings...)
+	s.Warnings = append(append(s.Warnings, r.Warnings...), r.Inspection.Warnings...)
 	for _, m := range s.Conflicts {
 		warn("%s is active beside us: its rules decide too", m)
 	}

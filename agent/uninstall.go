@@ -27,6 +27,9 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 		if !in.Present {
 			return store.ErrNone
 		}
+		for _, f := range firewall.Families { // our part of them is known all the same
+			org.Files = append(org.Files, store.File{Path: a.RulesPath(f)})
+		}
 	}
 	// The service first, so that it repairs nothing meanwhile; the record of
 	// what was there last, so that a failure can be followed by another try.

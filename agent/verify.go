@@ -143,7 +143,8 @@ func (a *Agent) Mend(ctx context.Context, r Report) (Outcome, error) {
 	return a.Converge(ctx, r.State, r.options)
 }
 
-// Verified notes that the machine was found, or made, as it should be.
+// Verified notes that the machine was found as it should be. Like any change it
+// wants the lock to be held since before Verify.
 func (a *Agent) Verified(r Report) error {
 	r.State.LastVerified = a.Now()
 	return a.Store.Save(r.State)

@@ -38,6 +38,8 @@ type Inspection struct {
 	Bypass []Bypass
 	// Managers are other firewall programs whose chains are in INPUT's way.
 	Managers []string
+	// Warnings are sentences about what else decides about packets here.
+	Warnings []string
 	// Before is how things are now: the policies, and the deciding rules of
 	// INPUT that Load takes out where it is told to.
 	Before Before

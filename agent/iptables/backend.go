@@ -102,7 +102,28 @@ func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (firewall.
 		return firewall.Inspection{}, err
 	}
 	in.Backend = t.String()
+	if t.nft {
+		in.Warnings = b.legacyBeside()
+	}
 	return in, nil
+}
+
+// legacyBeside says where iptables-legacy has rules while we use the nft
+// variant: those are two sets of rules, and both decide. The kernel lists the
+// legacy tables of this network namespace in /proc/net/ip_tables_names.
+func (b *Backend) legacyBeside() []string {
+	var out []string
+	for _, f := range b.families {
+		path := "/proc/net/ip_tables_names"
+		if f == firewall.IPv6 {
+			path = "/proc/net/ip6_tables_names"
+		}
+		data, err := b.sys.ReadLimited(path, 4096)
+		if tables := strings.Fields(string(data)); err == nil && slices.Contains(tables, filter) {
+			out = append(out, fmt.Sprintf("%v has rules of iptables-legacy beside these, and both decide: see \"%s\"", f, program(f, "-legacy-save")))
+		}
+	}
+	return out
 }
 
 // inspect is Inspect without the reading.

@@ -83,7 +83,7 @@ func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) err
 	if err != nil {
 		return err
 	}
-	return a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun, first: true})
+	return a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun})
 }
 
 // loadSettings reads the settings with the flags over them, and says how
@@ -150,7 +150,7 @@ func (a *app) lock(ctx context.Context, w *wiring, command string) (func(), erro
 // convergeRequest is what bootstrap, apply and plan ask for.
 type convergeRequest struct {
 	local                          *agent.Change
-	clear, service, dryRun, first  bool
+	clear, service, dryRun         bool
 	redetect, force, exitCodeDrift bool
 }
 
@@ -180,7 +180,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		return a.showPlan(st, previous, out, r)
 	}
 	o.Check = func(in firewall.Inspection) error { return a.refuseConflicts(ctx, in) }
-	if !r.first && !r.force {
+	if previous != nil && !r.force {
 		if err := a.refuseLockout(w, st); err != nil {
 			return err
 		}

@@ -1,13 +1,19 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
+
+// noteWait is how long verify waits for another change before it does without
+// noting anything.
+const noteWait = 100 * time.Millisecond
 
 func (a *app) verifyCmd() *cobra.Command {
 	var repair bool
@@ -26,12 +32,19 @@ was decided, and name each difference. With --repair, mend them.`,
 			if err != nil {
 				return err
 			}
+			// To look does not need the lock. It is for noting that all is well,
+			// and not waited for.
+			wait := noteWait
 			if repair {
-				unlock, err := a.lock(ctx, w, "verify --repair")
-				if err != nil {
-					return err
-				}
+				wait = lockWait
+			}
+			lockCtx, cancel := context.WithTimeout(ctx, wait)
+			defer cancel()
+			unlock, lockErr := w.agent.Store.Lock(lockCtx, "verify")
+			if lockErr == nil {
 				defer unlock()
+			} else if repair {
+				return lockErr
 			}
 			r, err := w.agent.Verify(ctx, w.ports)
 			if err != nil {
@@ -49,8 +62,11 @@ was decided, and name each difference. With --repair, mend them.`,
 			switch {
 			case len(r.Drift) == 0:
 				fmt.Fprintf(a.stdout, "all is as decided: profile %s\n", r.State.Profile.Name)
-				if err := w.agent.Verified(r); err != nil {
-					a.log.WithError(err).Warn("when this was verified could not be noted")
+				if lockErr == nil {
+					lockErr = w.agent.Verified(r)
+				}
+				if lockErr != nil {
+					a.log.WithError(lockErr).Warn("when this was verified could not be noted")
 				}
 				return nil
 			case !repair:
