@@ -11,6 +11,7 @@ type Facts struct {
 	Interfaces []firewall.Interface
 	SSHPorts   []uint16
 	SSHWhy     []string // for each of SSHPorts, where it comes from
+	SSHLive    bool     // sshd itself was seen listening
 	// Session is where the SSH session that runs this command comes from, if
 	// one does and there is evidence for it.
 	Session *Session
@@ -21,6 +22,11 @@ type Facts struct {
 	Instance  string
 	Surprises []string // sentences about what would surprise the owner
 	Conntrack ConntrackUse
+}
+
+// Ports gives what was found of sshd.
+func (f Facts) Ports() (ports []uint16, why []string, live bool, err error) {
+	return f.SSHPorts, f.SSHWhy, f.SSHLive, nil
 }
 
 // Session is an SSH session.

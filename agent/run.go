@@ -205,7 +205,7 @@ func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error
 func (a *Agent) publish(ctx context.Context, o RunOptions) {
 	facts := o.Facts()
 	facts.Session, facts.Seen = nil, nil
-	s, err := a.Status(ctx, facts, o.Ports)
+	s, err := a.Status(ctx, facts)
 	if err != nil {
 		a.Log.WithError(err).Warn("no status for monitoring")
 		return

@@ -102,9 +102,9 @@ type FamiliesStatus struct {
 }
 
 // Status tells how the machine stands.
-func (a *Agent) Status(ctx context.Context, facts Facts, ports Ports) (Status, error) {
+func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s := Status{Schema: StatusSchema, Version: a.Version}
-	report, err := a.Verify(ctx, ports)
+	report, err := a.Verify(ctx, facts.Ports)
 	switch {
 	case errors.Is(err, store.ErrNone):
 		err = a.notBootstrapped(ctx, &s, &report)

@@ -199,15 +199,16 @@ func (a *app) decide(ctx context.Context, w *wiring, s settings.Settings, r conv
 	if err != nil {
 		return store.State{}, nil, err
 	}
-	facts, err := w.facts(s)
-	if err != nil {
-		return store.State{}, nil, err
-	}
-	in := bootstrap.Input{Settings: s, Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed, Redetect: r.redetect}
 	previous, err := a.previous(w)
 	if err != nil {
 		return store.State{}, nil, err
 	}
+	// The name of what listens for mail is a part of the reason.
+	facts, err := w.facts(s, s.Profile == settings.Auto && (previous == nil || r.redetect))
+	if err != nil {
+		return store.State{}, nil, err
+	}
+	in := bootstrap.Input{Settings: s, Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed, Redetect: r.redetect}
 	in.Previous = previous
 	if previous != nil && facts.Instance != "" && previous.InstanceID != facts.Instance {
 		in.Previous = nil // a clone: another machine, and maybe another owner

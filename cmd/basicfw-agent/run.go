@@ -49,7 +49,7 @@ SIGTERM and leaves the rules.`,
 				},
 				Every: time.Minute,
 				Facts: func() agent.Facts {
-					facts, err := w.facts(s)
+					facts, err := w.facts(s, true)
 					if err != nil {
 						a.log.WithError(err).Warn("not all of the status is known")
 					}

@@ -38,11 +38,11 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 			}
 			// Settings that are wrong now do not change how the machine stands.
 			s, settingsErr := settings.Load(a.sys, a.config)
-			facts, err := w.facts(s)
+			facts, err := w.facts(s, true)
 			if err != nil {
 				return err
 			}
-			st, err := w.agent.Status(cmd.Context(), facts, w.ports)
+			st, err := w.agent.Status(cmd.Context(), facts)
 			if err != nil {
 				return err
 			}

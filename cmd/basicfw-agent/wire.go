@@ -2,10 +2,13 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,6 +20,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/hostnet"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
 	"github.com/basicfw/basicfw-agent/agent/service"
+	"github.com/basicfw/basicfw-agent/agent/session"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
@@ -53,8 +57,9 @@ func (a *app) wire() (*wiring, error) {
 
 func (w *wiring) profiles() (*profiles.Set, error) { return profiles.Load(w.sys) }
 
-// facts looks at the machine.
-func (w *wiring) facts(s settings.Settings) (agent.Facts, error) {
+// facts looks at the machine. What listens has its processes' names only where they
+// are asked for: they take the longest to find.
+func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 	var f agent.Facts
 	var err error
 	if w.host, err = hostnet.Detect(s.Public, s.Private); err != nil {
@@ -63,16 +68,64 @@ func (w *wiring) facts(s settings.Settings) (agent.Facts, error) {
 	f.Interfaces = trusting(w.host.Interfaces, s.Trusted)
 	listening, established, err := hostnet.Sockets()
 	if err != nil {
+		return f, fmt.Errorf("listing sockets: %w", err)
+	}
+	processes, err := session.ReadProcesses()
+	if err != nil {
 		return f, err
 	}
-	_, _ = listening, established
-	f.SSHPorts, f.SSHWhy = []uint16{22}, []string{"22: default"}
+	if f.SSHPorts, f.SSHWhy, err = processes.SSHDPorts(w.sys, listening); err != nil {
+		w.agent.Log.WithError(err).Warn("not all of sshd's configuration can be read")
+	}
+	f.SSHLive = processes.SSHDListens(listening)
+	if c, ok := processes.Invoker(os.Getpid(), established); ok {
+		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason}
+	}
+	for _, c := range processes.Logins(w.sys, established) {
+		f.Seen = append(f.Seen, c.Prefix)
+	}
+	var name map[uint64]string
+	if names {
+		name = processes.Names(listening)
+	}
+	f.Listeners = listeners(listening, name)
 	f.Instance = w.instance()
+	f.Surprises = session.Surprises(w.sys)
 	if c, err := hostnet.ReadConntrack(); err == nil {
 		f.Conntrack = agent.ConntrackUse{Count: c.Count, Max: c.Max}
 	}
 	w.found = f
 	return f, nil
+}
+
+// listeners gives each port once that something listens on for more than
+// loopback, in order.
+func listeners(sockets []system.Socket, name map[uint64]string) []agent.Listener {
+	var out []agent.Listener
+	for _, s := range sockets {
+		l := agent.Listener{Proto: firewall.Proto(s.Proto), Port: s.Local.Port(), Process: name[s.Inode]}
+		if !s.Local.Addr().IsLoopback() && !slices.Contains(out, l) {
+			out = append(out, l)
+		}
+	}
+	slices.SortFunc(out, func(a, b agent.Listener) int {
+		return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Process, b.Process))
+	})
+	return out
+}
+
+// ports tells where sshd is.
+func (w *wiring) ports() (ports []uint16, why []string, live bool, err error) {
+	listening, _, err := hostnet.Sockets()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	processes, err := session.ReadProcesses()
+	if err != nil {
+		return nil, nil, false, err
+	}
+	ports, why, err = processes.SSHDPorts(w.sys, listening)
+	return ports, why, processes.SSHDListens(listening), err
 }
 
 // look gives the interfaces alone.
@@ -149,11 +202,6 @@ type serviceManager struct{ *service.Manager }
 func (m serviceManager) Status() (agent.ServiceStatus, error) {
 	st, err := m.Manager.Status()
 	return agent.ServiceStatus{Registered: st.Registered, Enabled: st.Enabled, Active: st.Active}, err
-}
-
-// ports tells where sshd is.
-func (w *wiring) ports() ([]uint16, []string, bool, error) {
-	return []uint16{22}, []string{"22: default"}, false, nil
 }
 
 // conntrack is the kernel's table of connections, as the agent wants it.
