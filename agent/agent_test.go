@@ -347,17 +347,18 @@ func TestRunFallsBack(t *testing.T) {
 		name  string
 		spoil func(b *bench)
 		want  string
+		state string
 	}{
-		{"whole", func(*bench) {}, "protected"},
-		{"state unreadable", func(b *bench) { os.WriteFile(filepath.Join(b.root, store.Dir, "state.json"), []byte("{"), 0o600) }, "closed by the persisted files"},
+		{"whole", func(*bench) {}, "protected", Protected},
+		{"state unreadable", func(b *bench) { os.WriteFile(filepath.Join(b.root, store.Dir, "state.json"), []byte("{"), 0o600) }, "closed by the persisted files", Drifted},
 		{"state of a newer version", func(b *bench) {
 			os.WriteFile(filepath.Join(b.root, store.Dir, "state.json"), []byte(`{"schema": 99, "version": "9"}`), 0o600)
-		}, "closed by the persisted files"},
-		{"state of another user's", func(b *bench) { os.Chmod(filepath.Join(b.root, store.Dir, "state.json"), 0o666) }, "closed by the persisted files"},
+		}, "closed by the persisted files", Drifted},
+		{"state of another user's", func(b *bench) { os.Chmod(filepath.Join(b.root, store.Dir, "state.json"), 0o666) }, "closed by the persisted files", Drifted},
 		{"nothing left", func(b *bench) {
 			os.Remove(filepath.Join(b.root, store.Dir, "state.json"))
 			os.Remove(filepath.Join(b.root, "/etc/sysconfig/iptables"))
-		}, "closed by the failsafe rules"},
+		}, "closed by the failsafe rules", FailsafeState},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			b := newBench(t)
@@ -375,8 +376,9 @@ func TestRunFallsBack(t *testing.T) {
 			if err != nil || !strings.Contains(ready, tt.want) || b.kernel.loads == 0 {
 				t.Errorf("ready %q, %v, %d loads", ready, err, b.kernel.loads)
 			}
-			if _, err := os.Stat(filepath.Join(b.root, StatusFile)); err != nil {
-				t.Error(err)
+			data, err := os.ReadFile(filepath.Join(b.root, StatusFile))
+			if err != nil || !strings.Contains(string(data), `"state": "`+tt.state+`"`) {
+				t.Errorf("status.json, want state %s: %v\n%s", tt.state, err, data)
 			}
 		})
 	}

@@ -129,14 +129,15 @@ func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string
 	if err != nil {
 		return "", err
 	}
-	if err := a.Kernel.Load(ctx, st.Ruleset, in, false); err != nil {
-		return "", fmt.Errorf("loading the failsafe rules: %w", err)
-	}
 	if err := a.Store.SetAside(); err != nil {
 		a.Log.WithError(err).Warn("the unreadable state could not be set aside")
 	}
-	if err := a.Store.Save(st); err != nil {
-		a.Log.WithError(err).Error("the failsafe stands, but is not kept")
+	if _, err := a.Converge(ctx, st, Options{}); err != nil {
+		// On a full or a broken disk the rules alone have to do.
+		a.Log.WithError(err).Error("the failsafe rules cannot be kept")
+		if err := a.Kernel.Load(ctx, st.Ruleset, in, false); err != nil {
+			return "", fmt.Errorf("loading the failsafe rules: %w", err)
+		}
 	}
 	msg := fmt.Sprintf("closed by the failsafe rules, because %v", cause)
 	a.Log.Warn(msg)
@@ -153,6 +154,7 @@ func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
 	st := store.State{Schema: store.Schema, Version: a.Version, Failsafe: cause.Error(), SSHPorts: why,
 		Desired: firewall.Failsafe(sshPorts),
 		Profile: store.Choice{Name: "failsafe", Source: "failsafe", Reason: cause.Error()},
+		Backend: store.Choice{Name: "iptables", Source: "failsafe", Reason: "the failsafe rules need no other"},
 		Client:  store.Client{Source: "none", Reason: "the failsafe rules pin nobody"},
 	}
 	st.Ruleset, err = firewall.Compile(st.Desired)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -126,9 +127,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s.Foreign, s.Bypass = report.Inspection.Foreign, report.Inspection.Bypass
 	s.Conflicts = report.Inspection.Managers
 	s.Backend = BackendStatus{Name: st.Backend.Name, Reason: st.Backend.Reason}
-	if report.Inspection.Backend != "" {
-		s.Backend.Reason = report.Inspection.Backend + "; " + st.Backend.Reason
-	}
+	s.Backend.Reason = strings.Trim(report.Inspection.Backend+"; "+st.Backend.Reason, "; ")
 	s.Conntrack = facts.Conntrack
 	if !st.LastVerified.IsZero() {
 		s.LastVerified = &st.LastVerified

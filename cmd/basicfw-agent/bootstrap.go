@@ -253,7 +253,10 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 	o := agent.Options{Clear: true, Service: !f.noService}
 	if onlyClient {
 		f.clientIP = ""
-		s, _, _ := a.loadSettings(f)
+		s, local, _ := a.loadSettings(f) // what is wrong in it is the client
+		if local != nil {
+			o.Files = append(o.Files, *local)
+		}
 		s.ClientIP = nil
 		s.Allow = settings.Allow{Mode: settings.AllowAny}
 		st, _, err := a.decide(ctx, w, s, convergeRequest{})
