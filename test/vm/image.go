@@ -1,0 +1,188 @@
+package vm
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// Image is a disk and what boots it. Nothing writes to it: each machine has
+// an overlay of its own.
+type Image struct{ Disk, Kernel, Initrd string }
+
+// packages are the guest's: what a cloud image has, and rpm.
+const packages = "systemd,systemd-sysv,udev,dbus,iproute2,iptables,nftables," +
+	"openssh-server,cloud-init,rpm,curl,linux-image-cloud-amd64"
+
+// ListenPorts are those that something in the guest listens on, sshd's apart:
+// the ports of the profile web+mail and others.
+var ListenPorts = []uint16{25, 80, 110, 143, 443, 465, 993, 995, 21, 23, 111, 3306, 5432, 8080, 60000}
+
+// files are put into the image as they are.
+func files() map[string]string {
+	ports := strings.Trim(fmt.Sprint(ListenPorts), "[]")
+	return map[string]string{
+		"/etc/machine-id": "0123456789abcdef0123456789abcdef\n", // none would mean that systemd enables all there is
+		"/etc/hostname":   "guest\n",
+		"/etc/fstab":      "",
+
+		// There is no package for other locales; keys of other kinds cost time.
+		"/etc/cloud/cloud.cfg.d/90-lab.cfg": "ssh_genkeytypes: [ed25519]\nlocale: false\n",
+
+		// What listens does so before anything that might close it: where a
+		// closed port is open for a moment of the boot, it shows.
+		"/etc/systemd/system/lab-listen.service": `[Unit]
+Description=Listeners for a firewall to hide
+DefaultDependencies=no
+Before=network-pre.target cloud-init-local.service basicfw-agent.service
+[Service]
+Type=notify
+ExecStart=/usr/local/sbin/guest listen ` + ports + `
+[Install]
+WantedBy=sysinit.target
+`,
+		"/etc/systemd/system/lab-serve.service": `[Unit]
+Description=A way in beside the network
+DefaultDependencies=no
+[Service]
+ExecStart=/usr/local/sbin/guest serve lab
+[Install]
+WantedBy=sysinit.target
+`,
+		// How the machine was before user-data did anything.
+		"/etc/systemd/system/lab-before.service": `[Unit]
+Description=Note the state of the machine
+DefaultDependencies=no
+After=local-fs.target cloud-init-local.service
+Before=cloud-init.service
+ConditionPathExists=!/root/before
+[Service]
+Type=oneshot
+ExecStart=/usr/local/sbin/inventory /root/before
+[Install]
+WantedBy=cloud-init.service
+`,
+		"/usr/local/sbin/inventory": inventory,
+	}
+}
+
+// inventory writes down rules, files and units. A table without rules counts
+// as none. cloud-init, rpm, the journal
+// and the host keys have files of their own that come and go.
+const inventory = `#!/bin/sh
+set -e
+mkdir -p "$1"
+rules() { sed -e 's/\[.*\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'; }
+iptables-save | rules >"$1/ipv4"
+ip6tables-save | rules >"$1/ipv6"
+cd /
+find etc opt root usr/local usr/sbin usr/lib/systemd var \
+  \( -path etc/ssh -o -path root/before -o -path root/after -o -path var/lib/cloud -o -path var/lib/rpm -o -path var/log \
+  -o -path var/tmp -o -path var/lib/systemd -o -path root/.ssh \) -prune \
+  -o -printf '%p %y %m %U:%G %l\n' | sort >"$1/files"
+find etc -path etc/ssh -prune -o -type f -print0 | sort -z | xargs -0 cksum >"$1/sums"
+systemctl list-unit-files --no-legend >"$1/units"
+`
+
+// baseSpec describes a package that provides what a base image has: Debian's
+// own packages are unknown to its rpm.
+const baseSpec = `Name: base
+Version: 1
+Release: 1
+Summary: What a base image has
+License: none
+BuildArch: noarch
+Provides: /bin/sh, systemd
+%description
+What a base image has.
+%install
+mkdir -p %{buildroot}/etc/sysconfig
+%files
+%dir /etc/sysconfig
+`
+
+// customize is run by mmdebstrap with the directory of the new system.
+const customize = `#!/bin/sh
+set -e
+cp -r "$FILES/." "$1"
+chmod 755 "$1"/usr/local/sbin/*
+chroot "$1" rpm --quiet -i /base.rpm
+rm "$1/base.rpm" "$1"/etc/ssh/ssh_host_*
+chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before
+chroot "$1" systemctl -q disable nftables
+chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
+  e2scrub_reap.service fstrim.timer getty@tty1.service
+cp -L "$1/vmlinuz" "$1/initrd.img" "$OUT"
+rm -r "$1"/boot/* "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
+`
+
+// initramfs makes the initial file system hold the drivers that lead to the
+// disk, and no more. It is there before the kernel's package is set up.
+const initramfs = `#!/bin/sh
+set -e
+mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
+printf 'MODULES=list\nCOMPRESS=lz4\n' >"$1/etc/initramfs-tools/conf.d/lab"
+printf '%s\n' virtio_pci virtio_blk virtio_console ext4 >"$1/usr/share/initramfs-tools/modules.d/lab"
+`
+
+// BuildImage makes the image below dir, or takes the one that an earlier run
+// made by the same recipe.
+func BuildImage(t testing.TB, dir string) Image {
+	t.Helper()
+	tmp := t.TempDir()
+	guest := filepath.Join(tmp, "files/usr/local/sbin/guest")
+	run(t, time.Minute, "env", "CGO_ENABLED=0", "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", guest,
+		"github.com/basicfw/basicfw-agent/test/vm/guest")
+
+	recipe := sha256.New()
+	fmt.Fprint(recipe, packages, baseSpec, customize, initramfs)
+	binary, err := os.ReadFile(guest)
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipe.Write(binary)
+	all := files()
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		fmt.Fprintln(recipe, name, all[name])
+		write(t, filepath.Join(tmp, "files", name), all[name])
+	}
+	out := filepath.Join(dir, hex.EncodeToString(recipe.Sum(nil))[:16])
+	image := Image{out + "/disk.img", out + "/vmlinuz", out + "/initrd.img"}
+	if _, err := os.Stat(out); err == nil {
+		return image
+	}
+
+	t.Logf("building the image in %s", out)
+	write(t, filepath.Join(tmp, "base.spec"), baseSpec)
+	run(t, time.Minute, "rpmbuild", "--quiet", "-bb", "--define", "_topdir "+tmp+"/rpm", tmp+"/base.spec")
+	run(t, time.Minute, "cp", tmp+"/rpm/RPMS/noarch/base-1-1.noarch.rpm", tmp+"/files/base.rpm")
+	building, err := os.MkdirTemp(mkdir(t, dir), "building-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(building) })
+	write(t, tmp+"/initramfs", initramfs)
+	write(t, tmp+"/customize", customize)
+	root := building + "/root"
+	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building,
+		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages,
+		`--aptopt=APT::Install-Recommends "false"`,
+		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+		"--essential-hook="+tmp+"/initramfs", "--customize-hook="+tmp+"/customize",
+		"bookworm", root)
+	run(t, 5*time.Minute, "mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, building+"/disk.img", "1536M")
+	if err := os.RemoveAll(root); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(building, out); err != nil {
+		t.Fatal(err)
+	}
+	return image
+}

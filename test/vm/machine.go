@@ -1,0 +1,238 @@
+// Package vm boots virtual machines with real systemd and real cloud-init for
+// the boot tests. A machine hangs by one wire on a network namespace from which
+// the test looks at it, and takes commands on a serial port beside that.
+package vm
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/vm/wire"
+)
+
+// BootLimit is how long a machine may take to boot. Emulated, and on a busy
+// computer, it takes a minute.
+const BootLimit = 6 * time.Minute
+
+// scriptLimit is how long a script in the machine may take.
+const scriptLimit = 2 * time.Minute
+
+// Machine is a running virtual machine.
+type Machine struct {
+	dir  string
+	done chan struct{} // closed when qemu has ended
+	conn net.Conn
+
+	mu      sync.Mutex // guards what follows
+	last    int
+	waiting map[int]chan wire.Reply
+}
+
+// Seed is what cloud-init's NoCloud gives the machine.
+type Seed struct{ UserData, MetaData, NetworkConfig string }
+
+// Start starts a machine on the wire. When the test fails, its console and
+// the journal of our unit go to the test's log; when it ends, so does the
+// machine.
+func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
+	t.Helper()
+	m := &Machine{dir: t.TempDir(), done: make(chan struct{}), waiting: map[int]chan wire.Reply{}}
+	for name, text := range map[string]string{
+		"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig,
+	} {
+		write(t, m.dir+"/seed/"+name, text)
+	}
+	overlay := m.dir + "/overlay.qcow2"
+	run(t, time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image.Disk, "-F", "raw", overlay)
+
+	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-display", "none",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
+		"-kernel", image.Kernel, "-initrd", image.Initrd,
+		"-append", "root=LABEL=root rw quiet console=ttyS0 mitigations=off systemd.show_status=1",
+		"-drive", "if=virtio,format=qcow2,cache=unsafe,file="+overlay,
+		"-blockdev", "driver=vvfat,node-name=seed,read-only=on,label=cidata,dir="+m.dir+"/seed",
+		"-device", "virtio-blk-pci,drive=seed",
+		"-netdev", "tap,id=wire,script=no,downscript=no,ifname="+w.Device,
+		"-device", "virtio-net-pci,netdev=wire,mac="+w.MAC,
+		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+		"-serial", "file:"+m.console(),
+		"-chardev", "socket,id=lab,server=on,wait=off,path="+m.dir+"/lab.sock",
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab,name="+wire.Port)
+	errs, err := os.Create(m.dir + "/qemu.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer errs.Close()
+	cmd.Stdout, cmd.Stderr = errs, errs
+	if err := w.Outsider.Do(cmd.Start); err != nil {
+		t.Fatalf("starting qemu: %v", err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Kill()
+		<-m.done
+	})
+	go func() {
+		cmd.Wait()
+		close(m.done)
+	}()
+	until(t, 30*time.Second, "connecting to the machine's serial port", func() error {
+		if m.ended() {
+			text, _ := os.ReadFile(m.dir + "/qemu.log")
+			t.Fatalf("qemu ended: %s", text)
+		}
+		m.conn, err = net.Dial("unix", m.dir+"/lab.sock")
+		return err
+	})
+	t.Cleanup(func() { m.conn.Close() })
+	go m.listen()
+	t.Cleanup(func() {
+		if t.Failed() {
+			m.report(t)
+		}
+	})
+	return m
+}
+
+func (m *Machine) console() string { return filepath.Join(m.dir, "console.log") }
+
+func (m *Machine) ended() bool {
+	select {
+	case <-m.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// listen hands replies to those who wait for them.
+func (m *Machine) listen() {
+	in := bufio.NewReader(m.conn)
+	for {
+		line, err := in.ReadBytes('\n')
+		if err != nil {
+			return
+		}
+		var r wire.Reply
+		if json.Unmarshal(line, &r) != nil {
+			continue // the rest of one that a reboot cut off
+		}
+		m.mu.Lock()
+		if c := m.waiting[r.ID]; c != nil {
+			c <- r
+			delete(m.waiting, r.ID)
+		}
+		m.mu.Unlock()
+	}
+}
+
+// call runs a script as root in the machine.
+func (m *Machine) call(script string, limit time.Duration) (wire.Reply, error) {
+	m.mu.Lock()
+	m.last++
+	q := wire.Request{ID: m.last, Script: script, Timeout: limit}
+	c := make(chan wire.Reply, 1)
+	m.waiting[q.ID] = c
+	line, err := json.Marshal(q)
+	if err == nil {
+		_, err = m.conn.Write(append(line, '\n'))
+	}
+	m.mu.Unlock()
+	if err != nil {
+		return wire.Reply{}, fmt.Errorf("asking the machine: %w", err)
+	}
+	select {
+	case r := <-c:
+		return r, nil
+	case <-m.done:
+		return wire.Reply{}, errors.New("the machine has ended")
+	case <-time.After(limit + 5*time.Second):
+		return wire.Reply{}, fmt.Errorf("no answer of the machine within %v", limit)
+	}
+}
+
+// Run runs a script as root in the machine, and gives what it printed and its
+// exit code.
+func (m *Machine) Run(t testing.TB, script string) (string, int) {
+	t.Helper()
+	r, err := m.call(script, scriptLimit)
+	if err != nil {
+		t.Fatalf("running %q: %v", script, err)
+	}
+	return r.Output, r.Code
+}
+
+// Must runs a script that has to succeed, and gives what it printed.
+func (m *Machine) Must(t testing.TB, script string) string {
+	t.Helper()
+	out, code := m.Run(t, script)
+	if code != 0 {
+		t.Fatalf("%q in the machine: exit code %d\n%s", script, code, out)
+	}
+	return out
+}
+
+// WaitBoot waits until a boot other than the one before is over: systemd has
+// nothing left to start, cloud-init's last stage included. It gives the boot's
+// name.
+func (m *Machine) WaitBoot(t testing.TB, before string) string {
+	t.Helper()
+	var boot string
+	until(t, BootLimit, "booting", func() error {
+		r, err := m.call("true", time.Second)
+		if m.ended() {
+			t.Fatal("the machine has ended")
+		}
+		if err == nil && r.Boot == before {
+			err = errors.New("it has not gone down")
+		}
+		boot = r.Boot
+		return err
+	})
+	// Exit code and output say more than up and down ("degraded"): that is
+	// for the tests to judge.
+	if _, err := m.call("systemctl is-system-running --wait", BootLimit); err != nil {
+		t.Fatalf("waiting for the end of the boot: %v", err)
+	}
+	return boot
+}
+
+// Reboot boots the machine anew, and waits for the end of that.
+func (m *Machine) Reboot(t testing.TB) {
+	t.Helper()
+	r, err := m.call("systemctl --no-block reboot", scriptLimit)
+	if err != nil {
+		t.Fatalf("asking for a reboot: %v", err)
+	}
+	m.WaitBoot(t, r.Boot)
+}
+
+// report writes down what a person needs to see why a test failed.
+func (m *Machine) report(t testing.TB) {
+	console, _ := os.ReadFile(m.console())
+	const tail = 6000
+	if len(console) > tail {
+		console = console[len(console)-tail:]
+	}
+	t.Logf("the end of the console:\n%s", console)
+	for _, script := range []string{
+		"journalctl -b --no-pager -o short-monotonic -u basicfw-agent -n 200",
+		"systemctl --no-pager --full status basicfw-agent cloud-init",
+		"tail -n 40 /var/log/cloud-init-output.log",
+		"iptables-save; ip6tables-save",
+	} {
+		if m.ended() {
+			return
+		}
+		r, err := m.call(script, 20*time.Second)
+		t.Logf("%s: %v\n%s", script, err, r.Output)
+	}
+}
