@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -210,21 +211,54 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 		paths = append(paths, c.Path)
 	}
 	for _, path := range paths {
-		file := store.File{Path: path}
-		data, err := a.System.ReadLimited(path, maxRules)
-		switch {
-		case err == nil:
-			fi, err := a.System.Stat(path)
-			if err != nil {
-				return org, err
-			}
-			file.Existed, file.Mode, file.Data = true, fi.Mode().Perm(), data
-		case !errors.Is(err, fs.ErrNotExist):
+		file, err := a.snapshot(path)
+		if err != nil {
 			return org, fmt.Errorf("recording %s: %w", path, err)
 		}
 		org.Files = append(org.Files, file)
+		if dir := filepath.Dir(path); !a.System.Exists(dir) && !slices.Contains(org.Dirs, dir) {
+			org.Dirs = append(org.Dirs, dir)
+		}
 	}
 	return org, nil
+}
+
+// snapshot is a file as it is now.
+func (a *Agent) snapshot(path string) (store.File, error) {
+	file := store.File{Path: path}
+	fi, err := a.System.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return file, nil
+	}
+	if err != nil {
+		return file, err
+	}
+	file.Existed, file.Mode = true, fi.Mode().Perm()
+	switch {
+	case fi.Mode()&fs.ModeSymlink != 0:
+		if file.Link, err = a.System.Readlink(path); err != nil {
+			return file, err
+		}
+		if file.Data, err = a.System.ReadLimited(path, maxRules); errors.Is(err, fs.ErrNotExist) {
+			err = nil // it leads nowhere
+		}
+	case fi.Mode().IsRegular():
+		file.Data, err = a.System.ReadLimited(path, maxRules)
+	default:
+		err = fmt.Errorf("it is not a plain file, but %v: move it away and run this again", fi.Mode())
+	}
+	return file, err
+}
+
+// putBack makes a file what it was.
+func (a *Agent) putBack(file store.File) error {
+	switch {
+	case !file.Existed:
+		return a.System.Remove(file.Path)
+	case file.Link != "":
+		return a.System.Symlink(file.Link, file.Path)
+	}
+	return a.put(Change{Path: file.Path, Data: file.Data, Mode: file.Mode})
 }
 
 // addRemoved adds rules that a later Clear takes out to those of the first.
@@ -349,11 +383,14 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection) })
 	}
 	for _, c := range p.files {
-		back, err := a.keep(c.Path)
+		was, err := a.snapshot(c.Path)
 		if err != nil {
-			return out, err
+			return out, fmt.Errorf("%s: %w", c.Path, err)
 		}
-		undo = append(undo, back)
+		if dir := filepath.Dir(c.Path); !a.System.Exists(dir) {
+			undo = append(undo, func() error { return a.System.RemoveDir(dir) })
+		}
+		undo = append(undo, func() error { return a.putBack(was) })
 		if err := a.put(c); err != nil {
 			return out, err
 		}
@@ -398,25 +435,6 @@ func (a *Agent) register(undo *[]func() error) error {
 		}
 	}
 	return nil
-}
-
-// keep gives the function that makes a file what it is now.
-func (a *Agent) keep(path string) (func() error, error) {
-	fi, err := a.System.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return func() error { return a.System.Remove(path) }, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is not a plain file, but %v: move it away and run this again", path, fi.Mode())
-	}
-	data, err := a.System.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	return func() error { return a.System.WriteFile(path, data, fi.Mode().Perm()) }, nil
 }
 
 func (a *Agent) put(c Change) error {

@@ -181,6 +181,9 @@ func (a *Agent) judge(s *Status, r Report) {
 				continue
 			}
 			gone := d.Chain == "INPUT" && d.Kind == firewall.Missing || d.Chain == firewall.InputChain && d.Kind == firewall.Missing && d.Want == "the chain"
+			if d.Chain == "INPUT" && d.Want == "policy DROP" {
+				state, open = Unprotected, f.String()+": INPUT's policy is "+firewall.Accept+": what no rule closes is open"
+			}
 			if gone && r.Inspection.Before.Family(f).Input == firewall.Accept {
 				state, open = Unprotected, f.String()+": our rules are gone and INPUT accepts all: every port that listens is open"
 			} else if gone {

@@ -33,15 +33,24 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 	}
 	// The service first, so that it repairs nothing meanwhile; the record of
 	// what was there last, so that a failure can be followed by another try.
+	was, _ := a.Service.Status()
 	if err := a.Service.Uninstall(); err != nil {
 		return fmt.Errorf("removing the service: %w", err)
 	}
 	if err := a.Kernel.Remove(ctx, org.Rules); err != nil {
+		if was.Registered {
+			err = errors.Join(err, a.Service.Install(), a.Service.Start())
+		}
 		return err
 	}
 	for _, file := range org.Files {
 		if err := a.giveBack(file); err != nil {
 			return fmt.Errorf("giving back %s: %w", file.Path, err)
+		}
+	}
+	for _, dir := range org.Dirs {
+		if err := a.System.RemoveDir(dir); err != nil {
+			return err
 		}
 	}
 	if org.Conntrack.Max > 0 {
@@ -69,16 +78,13 @@ func (a *Agent) giveBack(file store.File) error {
 		if err != nil {
 			a.Log.WithError(err).Warnf("%s is no file of rules any more; it becomes what it was before bootstrap", file.Path)
 		} else {
-			file.Data = data
+			file.Data, file.Link = data, ""
 			if len(data) > 0 && !file.Existed {
 				file.Existed, file.Mode = true, 0o600
 			}
 		}
 	}
-	if !file.Existed {
-		return a.System.Remove(file.Path)
-	}
-	return a.put(Change{Path: file.Path, Data: file.Data, Mode: file.Mode})
+	return a.putBack(file)
 }
 
 func (a *Agent) rulesFamily(path string) (firewall.Family, bool) {

@@ -114,7 +114,7 @@ func (f *File) open(k settings.Key) error {
 	if err != nil {
 		return err
 	}
-	s.Source = "profile " + f.Name
+	s.Source = fmt.Sprintf("%s:%d", f.Path, k.Line)
 	f.Services = append(f.Services, s)
 	return nil
 }

@@ -118,6 +118,9 @@ func readAll(sys *system.System) (map[string]File, settings.Errors) {
 		f, more := Decode(doc)
 		errs = append(append(errs, problems...), more...)
 		f.Path = ""
+		for i := range f.Services {
+			f.Services[i].Source = "profile " + name // its file is in the program
+		}
 		files[name] = f
 	}
 	entries, err := sys.ReadDir(Dir)

@@ -37,7 +37,7 @@ func machine(t *testing.T, files map[string]string) *system.System {
 func show(p firewall.Profile) string {
 	s := fmt.Sprintf("%s %q ping=%v", p.Name, p.Title, p.Ping)
 	for _, o := range p.Services {
-		s += fmt.Sprintf("; %s %s (%s)", o.Name, o, strings.TrimPrefix(o.Source, "profile "))
+		s += fmt.Sprintf("; %s %s (%s)", o.Name, o, strings.TrimPrefix(strings.TrimPrefix(o.Source, "profile "), Dir+"/"))
 	}
 	return s
 }
@@ -94,10 +94,10 @@ smtp    =
 		t.Fatal(err)
 	}
 	for name, want := range map[string]string{
-		"web-only": `web-only "My web" ping=false; https 443/tcp (web-only)`,
+		"web-only": `web-only "My web" ping=false; https 443/tcp (web-only.ini:6)`,
 		"bare":     `bare "" ping=true`,
-		"db": `db "" ping=true; https 443/tcp (web-only); smtp 25/tcp (web+mail); smtps 465/tcp (web+mail); pop3 110/tcp (web+mail)` +
-			"; pop3s 995/tcp (web+mail); imap 143/tcp on private (db); imaps 993/tcp (web+mail); pg 5432/tcp on private from 10.0.0.0/8 (db)",
+		"db": `db "" ping=true; https 443/tcp (web-only.ini:6); smtp 25/tcp (web+mail); smtps 465/tcp (web+mail); pop3 110/tcp (web+mail)` +
+			"; pop3s 995/tcp (web+mail); imap 143/tcp on private (db.ini:8); imaps 993/tcp (web+mail); pg 5432/tcp on private from 10.0.0.0/8 (db.ini:7)",
 	} {
 		got, source, err := set.Get(name)
 		if err != nil || source != Dir+"/"+name+".ini" || show(got) != want {

@@ -101,8 +101,8 @@ type Service struct {
 	// From are the networks that may reach it; empty means anywhere. Their
 	// host bits are zero.
 	From []netip.Prefix `json:"from,omitempty"`
-	// Source says where the service was asked for: "profile web-only",
-	// "/etc/basicfw/local.ini:12". It decides nothing.
+	// Source says where the service was asked for: "profile web-only" for one
+	// that is built in, "/etc/basicfw/local.ini:12". It decides nothing.
 	Source string `json:"source,omitempty"`
 }
 
@@ -288,6 +288,8 @@ func CheckInterfaceName(name string, pattern bool) error {
 	switch {
 	case base == "" || base == "." || base == "..":
 		return fmt.Errorf("interface name %q: want a name such as eth0", name)
+	case base[0] == '-':
+		return fmt.Errorf("interface name %q: want a name such as eth0, not an option", name)
 	case len(base) > 15:
 		return fmt.Errorf("interface name %q: longer than the kernel's 15 characters", name)
 	}

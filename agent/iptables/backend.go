@@ -85,6 +85,10 @@ func (b *Backend) read(ctx context.Context) (snapshot, error) {
 	wg.Wait()
 	snap := snapshot{}
 	for i, f := range b.families {
+		var missing *MissingError
+		if errors.As(errs[i], &missing) {
+			return nil, missing // one is enough said
+		}
 		snap[f] = dumps[i]
 	}
 	return snap, errors.Join(errs...)
@@ -325,27 +329,28 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			err = fmt.Errorf("loading the %v rules: %w", f, err)
 			if i > 0 {
-				err = b.back(ctx, was, err)
+				err = b.back(ctx, was, firewall.Before{}, err)
 			}
 			return err
 		}
 	}
 	now, err := b.read(ctx)
 	if err != nil {
-		return b.back(ctx, was, fmt.Errorf("reading back what was loaded: %w", err))
+		return b.back(ctx, was, firewall.Before{}, fmt.Errorf("reading back what was loaded: %w", err))
 	}
 	if in := inspect(now, b.families, want); len(in.Drift) > 0 {
-		return b.back(ctx, was, fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0]))
+		return b.back(ctx, was, firewall.Before{}, fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0]))
 	}
 	return nil
 }
 
-// back gives the rules back as they were, for the sake of err.
-func (b *Backend) back(ctx context.Context, was firewall.Inspection, err error) error {
+// back gives the rules back as they were, for the sake of err. Of added, the
+// rules that were put into INPUT since go too.
+func (b *Backend) back(ctx context.Context, was firewall.Inspection, added firewall.Before, err error) error {
 	// The way back must not be cut short by what ended the way there.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	if e := b.Revert(ctx, was); e != nil {
+	if e := b.revert(ctx, was, added); e != nil {
 		return fmt.Errorf("%w; and the former rules could not be brought back: %w", err, e)
 	}
 	return err
@@ -391,6 +396,10 @@ func loadLines(t table, want []chain, clear bool) []string {
 // Revert gives both families back as was says they were: our chains, INPUT and
 // the policies. What others changed elsewhere meanwhile stays.
 func (b *Backend) Revert(ctx context.Context, was firewall.Inspection) error {
+	return b.revert(ctx, was, firewall.Before{})
+}
+
+func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added firewall.Before) error {
 	snap := was.Snapshot.(snapshot)
 	t, err := b.tools(ctx, snap)
 	if err != nil {
@@ -402,7 +411,7 @@ func (b *Backend) Revert(ctx context.Context, was firewall.Inspection) error {
 	}
 	var errs []error
 	for _, f := range b.families {
-		lines := revertLines(now[f].table(filter), snap[f].table(filter))
+		lines := revertLines(now[f].table(filter), snap[f].table(filter), added.Family(f).Removed)
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
 		}
@@ -410,8 +419,9 @@ func (b *Backend) Revert(ctx context.Context, was firewall.Inspection) error {
 	return errors.Join(errs...)
 }
 
-// revertLines takes a filter table back from now to was.
-func revertLines(now, was table) []string {
+// revertLines takes a filter table back from now to was, less what we added to
+// INPUT since.
+func revertLines(now, was table, added []string) []string {
 	lines := []string{"*" + filter,
 		fmt.Sprintf(":INPUT %s [0:0]", was.policy(input)), fmt.Sprintf(":OUTPUT %s [0:0]", was.policy(output))}
 	var stale []string
@@ -427,7 +437,7 @@ func revertLines(now, was table) []string {
 	if got, want := now.chain(input).Rules, was.chain(input).Rules; !slices.Equal(got, want) {
 		lines = append(lines, "-F INPUT")
 		for _, r := range got { // what others put there meanwhile
-			if !jumpsToUs(r) && !slices.Contains(want, r) {
+			if !jumpsToUs(r) && !slices.Contains(want, r) && !slices.Contains(added, r) {
 				lines = append(lines, "-A INPUT "+r)
 			}
 		}
@@ -461,18 +471,18 @@ func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			err = fmt.Errorf("taking out the %v rules: %w", f, err)
 			if i > 0 {
-				err = b.back(ctx, was, err)
+				err = b.back(ctx, was, before, err)
 			}
 			return err
 		}
 	}
 	now, err := b.read(ctx)
 	if err != nil {
-		return b.back(ctx, was, err)
+		return b.back(ctx, was, before, err)
 	}
 	for _, f := range b.families {
 		if left := now[f].table(filter).ours(); len(left) > 0 {
-			return b.back(ctx, was, fmt.Errorf("%v: chain %s is still there", f, left[0].Name))
+			return b.back(ctx, was, before, fmt.Errorf("%v: chain %s is still there", f, left[0].Name))
 		}
 	}
 	return nil

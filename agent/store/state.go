@@ -74,6 +74,8 @@ type Client struct {
 type Original struct {
 	Rules firewall.Before `json:"rules"`
 	Files []File          `json:"files"`
+	// Dirs are directories that were not there.
+	Dirs []string `json:"dirs,omitempty"`
 	// Conntrack is the size of the kernel's table of connections.
 	Conntrack Conntrack `json:"conntrack"`
 }
@@ -85,12 +87,13 @@ type Conntrack struct {
 }
 
 // File is a file as it was. Data is its contents, so that the record is whole
-// in one write.
+// in one write; for a symbolic link those of what it led to.
 type File struct {
 	Path    string      `json:"path"`
 	Existed bool        `json:"existed"`
 	Mode    fs.FileMode `json:"mode,omitempty"`
 	Data    []byte      `json:"data,omitempty"`
+	Link    string      `json:"link,omitempty"` // where a symbolic link led to
 }
 
 // File gives what is recorded of a path, or nil.

@@ -216,6 +216,36 @@ func (s *System) RemoveAll(path string) error {
 	return os.RemoveAll(s.Path(path))
 }
 
+// RemoveDir removes a directory if it is there and empty; else it is no error.
+func (s *System) RemoveDir(path string) error {
+	entries, err := os.ReadDir(s.Path(path))
+	if err != nil || len(entries) > 0 {
+		return nil
+	}
+	if err := s.step("remove", path); err != nil {
+		return err
+	}
+	return os.Remove(s.Path(path))
+}
+
+// Symlink puts a symbolic link at path in place of what is there, in one step.
+func (s *System) Symlink(target, path string) error {
+	if err := s.step("link", path); err != nil {
+		return err
+	}
+	p := s.Path(path)
+	temp := filepath.Join(filepath.Dir(p), "."+filepath.Base(p)+".link")
+	os.Remove(temp) // of a run that was cut short
+	if err := os.Symlink(target, temp); err != nil {
+		return fmt.Errorf("linking %s: %w", path, err)
+	}
+	if err := os.Rename(temp, p); err != nil {
+		os.Remove(temp)
+		return fmt.Errorf("linking %s: %w", path, err)
+	}
+	return syncDir(filepath.Dir(p))
+}
+
 // WriteKernel writes a value to a file of /proc or /sys.
 func (s *System) WriteKernel(path, value string) error {
 	if err := s.step("kernel", path); err != nil {
