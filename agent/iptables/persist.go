@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -33,6 +34,9 @@ func (Files) Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) (
 		}
 	}
 	part.input = append(rules, jump)
+	if !part.has(forward) { // the file is complete by itself
+		part.chains = append([]string{":" + forward + " " + firewall.Accept + " [0:0]"}, part.chains...)
+	}
 	part.policies = map[string]string{input: firewall.Drop, output: firewall.Accept}
 	for _, c := range r.Chains(f) {
 		part.ourChains = append(part.ourChains, c.Name)
@@ -100,6 +104,11 @@ func (p *filterPart) strip() {
 		}
 	}
 	p.input, p.ourChains, p.ourRules = rules, nil, nil
+}
+
+// has tells whether a chain that is not ours is named.
+func (p *filterPart) has(chain string) bool {
+	return slices.ContainsFunc(p.chains, func(line string) bool { return strings.HasPrefix(strings.TrimSpace(line), ":"+chain+" ") })
 }
 
 // onlyOwnChains tells whether the kernel's own chains are all there is.
