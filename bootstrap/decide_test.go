@@ -1,0 +1,149 @@
+package bootstrap
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/profiles"
+)
+
+// input is a machine with nothing said and nothing found but sshd, with the
+// owner's settings as the text of agent.ini.
+func input(t *testing.T, ini string) Input {
+	t.Helper()
+	sys := &system.System{Root: t.TempDir()}
+	path := filepath.Join(sys.Root, settings.DefaultFile)
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(ini), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := settings.Load(sys, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := profiles.Load(sys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Input{Settings: s, Profiles: set,
+		Facts: agent.Facts{SSHPorts: []uint16{22}, SSHWhy: []string{"sshd listens on it"}, Instance: "i-1"},
+		CheckClient: func(p netip.Prefix) (string, error) {
+			if p.Addr().IsPrivate() {
+				return "", errors.New("private, and nothing leads there")
+			}
+			return "", nil
+		}}
+}
+
+// summary is a decision in one line: profile and its source, SSH and the
+// client's source, and the allowed networks.
+func summary(st store.State) string {
+	var allow []string
+	for _, p := range st.Desired.SSH.Allow {
+		allow = append(allow, agent.Address(p))
+	}
+	return fmt.Sprintf("%s %s; %s %s %v %s", st.Profile.Name, st.Profile.Source, st.Desired.SSH.Mode, st.Client.Source, st.Desired.SSH.Ports, strings.Join(allow, " "))
+}
+
+func session(addr string) *agent.Session {
+	a := netip.MustParseAddr(addr)
+	return &agent.Session{From: a, Client: netip.PrefixFrom(a, a.BitLen()), Reason: "its session"}
+}
+
+func TestDecide(t *testing.T) {
+	const ini = settings.DefaultFile
+	mail := []agent.Listener{{Proto: firewall.UDP, Port: 25}, {Proto: firewall.TCP, Port: 993, Process: "dovecot"}}
+	before := func(change func(*store.State)) *store.State {
+		st := store.State{InstanceID: "i-1", Profile: store.Choice{Name: "web+mail", Source: "detected", Reason: "then"},
+			Client: store.Client{Source: "session", Allow: []netip.Prefix{netip.MustParsePrefix("198.51.100.1/32")}}}
+		change(&st)
+		return &st
+	}
+	for _, tt := range []struct {
+		name, ini, want string
+		change          func(*Input)
+	}{
+		{"nothing known", "", "web-only detected; limited none [22] ", nil},
+		{"a session", "", "web-only detected; pinned session [22] 198.51.100.9", func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"others logged in are shown, not pinned", "", "web-only detected; limited none [22] ",
+			func(in *Input) { in.Facts.Seen = []netip.Prefix{netip.MustParsePrefix("198.51.100.9/32")} }},
+		{"a named client goes before the session", "[ssh]\nclient_ip = 203.0.113.9, 2001:db8::/64\n", "web-only detected; pinned named [22] 203.0.113.9 2001:db8::/64",
+			func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"a list", "[ssh]\nallow = 203.0.113.0/24\nclient_ip = 198.51.100.9\n", "web-only detected; pinned settings [22] 203.0.113.0/24", nil},
+		{"any", "[ssh]\nallow = any\n", "web-only detected; limited any [22] ", nil},
+		{"any, and the owner ahead of the limit", "[ssh]\nallow = any\nclient_ip = 203.0.113.9\n", "web-only detected; limited any [22] 203.0.113.9", nil},
+		{"mail listens", "", "web+mail detected; limited none [22] ", func(in *Input) { in.Facts.Listeners = mail }},
+		{"mail over UDP is none", "", "web-only detected; limited none [22] ", func(in *Input) { in.Facts.Listeners = mail[:1] }},
+		{"a profile of the settings", "[agent]\nprofile = web-mail\n", "web+mail " + ini + "; limited none [22] ", nil},
+		{"ports of the settings", "[ssh]\nports = 2222\n", "web-only detected; limited none [2222] ", nil},
+		{"what was detected before stays", "", "web+mail detected; pinned session [22] 198.51.100.1",
+			func(in *Input) {
+				in.Previous = before(func(*store.State) {})
+				in.Facts.Session = session("198.51.100.9")
+			}},
+		{"that nobody was detected stays too", "", "web+mail detected; limited none [22] ", func(in *Input) {
+			in.Previous = before(func(s *store.State) { s.Client = store.Client{Source: "none"} })
+			in.Facts.Session = session("198.51.100.9")
+		}},
+		{"unless it is to be decided anew", "", "web-only detected; pinned session [22] 198.51.100.9", func(in *Input) {
+			in.Previous = before(func(*store.State) {})
+			in.Facts.Session, in.Redetect = session("198.51.100.9"), true
+		}},
+		{"a client that was named once and no longer is", "", "web+mail detected; limited none [22] ",
+			func(in *Input) { in.Previous = before(func(s *store.State) { s.Client.Source = "named" }) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in := input(t, tt.ini)
+			if tt.change != nil {
+				tt.change(&in)
+			}
+			st, _, err := Decide(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, summary(st)); diff != "" {
+				t.Error(diff)
+			}
+			again, err := firewall.Compile(st.Desired)
+			if err != nil || !again.Equal(st.Ruleset) {
+				t.Errorf("the ruleset is not what is desired, compiled: %v", err)
+			}
+		})
+	}
+}
+
+func TestDecideRefuses(t *testing.T) {
+	for _, tt := range []struct {
+		name, ini, want string
+		onlyClient      bool
+	}{
+		{"a private client", "[ssh]\nclient_ip = 10.0.0.9, 203.0.113.9\n", "agent.ini:2: ssh.client_ip: private", true},
+		{"an unknown profile", "[agent]\nprofile = nosuch\n", "agent.ini:2: agent.profile: ", false},
+		{"a backend of a later version", "[agent]\nbackend = nftables\n", "agent.ini:2: agent.backend: ", false},
+		{"a port of sshd's", "[open]\nme = 20-30/tcp\n", "agent.ini:2: me = 20-30/tcp contains port 22", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			in := input(t, tt.ini)
+			in.Facts.Session = session("198.51.100.9") // never instead of a refused client
+			_, _, err := Decide(in)
+			var invalid *InvalidError
+			if !errors.As(err, &invalid) || !strings.Contains(err.Error(), tt.want) || invalid.OnlyClient != tt.onlyClient {
+				t.Errorf("%v", err)
+			}
+		})
+	}
+}
