@@ -154,6 +154,9 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 	if st.State != agent.NotBootstrapped {
 		s.add("persisted", persistedLine(st.Persisted))
 		s.add("service", serviceLine(st.Service))
+		if c := st.Conntrack; c.Max > 0 {
+			s.add("connections", fmt.Sprintf("%d of at most %d that the kernel tracks", c.Count, c.Max))
+		}
 		if st.LastVerified != nil {
 			s.add("verified", ago(now, *st.LastVerified))
 		}

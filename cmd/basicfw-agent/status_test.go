@@ -38,6 +38,7 @@ func TestPrintStatus(t *testing.T) {
 			Families:     agent.FamiliesStatus{IPv4: agent.Protected, IPv6: agent.Protected},
 			Persisted:    []agent.PersistedFile{{Path: "/etc/sysconfig/iptables", OK: true}, {Path: "/etc/sysconfig/ip6tables", OK: true}},
 			Service:      agent.ServiceStatus{Registered: true, Enabled: true, Active: true},
+			Conntrack:    agent.ConntrackUse{Count: 12, Max: 65536},
 			LastVerified: &verified,
 		}
 	}

@@ -150,6 +150,15 @@ func (p *Process) Wait(t testing.TB) Result {
 	return r
 }
 
+// Stop asks the program to end, as a service manager does, and waits for it.
+func (p *Process) Stop(t testing.TB) Result {
+	t.Helper()
+	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
+		t.Fatalf("stopping %v: %v", p.cmd.Args, err)
+	}
+	return p.Wait(t)
+}
+
 // Run runs a program to its end.
 func (n *Namespace) Run(t testing.TB, c Command) Result {
 	t.Helper()
@@ -171,5 +180,23 @@ func (n *Namespace) Bind(t testing.TB, src, dst string) {
 	t.Helper()
 	if err := n.Do(func() error { return unix.Mount(src, dst, "", unix.MS_BIND, "") }); err != nil {
 		t.Fatalf("mounting %s on %s: %v", src, dst, err)
+	}
+}
+
+// ReadOnly makes a directory one that nobody in the namespace can write to,
+// until undo is called.
+func (n *Namespace) ReadOnly(t testing.TB, dir string) (undo func()) {
+	t.Helper()
+	n.Bind(t, dir, dir)
+	if err := n.Do(func() error {
+		return unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")
+	}); err != nil {
+		t.Fatalf("making %s read-only: %v", dir, err)
+	}
+	return func() {
+		t.Helper()
+		if err := n.Do(func() error { return unix.Unmount(dir, 0) }); err != nil {
+			t.Fatalf("making %s writable again: %v", dir, err)
+		}
 	}
 }

@@ -70,6 +70,12 @@ ExecStart=/usr/local/sbin/inventory /root/before
 WantedBy=cloud-init.service
 `,
 		"/usr/local/sbin/inventory": inventory,
+
+		// A stand-in for what the examples of user-data install and start: the
+		// machine reaches no mirror.
+		"/nginx/DEBIAN/control": "Package: nginx\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: nothing\n",
+		"/nginx/lib/systemd/system/nginx.service": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n" +
+			"[Install]\nWantedBy=multi-user.target\n",
 	}
 }
 
@@ -103,9 +109,10 @@ Provides: /bin/sh, systemd
 %description
 What a base image has.
 %install
-mkdir -p %{buildroot}/etc/sysconfig
+mkdir -p %{buildroot}/etc/sysconfig %{buildroot}/etc/motd.d
 %files
 %dir /etc/sysconfig
+%dir /etc/motd.d
 `
 
 // customize is run by mmdebstrap with the directory of the new system.
@@ -114,7 +121,9 @@ set -e
 cp -r "$FILES/." "$1"
 chmod 755 "$1"/usr/local/sbin/*
 chroot "$1" rpm --quiet -i /base.rpm
-rm "$1/base.rpm" "$1"/etc/ssh/ssh_host_*
+chroot "$1" dpkg-deb --build /nginx /nginx.deb >/dev/null
+chroot "$1" dpkg -i /nginx.deb >/dev/null
+rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
 chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before
 chroot "$1" systemctl -q disable nftables
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
@@ -151,7 +160,7 @@ func BuildImage(t testing.TB, dir string) Image {
 	all := files()
 	for _, name := range slices.Sorted(maps.Keys(all)) {
 		fmt.Fprintln(recipe, name, all[name])
-		write(t, filepath.Join(tmp, "files", name), all[name])
+		write(t, filepath.Join(tmp, "files", name), all[name], 0o644)
 	}
 	out := filepath.Join(dir, hex.EncodeToString(recipe.Sum(nil))[:16])
 	image := Image{out + "/disk.img", out + "/vmlinuz", out + "/initrd.img"}
@@ -160,7 +169,7 @@ func BuildImage(t testing.TB, dir string) Image {
 	}
 
 	t.Logf("building the image in %s", out)
-	write(t, filepath.Join(tmp, "base.spec"), baseSpec)
+	write(t, filepath.Join(tmp, "base.spec"), baseSpec, 0o644)
 	run(t, time.Minute, "rpmbuild", "--quiet", "-bb", "--define", "_topdir "+tmp+"/rpm", tmp+"/base.spec")
 	run(t, time.Minute, "cp", tmp+"/rpm/RPMS/noarch/base-1-1.noarch.rpm", tmp+"/files/base.rpm")
 	building, err := os.MkdirTemp(mkdir(t, dir), "building-")
@@ -168,8 +177,8 @@ func BuildImage(t testing.TB, dir string) Image {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(building) })
-	write(t, tmp+"/initramfs", initramfs)
-	write(t, tmp+"/customize", customize)
+	write(t, tmp+"/initramfs", initramfs, 0o755)
+	write(t, tmp+"/customize", customize, 0o755)
 	root := building + "/root"
 	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building,
 		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages,

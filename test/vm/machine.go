@@ -49,7 +49,7 @@ func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 	for name, text := range map[string]string{
 		"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig,
 	} {
-		write(t, m.dir+"/seed/"+name, text)
+		write(t, m.dir+"/seed/"+name, text, 0o644)
 	}
 	overlay := m.dir + "/overlay.qcow2"
 	run(t, time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image.Disk, "-F", "raw", overlay)

@@ -1,12 +1,15 @@
 package vm
 
 import (
+	"bufio"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -69,13 +72,19 @@ ethernets:
 `, w.MAC, w.Machine.V4, w.Machine.V6, w.Router.V4, w.Router.V6)
 }
 
-// Serve offers a file for download, and gives its URL.
-func (w *Wire) Serve(t testing.TB, file string) string {
+// Download is a server of files on the wire.
+type Download struct {
+	URL  string
+	file atomic.Pointer[string]
+}
+
+// Serve starts a server that has nothing yet.
+func (w *Wire) Serve(t testing.TB) *Download {
 	t.Helper()
+	d := &Download{URL: fmt.Sprintf("http://%s/basicfw-agent.rpm", w.Router.V4)}
 	var l net.Listener
-	addr := netip.AddrPortFrom(w.Router.V4, 80).String()
 	err := w.Outsider.Do(func() (err error) {
-		l, err = net.Listen("tcp", addr)
+		l, err = net.Listen("tcp", netip.AddrPortFrom(w.Router.V4, 80).String())
 		return err
 	})
 	if err != nil {
@@ -83,7 +92,60 @@ func (w *Wire) Serve(t testing.TB, file string) string {
 	}
 	t.Cleanup(func() { l.Close() })
 	go http.Serve(l, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		http.ServeFile(rw, r, file)
+		if file := d.file.Load(); file != nil {
+			http.ServeFile(rw, r, *file)
+		} else {
+			http.Error(rw, "nothing here yet", http.StatusServiceUnavailable)
+		}
 	}))
-	return "http://" + addr + "/basicfw-agent.rpm"
+	return d
+}
+
+// Offer makes the URL give a file from now on.
+func (d *Download) Offer(file string) { d.file.Store(&file) }
+
+// Session is an open connection to a port of the machine.
+type Session struct {
+	net.Conn
+	r *bufio.Reader
+}
+
+// Dial connects to a port of the machine from an address of the wire, and
+// waits for the first line that is said there, which begins with want.
+func (w *Wire) Dial(from, to netip.Addr, port uint16, want string, limit time.Duration) (*Session, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: limit}
+	s := &Session{}
+	err := w.Outsider.Do(func() (err error) {
+		s.Conn, err = d.Dial("tcp", netip.AddrPortFrom(to, port).String())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.r = bufio.NewReader(s)
+	if err := s.hear(want, limit); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("reading the greeting of port %d: %w", port, err)
+	}
+	return s, nil
+}
+
+// Talk says a line to one of the guest's listeners, and waits to hear it.
+func (s *Session) Talk(limit time.Duration) error {
+	word := time.Now().String() + "\n"
+	if _, err := s.Write([]byte(word)); err != nil {
+		return err
+	}
+	return s.hear(word, limit)
+}
+
+func (s *Session) hear(want string, limit time.Duration) error {
+	if err := s.SetReadDeadline(time.Now().Add(limit)); err != nil {
+		return err
+	}
+	line, err := s.r.ReadString('\n')
+	if err == nil && !strings.HasPrefix(line, want) {
+		err = fmt.Errorf("heard %q, not %q", line, want)
+	}
+	return err
 }

@@ -23,11 +23,11 @@ func run(t testing.TB, limit time.Duration, args ...string) string {
 	return string(out)
 }
 
-// write writes a file that may be run, and makes its directory.
-func write(t testing.TB, path, text string) {
+// write writes a file, and makes its directory.
+func write(t testing.TB, path, text string, mode os.FileMode) {
 	t.Helper()
 	mkdir(t, filepath.Dir(path))
-	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
 		t.Fatal(err)
 	}
 }
