@@ -1,0 +1,276 @@
+// Package rpm has the tests of the package: real rpm, rpmlint and gpg judge
+// what the build script makes.
+package rpm
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"debug/elf"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// need skips a test that wants a program of the machine's.
+func need(t *testing.T, programs ...string) {
+	t.Helper()
+	for _, p := range programs {
+		if _, err := (&system.System{}).LookPath(p); err != nil {
+			if os.Getenv("CI") != "" {
+				t.Fatal(err)
+			}
+			t.Skip(err)
+		}
+	}
+}
+
+// command runs a program in dir. Of this process's environment it gets what go
+// needs.
+func command(t *testing.T, dir string, env []string, args ...string) (system.Result, error) {
+	t.Helper()
+	clean := []string{"-i", "-C", dir}
+	for _, v := range os.Environ() {
+		if regexp.MustCompile(`(?i)^(PATH|HOME|TMPDIR|GO[A-Z]*|SSL_CERT_\w+|\w+_PROXY)=`).MatchString(v) {
+			clean = append(clean, v)
+		}
+	}
+	return (&system.System{}).Run(context.Background(), system.Command{Name: "env", Timeout: 5 * time.Minute, Args: append(append(clean, env...), args...)})
+}
+
+func must(t *testing.T, dir string, env []string, args ...string) string {
+	t.Helper()
+	res, err := command(t, dir, env, args...)
+	if err != nil {
+		t.Fatalf("%v\n%s%s", err, res.Stdout, res.Stderr)
+	}
+	return string(res.Stdout)
+}
+
+// build makes both packages from the tree at root, and gives their paths,
+// x86_64 first.
+func build(t *testing.T, root, dist, version string, env ...string) [2]string {
+	t.Helper()
+	need(t, "rpm")
+	out := strings.Fields(must(t, root, append(env, "DIST="+dist), "packaging/rpm/build", version))
+	if len(out) != 2 {
+		t.Fatalf("the build says %q", out)
+	}
+	return [2]string{out[0], out[1]}
+}
+
+func query(t *testing.T, format, file string) string {
+	t.Helper()
+	return must(t, "/", nil, "rpm", "--dbpath", t.TempDir(), "-qp", "--qf", format, file)
+}
+
+// TestPackage is about what the build makes of this tree.
+func TestPackage(t *testing.T) {
+	// Of a copy: the tree may be worked on meanwhile.
+	tree, dist := filepath.Join(t.TempDir(), "tree"), t.TempDir()
+	copyTree(t, "../..", tree, "022")
+	packages := build(t, tree, dist, "v1.2.3")
+	t.Run("what is in it", func(t *testing.T) { contents(t, dist, packages) })
+	t.Run("rpmlint", func(t *testing.T) { lint(t, packages) })
+	t.Run("the same bytes", func(t *testing.T) { sameBytes(t, tree, packages) })
+	t.Run("signed", func(t *testing.T) { signed(t, tree, packages) })
+}
+
+// copyTree copies the sources, with new times and modes.
+func copyTree(t *testing.T, from, to, umask string) {
+	t.Helper()
+	must(t, from, nil, "sh", "-c", "umask "+umask+"; mkdir "+to+
+		"; tar cf - --exclude=./.git --exclude=./dist --exclude=./basicfw-agent --exclude=./.cache . | tar xmf - --no-same-permissions -C "+to)
+}
+
+func contents(t *testing.T, dist string, packages [2]string) {
+	for i, arch := range []struct {
+		rpm, golang string
+		machine     elf.Machine
+	}{{"x86_64", "amd64", elf.EM_X86_64}, {"aarch64", "arm64", elf.EM_AARCH64}} {
+		p := packages[i]
+		if got, want := query(t, "%{NAME} %{VERSION}-%{RELEASE} %{ARCH} %{LICENSE} %{BUILDHOST}", p), "basicfw-agent 1.2.3-1 "+arch.rpm+" Apache-2.0 basicfw"; got != want {
+			t.Errorf("it is %q, want %q", got, want)
+		}
+		if got, want := filepath.Base(p), "basicfw-agent-1.2.3-1."+arch.rpm+".rpm"; got != want {
+			t.Errorf("it is called %s, want %s", got, want)
+		}
+		if got := query(t, "[%{REQUIRES} ]", p); got != "/bin/sh " {
+			t.Errorf("it requires %q", got)
+		}
+		if got := query(t, "[%{RECOMMENDS} ]", p); got != "iptables " {
+			t.Errorf("it recommends %q", got)
+		}
+		want := `/etc/basicfw drwxr-xr-x root 
+/etc/basicfw/agent.ini -rw------- root cn
+/etc/basicfw/profiles.d drwxr-xr-x root 
+/usr/sbin/basicfw-agent -rwxr-xr-x root 
+/usr/share/licenses/basicfw-agent/LICENSE -rw-r--r-- root l
+`
+		files := query(t, `[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME} %{FILEFLAGS:fflags}\n]`, p)
+		if got := regexp.MustCompile(`(?m)^/usr/share/(doc|fish|zsh|bash-completion|man)/.*\n`).ReplaceAllString(files, ""); got != want {
+			t.Errorf("its files are\n%s\nwant\n%s", got, want)
+		}
+		program := filepath.Join(dist, "build", arch.golang, "basicfw-agent")
+		data, err := os.ReadFile(program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if sum := fmt.Sprintf("/usr/sbin/basicfw-agent %x\n", sha256.Sum256(data)); !strings.Contains(query(t, `[%{FILENAMES} %{FILEDIGESTS}\n]`, p), sum) {
+			t.Errorf("%s is not in %s", program, p)
+		}
+		f, err := elf.NewFile(bytes.NewReader(data))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, prog := range f.Progs {
+			if prog.Type == elf.PT_INTERP {
+				t.Errorf("%s is not static", program)
+			}
+		}
+		if f.Machine != arch.machine {
+			t.Errorf("%s is for %v", program, f.Machine)
+		}
+		if arch.golang == runtime.GOARCH {
+			if got := must(t, "/", nil, program, "version"); got != "1.2.3\n" {
+				t.Errorf("the program says it is version %q", got)
+			}
+		}
+	}
+}
+
+// lint has rpmlint judge. It extracts with cpio, which takes the absolute names
+// that nfpm gives to the files of a package for what they say: as root it
+// would install the package on this very machine.
+func lint(t *testing.T, packages [2]string) {
+	need(t, "rpmlint")
+	config, err := filepath.Abs("rpmlint.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := onStage(t, "rpmlint --config rpmlint.toml *.rpm 2>&1 || :", append(packages[:], config)...)
+	if !strings.Contains(out, "packages: 2") || !strings.Contains(out, "0 errors, 0 warnings") {
+		t.Errorf("rpmlint:\n%s", out)
+	}
+}
+
+// sameBytes: the same commit gives the same packages, whoever builds it, where
+// and when.
+func sameBytes(t *testing.T, tree string, first [2]string) {
+	// Another directory, other times of the files, another umask, time zone,
+	// language, and settings of Go's.
+	copied := filepath.Join(t.TempDir(), "elsewhere")
+	copyTree(t, tree, copied, "077")
+	epoch := query(t, "%{BUILDTIME}", first[0])
+	second := build(t, copied, t.TempDir(), "1.2.3", "SOURCE_DATE_EPOCH="+epoch,
+		"TZ=Pacific/Auckland", "LC_ALL=C.UTF-8", "GOFLAGS=-race", "GOAMD64=v3")
+	for i := range first {
+		a, err := os.ReadFile(first[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(second[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(a, b) {
+			t.Errorf("%s: %x and %x", filepath.Base(first[i]), sha256.Sum256(a), sha256.Sum256(b))
+		}
+	}
+}
+
+// signed: with a key the packages are signed, hold the same as without,
+// and what user-data does to check them does so.
+func signed(t *testing.T, tree string, plain [2]string) {
+	need(t, "gpg", "gpgconf")
+	dir := t.TempDir()
+	// A socket's path has 108 characters at most.
+	home, err := os.MkdirTemp("", "gpg")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(home) })
+	gpg := []string{"GNUPGHOME=" + home}
+	t.Cleanup(func() { must(t, "/", gpg, "gpgconf", "--kill", "all") })
+	for _, name := range []string{"ours", "theirs"} {
+		must(t, dir, gpg, "gpg", "--batch", "--quiet", "--pinentry-mode", "loopback", "--passphrase", "secret", "--quick-generate-key", name+"@example.com", "rsa2048", "sign", "never")
+		must(t, dir, gpg, "gpg", "--batch", "--armor", "--output", name, "--export", name+"@example.com")
+	}
+	must(t, dir, gpg, "gpg", "--batch", "--pinentry-mode", "loopback", "--passphrase", "secret", "--armor", "--output", "private", "--export-secret-keys", "ours@example.com")
+
+	signed := build(t, tree, t.TempDir(), "1.2.3", "RPM_SIGNING_KEY_FILE="+dir+"/private", "RPM_SIGNING_KEY_PASSPHRASE=secret")
+	for i := range signed {
+		const digests = "%{SHA256HEADER} [%{FILEDIGESTS} ]"
+		if query(t, digests, signed[i]) != query(t, digests, plain[i]) {
+			t.Errorf("%s holds something else than the package without a signature", signed[i])
+		}
+	}
+	check := func(key, file string) string {
+		db := t.TempDir()
+		must(t, dir, nil, "rpm", "--dbpath", db, "--import", key)
+		res, _ := command(t, dir, nil, "rpm", "--dbpath", db, "-K", file)
+		return strings.TrimPrefix(strings.TrimSpace(string(res.Stdout)), file+": ")
+	}
+	for _, tt := range []struct{ key, file, want string }{
+		{"ours", signed[0], "digests signatures OK"},
+		{"ours", signed[1], "digests signatures OK"},
+		{"theirs", signed[0], "digests SIGNATURES NOT OK"},
+		{"ours", plain[0], "digests OK"},
+	} {
+		if got := check(tt.key, tt.file); got != tt.want {
+			t.Errorf("with the key %s: %q, want %q", tt.key, got, tt.want)
+		}
+	}
+	if _, err := command(t, tree, []string{"DIST=" + t.TempDir(), "RPM_SIGNING_KEY_FILE=" + dir + "/none"}, "packaging/rpm/build", "1.2.3"); err == nil {
+		t.Error("a key that is not there makes a package")
+	}
+}
+
+// TestVersions: what git and people call a version becomes one that rpm takes,
+// and orders as they mean it.
+func TestVersions(t *testing.T) {
+	need(t, "rpm")
+	// go run and go build are not what this is about.
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("#!/bin/sh\n[ \"$1\" = env ] && { echo amd64; exit; }\n[ \"$1\" = build ] && { while [ \"$1\" != -o ]; do shift; done; printf '#!/bin/sh\\n' >\"$2\"; chmod 755 \"$2\"; }\nexit 0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	made := func(version string) (string, error) {
+		res, err := command(t, "../..", []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "DIST=" + dir}, "packaging/rpm/build", version)
+		first, _, _ := strings.Cut(string(res.Stdout), "\n")
+		return strings.TrimSuffix(strings.TrimPrefix(filepath.Base(first), "basicfw-agent-"), "-1.x86_64.rpm"), err
+	}
+	var last string
+	for _, v := range []struct{ version, want string }{ // oldest first
+		{"1.2.3-beta", "1.2.3~beta"},
+		{"1.2.3-rc.1", "1.2.3~rc.1"},
+		{"1.2.3-rc.2-dirty", "1.2.3~rc.2.dirty"},
+		{"v1.2.3", "1.2.3"},
+		{"1.2.3-4-gabcdef0", "1.2.3.4.gabcdef0"},
+		{"1.2.3-15-gabcdef0-dirty", "1.2.3.15.gabcdef0.dirty"},
+		{"1.2.4", "1.2.4"},
+	} {
+		got, err := made(v.version)
+		if err != nil || got != v.want {
+			t.Errorf("%s becomes %q, %v, want %q", v.version, got, err, v.want)
+		}
+		if last != "" {
+			if order := must(t, "/", nil, "rpm", "--eval", fmt.Sprintf("%%{lua: print(rpm.vercmp('%s', '%s'))}", last, got)); order != "-1\n" {
+				t.Errorf("rpm takes %s for older than %s: %q", got, last, order)
+			}
+		}
+		last = got
+	}
+	for _, bad := range []string{"abc", "1.2 3", "1.2;reboot", "1/2", "$(id)"} {
+		if got, err := made(bad); err == nil {
+			t.Errorf("the version %q became %q", bad, got)
+		}
+	}
+}
