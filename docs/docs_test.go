@@ -234,6 +234,22 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// TestStatusLines: every line of status is in the manual.
+func TestStatusLines(t *testing.T) {
+	man := page(t, "basicfw-agent.8")
+	screens, err := filepath.Glob("../cmd/basicfw-agent/testdata/status/*.txt")
+	if err != nil || len(screens) == 0 {
+		t.Fatalf("%q, %v", screens, err)
+	}
+	for _, screen := range screens {
+		for _, line := range strings.Split(read(t, screen), "\n")[1:] {
+			if label, _, _ := strings.Cut(line, " "); label != "" && !regexp.MustCompile(`(?m)^`+label+`$`).MatchString(man["STATUS"]) {
+				t.Errorf("the manual does not have the line %s", label)
+			}
+		}
+	}
+}
+
 // keys gives the names that a value of a type has in JSON, at every depth.
 func keys(typ reflect.Type) []string {
 	switch {
