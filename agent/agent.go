@@ -101,6 +101,8 @@ type Options struct {
 	Service bool
 	// Files are written with the rules.
 	Files []Change
+	// Record are further files to give back at uninstall.
+	Record []string
 	// Check, where set, may refuse a change before it begins.
 	Check func(firewall.Inspection) error
 }
@@ -110,6 +112,7 @@ type Outcome struct {
 	Inspection firewall.Inspection // of before the change
 	Files      []string            // files that were written or had to be
 	Adopted    int                 // connections that live on by it
+	Removed    []firewall.Foreign  // others' rules that it took out
 	Changed    bool
 }
 
@@ -203,12 +206,9 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed = nil
 		}
 	}
-	paths := []string{}
+	paths := slices.Clone(o.Record)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
-	}
-	for _, c := range o.Files {
-		paths = append(paths, c.Path)
 	}
 	for _, path := range paths {
 		file, err := a.snapshot(path)
@@ -372,6 +372,9 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		if err := a.Store.SaveOriginal(p.original); err != nil {
 			return out, fmt.Errorf("recording what is there: %w", err)
 		}
+	}
+	if o.Clear {
+		out.Removed = p.Inspection.Foreign
 	}
 	if p.load {
 		if out.Adopted, err = a.Conntrack.Adopt(); err != nil {

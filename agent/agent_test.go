@@ -187,7 +187,7 @@ func decided(t *testing.T, client string) store.State {
 }
 
 func options() Options {
-	return Options{Clear: true, Service: true, Files: []Change{{Path: "/etc/basicfw/local.ini", Data: []byte("[ssh]\n"), Mode: 0o600}}}
+	return Options{Clear: true, Service: true, Record: []string{"/etc/basicfw/local.ini"}, Files: []Change{{Path: "/etc/basicfw/local.ini", Data: []byte("[ssh]\n"), Mode: 0o600}}}
 }
 
 func noPorts() ([]uint16, []string, bool, error) {

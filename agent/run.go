@@ -212,7 +212,7 @@ func (a *Agent) publish(ctx context.Context, o RunOptions) {
 		a.Log.WithError(err).Warn("no status for monitoring")
 		return
 	}
-	s.SSH.Allow, s.SSH.Seen, s.SSH.Reason = []string{}, nil, ""
+	s.redact()
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
 		err = a.put(Change{Path: StatusFile, Data: append(data, '\n'), Mode: 0o644})

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -70,7 +71,10 @@ type SSHStatus struct {
 	Source    string     `json:"source"`
 	Reason    string     `json:"reason"`
 	ConfirmBy *time.Time `json:"confirm_by"`
-	Seen      []string   `json:"seen,omitempty"`
+	// Limit is for each source where the mode is limited: "30/min", or "" for
+	// none.
+	Limit string   `json:"limit,omitempty"`
+	Seen  []string `json:"seen,omitempty"`
 	// You is the address that asks, where it asks over SSH; YouMay whether it
 	// could log in again.
 	You    string `json:"you,omitempty"`
@@ -115,7 +119,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 			s.Why = "what was decided cannot be read: " + e.Error()
 			s.Drift = append(s.Drift, firewall.Drift{Chain: store.Dir + "/state.json", Kind: firewall.Altered, Want: "the state", Got: e.Error()})
 			s.Next = append(s.Next, "basicfw-agent bootstrap")
-			err = nil
+			report.Persisted, report.Service, err = nil, ServiceStatus{}, nil
 		}
 	}
 	if err != nil {
@@ -165,7 +169,6 @@ func (a *Agent) judge(s *Status, r Report) {
 	if s.State == NotBootstrapped {
 		return
 	}
-	open, shut := "", ""
 	for _, f := range firewall.Families {
 		state := Protected
 		for _, d := range r.Drift {
@@ -173,32 +176,13 @@ func (a *Agent) judge(s *Status, r Report) {
 				state = Drifted
 			}
 		}
+		for _, o := range r.Inspection.Open {
+			if o.Family == f {
+				state = Unprotected
+			}
+		}
 		if !slices.Contains(a.Families, f) {
 			state = "disabled"
-		}
-		for _, d := range r.Inspection.Drift {
-			if d.Family != f.String() {
-				continue
-			}
-			gone := d.Chain == "INPUT" && d.Kind == firewall.Missing || d.Chain == firewall.InputChain && d.Kind == firewall.Missing && d.Want == "the chain"
-			if d.Chain == "INPUT" && d.Want == "policy DROP" {
-				state, open = Unprotected, f.String()+": INPUT's policy is "+firewall.Accept+": what no rule closes is open"
-			}
-			if gone && r.Inspection.Before.Family(f).Input == firewall.Accept {
-				state, open = Unprotected, f.String()+": our rules are gone and INPUT accepts all: every port that listens is open"
-			} else if gone {
-				shut = f.String() + ": our rules are gone and INPUT drops all: no port answers, SSH neither"
-			}
-		}
-		for _, fo := range r.Inspection.Foreign {
-			if fo.Family == f.String() && fo.Opens {
-				state, open = Unprotected, f.String()+": \""+fo.Rule+"\" in INPUT "+fo.Effect
-				cmd := "iptables"
-				if f == firewall.IPv6 {
-					cmd = "ip6tables"
-				}
-				s.Next = append(s.Next, cmd+" -D INPUT "+fo.Rule)
-			}
 		}
 		if f == firewall.IPv4 {
 			s.Families.IPv4 = state
@@ -206,6 +190,12 @@ func (a *Agent) judge(s *Status, r Report) {
 			s.Families.IPv6 = state
 		}
 	}
+	for _, o := range r.Inspection.Open {
+		if o.Next != "" {
+			s.Next = append(s.Next, o.Next)
+		}
+	}
+	open, shut := sentence(r.Inspection.Open), sentence(r.Inspection.Shut)
 	switch {
 	case s.State != "": // the state cannot be read
 	case open != "":
@@ -230,8 +220,19 @@ func (a *Agent) judge(s *Status, r Report) {
 	}
 }
 
+// sentence is the first finding as one, or "".
+func sentence(findings []firewall.Finding) string {
+	if len(findings) == 0 {
+		return ""
+	}
+	return findings[0].Family.String() + ": " + findings[0].Why
+}
+
 func (s *Status) ssh(st store.State, facts Facts) {
 	s.SSH = SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
+	if l := st.Desired.SSH.Limit; st.Desired.SSH.Mode == firewall.SSHLimited && !l.IsZero() {
+		s.SSH.Limit = l.String()
+	}
 	for _, p := range st.Desired.SSH.Allow {
 		s.SSH.Allow = append(s.SSH.Allow, Address(p))
 	}
@@ -270,7 +271,7 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 	}
 	ssh := st.Desired.SSH
 	if ssh.Mode == firewall.SSHLimited && st.Client.Source != "any" {
-		warn("SSH is open to any address, limited per source: %s", st.Client.Reason)
+		warn("SSH is open to any address: %s", st.Client.Reason)
 		s.Next = append(s.Next, "basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
 	}
 	if ssh.Mode == firewall.SSHPinned {
@@ -283,6 +284,11 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 			warn("you come from %s, which may not log in again", s.SSH.You)
 		}
 	}
+	for _, o := range st.Desired.Services() {
+		if len(st.Desired.InterfacesOf(o.On)) == 0 {
+			warn("%s is open on %s interfaces, and there is none", o.Name, o.On)
+		}
+	}
 	if c := facts.Conntrack; c.Max > 0 && c.Count > c.Max*8/10 {
 		warn("the kernel's table of connections is nearly full: %d of %d", c.Count, c.Max)
 	}
@@ -290,6 +296,40 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 		warn("the rules are those that version %s made; \"basicfw-agent plan\" shows what this one would change", st.Version)
 	}
 	s.Warnings = append(s.Warnings, facts.Surprises...)
+}
+
+// addresses finds what may be an address in a text.
+var addresses = regexp.MustCompile(`[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]+`)
+
+// redact takes out the addresses of clients, wherever a sentence or a rule may
+// have them. The host's own stay.
+func (s *Status) redact() {
+	hide := func(texts ...*string) {
+		for _, t := range texts {
+			*t = addresses.ReplaceAllStringFunc(*t, func(word string) string {
+				if _, err := netip.ParseAddr(strings.TrimRight(word, ".:")); err != nil {
+					return word
+				}
+				return "ADDRESS"
+			})
+		}
+	}
+	s.SSH.Allow, s.SSH.Seen, s.SSH.You = []string{}, nil, ""
+	for i := range s.Open {
+		s.Open[i].From = []string{}
+	}
+	hide(&s.Why, &s.SSH.Reason, &s.Profile.Reason)
+	for i := range s.Drift {
+		hide(&s.Drift[i].Want, &s.Drift[i].Got)
+	}
+	for i := range s.Foreign {
+		hide(&s.Foreign[i].Rule)
+	}
+	for _, list := range [][]string{s.Warnings, s.Next} {
+		for i := range list {
+			hide(&list[i])
+		}
+	}
 }
 
 // fill makes empty lists of absent ones, so that JSON has no null for them.

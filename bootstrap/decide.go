@@ -21,6 +21,7 @@ import (
 // Input is all that a decision follows from.
 type Input struct {
 	Settings settings.Settings // the flags are in it
+	Local    string            // the file where flags are kept
 	Profiles *profiles.Set
 	Facts    agent.Facts
 	// CheckClient judges a named client by this host's networks.
@@ -62,7 +63,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	}
 	st.Backend = store.Choice{Name: "iptables", Source: "detected", Reason: "its programs are on this machine"}
 	if s.Backend != settings.Auto {
-		st.Backend.Source, st.Backend.Reason = origin(s, "agent.backend"), "set by "+origin(s, "agent.backend")
+		st.Backend.Source, st.Backend.Reason = in.origin("agent.backend"), "set by "+in.origin("agent.backend")
 	}
 
 	d := &st.Desired
@@ -82,7 +83,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	d.SSH.Ports, st.SSHPorts = in.Facts.SSHPorts, in.Facts.SSHWhy
 	if s.SSHPorts != nil {
 		d.SSH.Ports, st.SSHFixed = s.SSHPorts, true
-		st.SSHPorts = []string{"set by " + origin(s, "ssh.ports")}
+		st.SSHPorts = []string{"set by " + in.origin("ssh.ports")}
 	}
 	st.Client, warnings, err = chooseClient(in)
 	if err != nil {
@@ -99,13 +100,17 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 }
 
 // origin is where a setting came from, without the line: that may change while
-// the setting stays.
-func origin(s settings.Settings, key string) string {
-	file, line, ok := strings.Cut(s.Sources[key], ":")
+// the setting stays. A flag is kept in local.ini, and is from there later.
+func (in Input) origin(key string) string {
+	source := in.Settings.Sources[key]
+	if strings.HasPrefix(source, "--") {
+		return in.Local
+	}
+	file, line, ok := strings.Cut(source, ":")
 	if ok && strings.Trim(line, "0123456789") == "" {
 		return file
 	}
-	return s.Sources[key]
+	return source
 }
 
 // withoutDetections is a former state that was decided by nothing detected.
@@ -126,7 +131,7 @@ var mailPorts = []uint16{25, 465, 110, 995, 143, 993}
 // web+mail where something listens for mail, the lesser web-only otherwise.
 func chooseProfile(in Input) store.Choice {
 	if name := in.Settings.Profile; name != settings.Auto {
-		at := origin(in.Settings, "agent.profile")
+		at := in.origin("agent.profile")
 		return store.Choice{Name: name, Source: at, Reason: "set by " + at}
 	}
 	if p := in.Previous; p != nil && p.Profile.Source == "detected" {
@@ -151,10 +156,13 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 	switch {
 	case s.Allow.Mode == settings.AllowList:
 		c.Allow, c.Source = s.Allow.List, "settings"
-		c.Reason = "allowed by " + origin(s, "ssh.allow")
+		if len(s.ClientIP) > 0 {
+			warnings = append(warnings, fmt.Sprintf("client_ip (%s) has no effect: %s says with \"allow\" who may log in", s.Sources["ssh.client_ip"], s.Sources["ssh.allow"]))
+		}
+		c.Reason = "allowed by " + in.origin("ssh.allow")
 	case len(s.ClientIP) > 0:
 		var errs []error
-		at := origin(s, "ssh.client_ip")
+		at := in.origin("ssh.client_ip")
 		for _, client := range s.ClientIP {
 			warning, err := in.CheckClient(client)
 			if err != nil {
@@ -183,7 +191,7 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 		}
 	}
 	if s.Allow.Mode == settings.AllowAny {
-		c.Source, c.Reason = "any", "opened to any address by "+origin(s, "ssh.allow")
+		c.Source, c.Reason = "any", "opened to any address by "+in.origin("ssh.allow")
 	}
 	return c, warnings, nil
 }

@@ -254,11 +254,8 @@ func (c *compiler) service(s Service) []Rule {
 		c.extra = append(c.extra, chain)
 		rule.Target = chain.Name
 	}
-	if s.On == string(AnyZone) || s.On == "" {
-		return []Rule{rule}
-	}
 	var rules []Rule
-	for _, name := range c.d.interfacesOf(s.On) {
+	for _, name := range c.d.InterfacesOf(s.On) {
 		r := rule
 		r.In = name
 		rules = append(rules, r)
@@ -266,10 +263,13 @@ func (c *compiler) service(s Service) []Rule {
 	return rules
 }
 
-// interfacesOf gives the interfaces that "on WHERE" means: those of the zone,
-// or the name itself, which may belong to an interface that comes later.
-func (d Desired) interfacesOf(where string) []string {
+// InterfacesOf gives the interfaces that "on WHERE" means: those of the zone,
+// or the name itself, which may belong to an interface that comes later. For
+// any it is one "", which is no match at all.
+func (d Desired) InterfacesOf(where string) []string {
 	switch Zone(where) {
+	case AnyZone, "":
+		return []string{""}
 	case PublicZone, PrivateZone, VirtualZone:
 		var names []string
 		for _, i := range d.Interfaces {

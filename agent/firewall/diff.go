@@ -40,8 +40,8 @@ type Foreign struct {
 	Chain  string `json:"chain"`
 	Rule   string `json:"rule"`
 	Effect string `json:"effect"`
-	// Opens is set where the rule lets everything in, whatever we say.
-	Opens bool `json:"-"`
+	// Admits is set where the rule lets more in than we do.
+	Admits bool `json:"-"`
 }
 
 // Bypass is a port that is forwarded past INPUT, to a container for example.

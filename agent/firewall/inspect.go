@@ -24,6 +24,13 @@ func (b *Before) Family(f Family) *FamilyBefore {
 	return &b.IPv6
 }
 
+// Finding is something that follows from what is in the kernel.
+type Finding struct {
+	Family Family
+	Why    string // a sentence
+	Next   string // the command that mends it where a repair does not; or ""
+}
+
 // Inspection is what a backend found in the kernel, compared with a ruleset.
 type Inspection struct {
 	// Backend is the program and its version: "iptables 1.8.9 (nf_tables)".
@@ -32,6 +39,9 @@ type Inspection struct {
 	Present bool
 	// Drift is how the kernel differs from the ruleset; none is as it should be.
 	Drift []Drift
+	// Open and Shut say where that leaves ports open that should be closed, or
+	// everybody shut out.
+	Open, Shut []Finding
 	// Foreign are others' rules in INPUT that decide about packets to us.
 	Foreign []Foreign
 	// Bypass are the ports that are forwarded past INPUT.

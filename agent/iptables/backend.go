@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -141,13 +142,33 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		in.Bypass = append(in.Bypass, bypass(f, d.table("nat"))...)
 		before := in.Before.Family(f)
 		before.Input, before.Output = t.policy(input), t.policy(output)
-		behind := false
+		behind, jumps := false, false
 		for _, r := range t.chain(input).Rules {
 			behind = behind || r == jump
-			if decides(r) {
-				before.Removed = append(before.Removed, r)
-				in.Foreign = append(in.Foreign, foreign(f, r, behind))
+			jumps = jumps || r == jump
+			if !decides(r) {
+				continue
 			}
+			before.Removed = append(before.Removed, r)
+			in.Foreign = append(in.Foreign, foreign(f, r, behind))
+			if admits(r) == everything {
+				in.Open = append(in.Open, firewall.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
+					Why: fmt.Sprintf("%q in INPUT accepts new connections to every port", r)})
+			}
+		}
+		for _, c := range t.ours() {
+			wanted := chainOf(want[f], c.Name).Rules
+			for _, r := range c.Rules {
+				if admits(r) == everything && !slices.Contains(wanted, r) {
+					in.Open = append(in.Open, firewall.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", r, c.Name)})
+				}
+			}
+		}
+		switch {
+		case before.Input == firewall.Accept:
+			in.Open = append(in.Open, firewall.Finding{Family: f, Why: "INPUT's policy is ACCEPT: every port that listens is open"})
+		case !jumps || len(t.chain(firewall.InputChain).Rules) == 0:
+			in.Shut = append(in.Shut, firewall.Finding{Family: f, Why: "our rules are gone and INPUT drops all: no port answers, SSH neither"})
 		}
 		for _, m := range managers(t) {
 			if !slices.Contains(in.Managers, m) {
@@ -156,6 +177,16 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		}
 	}
 	return in
+}
+
+// chainOf gives the chain of a name, or an empty one.
+func chainOf(list []chain, name string) chain {
+	for _, c := range list {
+		if c.Name == name {
+			return c
+		}
+	}
+	return chain{}
 }
 
 // drift compares one family's filter table with the chains that are wanted.
@@ -197,7 +228,6 @@ func drift(f firewall.Family, t table, want []chain) []firewall.Drift {
 		live := t.chain(c.Name)
 		if live.Name == "" {
 			add(c.Name, firewall.Missing, "the chain", "")
-			continue
 		}
 		out = append(out, firewall.Lines(family, c.Name, c.Rules, live.Rules)...)
 	}
@@ -264,16 +294,11 @@ func bypass(f firewall.Family, nat table) []firewall.Bypass {
 			continue
 		}
 		for _, r := range c.Rules {
-			t := target(r)
-			if t != "DNAT" && t != "REDIRECT" {
+			if target(r) != "DNAT" { // REDIRECT comes back to INPUT, under its new port
 				continue
 			}
-			b := firewall.Bypass{Family: f.String(), Proto: option(r, "-p"), Port: option(r, "--dport", "--dports"),
-				To: option(r, "--to-destination", "--to-ports"), By: "nat " + c.Name}
-			if t == "REDIRECT" { // comes back to INPUT, under its new port
-				continue
-			}
-			out = append(out, b)
+			out = append(out, firewall.Bypass{Family: f.String(), Proto: cmp.Or(option(r, "-p"), "any"), Port: cmp.Or(option(r, "--dport", "--dports"), "any"),
+				To: option(r, "--to-destination"), By: "nat " + c.Name})
 		}
 	}
 	return out
@@ -489,14 +514,8 @@ func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
 }
 
 func removeLines(t table, before firewall.FamilyBefore) []string {
-	policy := func(p string) string {
-		if p == "" {
-			return firewall.Accept
-		}
-		return p
-	}
 	lines := []string{"*" + filter,
-		fmt.Sprintf(":INPUT %s [0:0]", policy(before.Input)), fmt.Sprintf(":OUTPUT %s [0:0]", policy(before.Output))}
+		fmt.Sprintf(":INPUT %s [0:0]", cmp.Or(before.Input, firewall.Accept)), fmt.Sprintf(":OUTPUT %s [0:0]", cmp.Or(before.Output, firewall.Accept))}
 	for _, c := range t.ours() {
 		lines = append(lines, ":"+c.Name+" - [0:0]")
 	}

@@ -252,20 +252,74 @@ func decides(rule string) bool {
 	return false
 }
 
+// How much an accepting rule lets in by itself.
+type breadth int
+
+const (
+	nothingNew breadth = iota // what is accepted anyway
+	something                 // some ports, sources or kinds of packets
+	everything                // new connections to any port
+)
+
+// admits tells how much a rule lets in that nothing else would. What narrows a
+// match does not when it is negated.
+func admits(rule string) breadth {
+	words, _ := split(rule)
+	if target(rule) != "ACCEPT" {
+		return nothingNew
+	}
+	out := everything
+	for i := 0; i < len(words); i++ {
+		value, negated := "", i > 0 && words[i-1] == "!"
+		if i+1 < len(words) {
+			value = words[i+1]
+		}
+		switch words[i] {
+		case "-j", "--comment", "!":
+		case "-m":
+			switch value {
+			case "tcp", "udp", "comment", "conntrack", "state":
+			default:
+				out = something
+			}
+		case "-i":
+			if value == "lo" && !negated {
+				return nothingNew
+			}
+		case "-p":
+			if value != "tcp" && value != "udp" && value != "all" && !negated {
+				out = something
+			}
+		case "--ctstate", "--state":
+			if !negated && !strings.Contains(value, "NEW") && !strings.Contains(value, "UNTRACKED") {
+				return nothingNew
+			}
+		default:
+			if strings.HasPrefix(words[i], "-") && !negated {
+				out = something
+			}
+			continue
+		}
+		i++
+	}
+	return out
+}
+
 // foreign says what a deciding rule of another program does to us. It stands
 // before our jump, or behind it.
 func foreign(f firewall.Family, rule string, behind bool) firewall.Foreign {
 	out := firewall.Foreign{Family: f.String(), Chain: input, Rule: rule}
-	narrow := strings.Contains(" "+rule, " -s ") || strings.Contains(" "+rule, " -p ") ||
-		strings.Contains(" "+rule, " -i ") || strings.Contains(" "+rule, " -m ") || strings.Contains(" "+rule, " -d ")
-	switch what := target(rule); {
-	case what == "ACCEPT" && !narrow:
-		out.Effect, out.Opens = "accepts everything: every port is open", true
-	case what == "ACCEPT":
-		out.Effect = "accepts what it matches, whatever the profile says"
+	accepts := target(rule) == "ACCEPT"
+	switch breadth := admits(rule); {
+	case breadth == everything:
+		out.Effect, out.Admits = "accepts new connections to every port", true
+	case breadth == something:
+		out.Effect, out.Admits = "accepts what it matches, whatever the profile says", true
+	case accepts:
+		out.Effect = "accepts what is accepted anyway"
 	case behind:
 		out.Effect = "drops what would be dropped anyway"
-	case !narrow:
+	case closes(rule):
 		out.Effect = "drops everything before our rules: no port answers, SSH neither"
 	default:
 		out.Effect = "drops what it matches, whatever the profile says"

@@ -1,6 +1,7 @@
 package iptables
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -187,12 +188,7 @@ func (f restoreFile) bytes() []byte {
 			b.WriteString(l + "\n")
 		}
 	}
-	policy := func(name string) string {
-		if p := f.filter.policies[name]; p != "" {
-			return p
-		}
-		return firewall.Accept
-	}
+	policy := func(name string) string { return cmp.Or(f.filter.policies[name], firewall.Accept) }
 	put(f.before...)
 	put("*"+filter, fmt.Sprintf(":INPUT %s [0:0]", policy(input)))
 	put(f.filter.chains...)

@@ -138,7 +138,7 @@ func isPreauth(exe, title string) bool {
 // root's sshd, and its peer has authenticated.
 func (p *Processes) authenticated(s system.Socket) bool {
 	h := p.ssh[s.Inode]
-	return s.Inode != 0 && h.root && !h.preauth
+	return h.root && !h.preauth
 }
 
 // Names gives the names of the processes that have sockets open. Of several
@@ -148,7 +148,7 @@ func (p *Processes) authenticated(s system.Socket) bool {
 func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
 	want := map[uint64]bool{}
 	for _, s := range sockets {
-		want[s.Inode] = s.Inode != 0
+		want[s.Inode] = true
 	}
 	names := map[uint64]string{}
 	byInit := map[uint64]bool{}

@@ -32,7 +32,7 @@ func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (po
 	}
 	open := map[uint64]uint16{} // the ports of listening sockets
 	for _, s := range listening {
-		if s.Proto == "tcp" && !s.Local.Addr().IsLoopback() && s.Inode != 0 {
+		if s.Proto == "tcp" && !s.Local.Addr().IsLoopback() {
 			open[s.Inode] = s.Local.Port()
 		}
 	}

@@ -99,6 +99,15 @@ func TestSSHDPorts(t *testing.T) {
 	}
 }
 
+// sshd has a socket for each family: that is one reason.
+func TestOneReasonForBothFamilies(t *testing.T) {
+	p := fakeProc(t, map[int]fake{500: {ppid: 1, sockets: []uint64{8, 9}}})
+	ports, why, err := p.SSHDPorts(tree(t, map[string]string{configFile: "ListenAddress ::1"}), []system.Socket{tcp(8, "0.0.0.0:22", ""), tcp(9, "[::]:22", "")})
+	if err != nil || !slices.Equal(ports, []uint16{22}) || !slices.Equal(why, []string{"sshd listens on it (process 500)"}) {
+		t.Errorf("got %v because %q, %v", ports, why, err)
+	}
+}
+
 func TestSocketUnit(t *testing.T) {
 	const unit = "/usr/lib/systemd/system/ssh.socket"
 	const text = "[Unit]\nDescription=x\n[Socket]\nListenStream=22\nAccept=no\n"

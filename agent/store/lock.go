@@ -24,8 +24,8 @@ func (s *Store) Lock(ctx context.Context, command string) (unlock func(), err er
 		if ctx.Err() == nil {
 			return nil, err
 		}
-		return nil, fmt.Errorf("another change is under way since more than %v (%s): %w",
-			time.Since(start).Round(time.Second), s.holder(), err)
+		return nil, fmt.Errorf("another change has been under way for more than %v, %s: try again when it has ended",
+			time.Since(start).Round(time.Millisecond), s.holder())
 	}
 	// Who holds it is for that message only, so a failure to say it is none.
 	os.WriteFile(s.sys.Path(lockFile), []byte(fmt.Sprintf("%d %s\n", os.Getpid(), command)), 0o600)

@@ -94,5 +94,5 @@ func (a *app) refuseLockout(w *wiring, st store.State) error {
 	if s == nil || st.Desired.SSH.Mode != firewall.SSHPinned || st.Desired.SSH.Allows(s.From) {
 		return nil
 	}
-	return fmt.Errorf("you come from %s, which could not log in again: add it to client_ip or allow in [ssh], or use --force", s.From)
+	return fmt.Errorf("you come from %s, which could not log in again: name it too, with --client-ip or in [ssh], or use \"basicfw-agent apply --force\"", s.From)
 }

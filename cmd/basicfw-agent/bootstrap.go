@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -23,6 +24,8 @@ const lockWait = 60 * time.Second
 type bootstrapFlags struct {
 	profile, clientIP, backend    string
 	noService, dryRun, orFailsafe bool
+	// forgetClient drops the client that a flag named for another instance.
+	forgetClient bool
 }
 
 func (a *app) bootstrapCmd() *cobra.Command {
@@ -79,6 +82,10 @@ func (a *app) bootstrap(ctx context.Context, f bootstrapFlags) error {
 }
 
 func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) error {
+	if st, err := w.agent.Store.Load(); err == nil && isClone(st.InstanceID, w.instance()) {
+		// Who made the first machine may have nothing to do with its clone.
+		f.forgetClient = f.clientIP == ""
+	}
 	s, local, err := a.loadSettings(f)
 	if err != nil {
 		return err
@@ -112,13 +119,14 @@ func (a *app) loadSettings(f bootstrapFlags) (settings.Settings, *agent.Change, 
 		}
 		changes = append(changes, settings.Change{Section: flag.section, Key: flag.key, Value: flag.value})
 	}
+	if at := s.Sources["ssh.client_ip"]; f.forgetClient && strings.HasPrefix(at, a.localPath()+":") {
+		s.ClientIP = nil
+		changes = append(changes, settings.Change{Section: "ssh", Key: "client_ip"})
+	}
 	if len(problems) > 0 {
 		return s, nil, problems
 	}
 	path := a.localPath()
-	for _, c := range changes { // what a flag set is from then on what local.ini says
-		s.Sources[c.Section+"."+c.Key] = path
-	}
 	if len(changes) == 0 {
 		return s, nil, nil
 	}
@@ -160,14 +168,14 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	if err != nil {
 		return err
 	}
-	o := agent.Options{Clear: r.clear, Service: r.service}
+	o := agent.Options{Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
 	if r.local != nil {
 		o.Files = append(o.Files, *r.local)
 	}
 	if r.clear && previous != nil {
 		// Once: what stands in INPUT later was put there by somebody who knew
 		// of us, and is reported rather than removed.
-		o.Clear = previous.InstanceID != st.InstanceID
+		o.Clear = isClone(previous.InstanceID, st.InstanceID)
 	}
 	if st.Service = r.service || previous != nil && previous.Service; previous == nil {
 		st.Service = r.service
@@ -208,9 +216,9 @@ func (a *app) decide(ctx context.Context, w *wiring, s settings.Settings, r conv
 	if err != nil {
 		return store.State{}, nil, err
 	}
-	in := bootstrap.Input{Settings: s, Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed, Redetect: r.redetect}
+	in := bootstrap.Input{Settings: s, Local: a.localPath(), Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed, Redetect: r.redetect}
 	in.Previous = previous
-	if previous != nil && facts.Instance != "" && previous.InstanceID != facts.Instance {
+	if previous != nil && isClone(previous.InstanceID, facts.Instance) {
 		in.Previous = nil // a clone: another machine, and maybe another owner
 		fmt.Fprintf(a.stdout, "this is another instance (%q, was %q): deciding anew\n", facts.Instance, previous.InstanceID)
 	}
@@ -223,6 +231,10 @@ func (a *app) decide(ctx context.Context, w *wiring, s settings.Settings, r conv
 	}
 	return st, previous, err
 }
+
+// isClone tells whether an instance is another one than before. One that was
+// not known, or is not, says nothing.
+func isClone(before, now string) bool { return before != "" && now != "" && before != now }
 
 // previous is the state as it is; nil where there is none that can be used.
 func (a *app) previous(w *wiring) (*store.State, error) {
@@ -250,7 +262,7 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 	var problems settings.Errors
 	var invalid *bootstrap.InvalidError
 	onlyClient := errors.As(cause, &problems) && problems.OnlyClient() || errors.As(cause, &invalid) && invalid.OnlyClient
-	o := agent.Options{Clear: true, Service: !f.noService}
+	o := agent.Options{Clear: true, Service: !f.noService, Record: []string{a.localPath()}}
 	if onlyClient {
 		f.clientIP = ""
 		s, local, _ := a.loadSettings(f) // what is wrong in it is the client
@@ -287,7 +299,7 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 // showOutcome says what was done, and who may come in from now on.
 func (a *app) showOutcome(st store.State, out agent.Outcome) {
 	if !out.Changed {
-		fmt.Fprintf(a.stdout, "nothing changed: already protected by profile %s\n", st.Profile.Name)
+		fmt.Fprintf(a.stdout, "nothing changed: profile %s is in effect already\n", st.Profile.Name)
 		return
 	}
 	fmt.Fprintf(a.stdout, "protected by profile %s (%s)\n", st.Profile.Name, st.Profile.Reason)
@@ -304,11 +316,11 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 	if out.Adopted > 0 {
 		fmt.Fprintf(a.stdout, "  sessions  kept %s\n", count(out.Adopted, "open connection"))
 	}
-	for i, f := range out.Inspection.Before.IPv4.Removed {
+	for i, f := range out.Removed {
 		if i == 0 {
 			fmt.Fprintf(a.stdout, "  replaced  rules that were in INPUT before, kept for uninstall:\n")
 		}
-		fmt.Fprintf(a.stdout, "              %s\n", f)
+		fmt.Fprintf(a.stdout, "            %s %s\n", f.Family, f.Rule)
 	}
 	if st.Desired.SSH.Mode == firewall.SSHLimited && st.Client.Source != "any" {
 		fmt.Fprintln(a.stdout, "next: basicfw-agent bootstrap --client-ip YOUR-ADDRESS")

@@ -17,11 +17,14 @@ func (a *app) showPlan(st store.State, previous *store.State, out agent.Outcome,
 	}
 	fmt.Fprintf(a.stdout, "profile %s (%s)\nssh %s\n", st.Profile.Name, st.Profile.Reason, sshSentence(st))
 	where := ""
-	for _, d := range out.Inspection.Drift {
-		if at := d.Family + " " + d.Chain; at != where {
+	heading := func(family, chain string) {
+		if at := family + " " + chain; at != where {
 			fmt.Fprintln(a.stdout, at)
 			where = at
 		}
+	}
+	for _, d := range out.Inspection.Drift {
+		heading(d.Family, d.Chain)
 		if d.Kind != firewall.Missing {
 			fmt.Fprintf(a.stdout, "- %s\n", d.Got)
 		}
@@ -31,7 +34,8 @@ func (a *app) showPlan(st store.State, previous *store.State, out agent.Outcome,
 	}
 	if r.clear && previous == nil {
 		for _, f := range out.Inspection.Foreign {
-			fmt.Fprintf(a.stdout, "%s %s\n- %s\n", f.Family, f.Chain, f.Rule)
+			heading(f.Family, f.Chain)
+			fmt.Fprintf(a.stdout, "- %s\n", f.Rule)
 		}
 	}
 	for _, f := range out.Files {

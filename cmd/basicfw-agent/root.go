@@ -61,7 +61,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.root, "root", "", "put this directory before every path below /etc, /var, /run and /usr (for tests)")
 	flags.StringVar(&a.config, "config", "", "settings file (default /etc/basicfw/agent.ini)")
-	flags.StringVar(&a.logLevel, "log-level", "", "error, warn, info or debug (default: what the settings say)")
+	flags.StringVar(&a.logLevel, "log-level", "", "error, warn, info or debug (default warn; for run, what the settings say)")
 	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
 		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd())
 	return root
@@ -74,7 +74,7 @@ func (a *app) setUpLog() error {
 	if a.logLevel != "" {
 		var err error
 		if level, err = logrus.ParseLevel(a.logLevel); err != nil {
-			return usageError{fmt.Errorf("--log-level: %w", err)}
+			return usageError{fmt.Errorf("--log-level %q: want error, warn, info or debug", a.logLevel)}
 		}
 	}
 	a.log.SetLevel(level)

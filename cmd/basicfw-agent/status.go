@@ -46,6 +46,11 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 			if err != nil {
 				return err
 			}
+			// Where it is not installed, its table is not worth a program's run.
+			if a.sys.Exists("/usr/sbin/firewalld") && a.firewalldTable(cmd.Context()) {
+				st.Conflicts = append(st.Conflicts, "firewalld")
+				st.Warnings = append(st.Warnings, "firewalld is active beside us: its rules decide too")
+			}
 			if settingsErr != nil {
 				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
 			}
@@ -137,7 +142,7 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 	if st.Why != "" {
 		s.wrap("why", st.Why, 2)
 	}
-	if st.State != agent.NotBootstrapped {
+	if decided(st) {
 		s.add("profile", fmt.Sprintf("%s: %s", st.Profile.Name, st.Profile.Reason))
 		s.wrap("ssh", sshLine(st.SSH), 2)
 		if st.SSH.You != "" {
@@ -151,7 +156,7 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 	if st.Backend.Reason != "" {
 		s.add("backend", st.Backend.Reason)
 	}
-	if st.State != agent.NotBootstrapped {
+	if decided(st) {
 		s.add("persisted", persistedLine(st.Persisted))
 		s.add("service", serviceLine(st.Service))
 		if c := st.Conntrack; c.Max > 0 {
@@ -181,6 +186,9 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 	}
 }
 
+// decided tells whether it is known what was decided for the machine.
+func decided(st agent.Status) bool { return st.Profile.Name != "" }
+
 func verdict(st agent.Status) string {
 	switch st.State {
 	case agent.Protected:
@@ -192,6 +200,15 @@ func verdict(st agent.Status) string {
 			return fmt.Sprintf("protected, but %s/%s is forwarded past this firewall", st.Bypass[0].Port, st.Bypass[0].Proto)
 		} else if n > 1 {
 			return fmt.Sprintf("protected, but %d ports are forwarded past this firewall", n)
+		}
+		admits := 0
+		for _, f := range st.Foreign {
+			if f.Admits {
+				admits++
+			}
+		}
+		if admits > 0 {
+			return fmt.Sprintf("protected, but %s of others in INPUT let more in", count(admits, "rule"))
 		}
 		return fmt.Sprintf("protected: profile %s on %s", st.Profile.Name, both)
 	case agent.NotBootstrapped:
@@ -222,7 +239,10 @@ func sshLine(s agent.SSHStatus) string {
 	}
 	who := "only " + strings.Join(s.Allow, ", ")
 	if s.Mode == string(firewall.SSHLimited) {
-		who = "any address, limited per source"
+		who = "any address, without a limit"
+		if s.Limit != "" {
+			who = "any address, limited to " + s.Limit + " from each"
+		}
 		if len(s.Allow) > 0 {
 			who += "; without limit " + strings.Join(s.Allow, ", ")
 		}
@@ -233,6 +253,9 @@ func sshLine(s agent.SSHStatus) string {
 // sshSentence is sshLine of a decision.
 func sshSentence(st store.State) string {
 	s := agent.SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Reason: st.Client.Reason}
+	if l := st.Desired.SSH.Limit; !l.IsZero() {
+		s.Limit = l.String()
+	}
 	for _, p := range st.Desired.SSH.Allow {
 		s.Allow = append(s.Allow, agent.Address(p))
 	}

@@ -55,8 +55,8 @@ func TestPrintStatus(t *testing.T) {
 			s.Bypass = []firewall.Bypass{{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2:5432", By: "nat DOCKER"}}
 		},
 		"limited": func(s *agent.Status) {
-			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Source: "none", Reason: "no client was named, and bootstrap ran in no SSH session"}
-			s.Warnings = []string{"SSH is open to any address, limited per source: no client was named, and bootstrap ran in no SSH session"}
+			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Limit: "30/min", Source: "none", Reason: "no client was named, and bootstrap ran in no SSH session"}
+			s.Warnings = []string{"SSH is open to any address: no client was named, and bootstrap ran in no SSH session"}
 			s.Next = []string{"basicfw-agent bootstrap --client-ip YOUR-ADDRESS"}
 		},
 		"failsafe": func(s *agent.Status) {
@@ -83,9 +83,15 @@ func TestPrintStatus(t *testing.T) {
 			s.Next = []string{"basicfw-agent verify --repair"}
 		},
 		"unprotected": func(s *agent.Status) {
-			s.State, s.Why = agent.Unprotected, `ipv4: "-j ACCEPT" in INPUT accepts everything: every port is open`
-			s.Foreign = []firewall.Foreign{{Family: "ipv4", Chain: "INPUT", Rule: "-j ACCEPT", Effect: "accepts everything: every port is open"}}
+			s.State, s.Why = agent.Unprotected, `ipv4: "-j ACCEPT" in INPUT accepts new connections to every port`
+			s.Foreign = []firewall.Foreign{{Family: "ipv4", Chain: "INPUT", Rule: "-j ACCEPT", Effect: "accepts new connections to every port", Admits: true}}
 			s.Next = []string{"iptables -D INPUT -j ACCEPT"}
+		},
+		"foreign": func(s *agent.Status) {
+			s.Foreign = []firewall.Foreign{{Family: "ipv4", Chain: "INPUT", Rule: "-p tcp -m tcp --dport 8080 -j ACCEPT", Effect: "accepts what it matches, whatever the profile says", Admits: true}}
+		},
+		"state-lost": func(s *agent.Status) {
+			*s = agent.Status{State: agent.Drifted, Why: "what was decided cannot be read: reading /var/lib/basicfw/state.json: unexpected EOF", Next: []string{"basicfw-agent bootstrap"}}
 		},
 		"not-bootstrapped": func(s *agent.Status) {
 			*s = agent.Status{State: agent.NotBootstrapped, Why: "this machine was not closed by basicfw-agent yet", Next: []string{"basicfw-agent bootstrap"}, Backend: s.Backend}

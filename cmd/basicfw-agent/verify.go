@@ -46,9 +46,12 @@ was decided, and name each difference. With --repair, mend them.`,
 			} else if repair {
 				return lockErr
 			}
+			if _, err := a.bootstrapped(w); err != nil {
+				return err
+			}
 			r, err := w.agent.Verify(ctx, w.ports)
 			if err != nil {
-				return explainState(err)
+				return err
 			}
 			for _, warning := range r.Warnings {
 				a.log.Warn(warning)
@@ -59,7 +62,14 @@ was decided, and name each difference. With --repair, mend them.`,
 			for _, f := range r.Inspection.Foreign {
 				fmt.Fprintf(a.stdout, "note: %s %s: %s: %s\n", f.Family, f.Chain, f.Rule, f.Effect)
 			}
+			for _, o := range r.Inspection.Open {
+				fmt.Fprintf(a.stdout, "open: %v: %s\n", o.Family, o.Why)
+			}
 			switch {
+			case len(r.Drift) == 0 && len(r.Inspection.Open) > 0:
+				// Others' rules are not ours to remove.
+				fmt.Fprintf(a.stdout, "our rules are as decided, but others' open the machine; see \"basicfw-agent status\"\n")
+				return &silentError{exitDrift}
 			case len(r.Drift) == 0:
 				fmt.Fprintf(a.stdout, "all is as decided: profile %s\n", r.State.Profile.Name)
 				if lockErr == nil {
@@ -89,5 +99,8 @@ func explainState(err error) error {
 	if errors.Is(err, store.ErrNone) {
 		return fmt.Errorf("this machine is %w: run \"basicfw-agent bootstrap\"", err)
 	}
-	return err
+	if err != nil {
+		return fmt.Errorf("%w: run \"basicfw-agent bootstrap\" to decide anew", err)
+	}
+	return nil
 }

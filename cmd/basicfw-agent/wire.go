@@ -181,19 +181,24 @@ func (e *conflictError) Error() string {
 // is, on every Ubuntu, while ufw itself is off.
 func (a *app) refuseConflicts(ctx context.Context, in firewall.Inspection) error {
 	names := in.Managers
-	// firewalld's own table is nftables', whatever the backend of iptables.
-	res, err := a.sys.Run(ctx, system.Command{Name: "nft", Args: []string{"list", "tables"}})
-	var missing *system.NotFoundError
-	switch {
-	case err != nil && !errors.As(err, &missing):
-		a.log.WithError(err).Debug("nft's tables are not known")
-	case bytes.Contains(res.Stdout, []byte("table inet firewalld\n")):
+	if a.firewalldTable(ctx) && !slices.Contains(names, "firewalld") {
 		names = append(names, "firewalld")
 	}
 	if len(names) > 0 {
 		return &conflictError{names}
 	}
 	return nil
+}
+
+// firewalldTable tells whether firewalld's table is loaded. It is nftables',
+// whatever the variant of iptables.
+func (a *app) firewalldTable(ctx context.Context) bool {
+	res, err := a.sys.Run(ctx, system.Command{Name: "nft", Args: []string{"list", "tables"}})
+	var missing *system.NotFoundError
+	if err != nil && !errors.As(err, &missing) {
+		a.log.WithError(err).Debug("nft's tables are not known")
+	}
+	return bytes.Contains(res.Stdout, []byte("table inet firewalld\n"))
 }
 
 // serviceManager is the machine's, as the agent wants it.
