@@ -35,7 +35,7 @@ func TestOutsider(t *testing.T) {
 			for i, to := range l.Server.Both() {
 				client, stranger := l.Client.Like(to), l.Stranger.Like(to)
 				for _, port := range []uint16{22, 80, 8080, 9999} {
-					if err := l.Outsider.Reach(stranger, to, port); err != nil {
+					if err := l.Outsider.Reach(stranger, to, port, lab.Patient); err != nil {
 						t.Errorf("without rules: reaching port %d of %v: %v", port, to, err)
 					}
 				}
@@ -66,7 +66,7 @@ func TestOutsider(t *testing.T) {
 					for port, p := range want {
 						t.Errorf("nmap from %v to %v: port %d is missing, want %v", from, to, port, p)
 					}
-					if err := l.Outsider.Reach(from, to, 22); (err == nil) != (from == client) {
+					if err := l.Outsider.Reach(from, to, 22, lab.Brief); (err == nil) != (from == client) {
 						t.Errorf("port 22 from %v: %v", from, err)
 					}
 				}
@@ -95,7 +95,7 @@ func TestSession(t *testing.T) {
 	l := lab.New(t)
 	l.Host.Listen(t, 80)
 	for _, to := range l.Server.Both() {
-		s, err := l.Outsider.Dial(l.Stranger.Like(to), to, 80)
+		s, err := l.Outsider.Dial(l.Stranger.Like(to), to, 80, lab.Patient)
 		if err != nil {
 			t.Fatal(err)
 		}

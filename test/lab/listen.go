@@ -10,9 +10,13 @@ import (
 	"time"
 )
 
-// Wait is how long the outsider waits for an answer. An answer takes well
-// below a millisecond here; a dropped packet takes all of it.
-const Wait = 500 * time.Millisecond
+// How long the outsider waits for an answer, which takes well below a
+// millisecond here: on a busy machine too where one is to come, and not longer
+// than need be where none is.
+const (
+	Patient = 10 * time.Second
+	Brief   = 500 * time.Millisecond
+)
 
 // Listen serves TCP ports on all addresses of both families. Whoever connects
 // is greeted, and then hears what he says.
@@ -57,10 +61,10 @@ type Session struct {
 }
 
 // Dial connects from an address of the namespace, and waits to be greeted.
-func (n *Namespace) Dial(from, to netip.Addr, port uint16) (*Session, error) {
+func (n *Namespace) Dial(from, to netip.Addr, port uint16, wait time.Duration) (*Session, error) {
 	d := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)),
-		Timeout:   Wait,
+		Timeout:   wait,
 		KeepAlive: -1, // probes would speak for a session that is to be silent
 	}
 	s := &Session{}
@@ -72,21 +76,20 @@ func (n *Namespace) Dial(from, to netip.Addr, port uint16) (*Session, error) {
 		return nil, err
 	}
 	s.r = bufio.NewReader(s.c)
-	if err := s.hear(greeting(port), Wait); err != nil {
+	if err := s.hear(greeting(port), wait); err != nil {
 		s.c.Close()
 		return nil, fmt.Errorf("port %d: %w", port, err)
 	}
 	return s, nil
 }
 
-// Talk says something and waits to hear it. A packet that is lost is sent
-// again by TCP, which is given the time for that.
+// Talk says something and waits to hear it.
 func (s *Session) Talk() error {
 	word := time.Now().String() + "\n"
 	if _, err := io.WriteString(s.c, word); err != nil {
 		return err
 	}
-	return s.hear(word, 5*time.Second)
+	return s.hear(word, Patient)
 }
 
 func (s *Session) hear(want string, wait time.Duration) error {
@@ -107,8 +110,8 @@ func (s *Session) hear(want string, wait time.Duration) error {
 func (s *Session) Close() { s.c.Close() }
 
 // Reach tells whether a connection is answered by the port's listener.
-func (n *Namespace) Reach(from, to netip.Addr, port uint16) error {
-	s, err := n.Dial(from, to, port)
+func (n *Namespace) Reach(from, to netip.Addr, port uint16, wait time.Duration) error {
+	s, err := n.Dial(from, to, port, wait)
 	if err == nil {
 		s.Close()
 	}

@@ -117,7 +117,7 @@ func (n *Namespace) Start(t testing.TB, c Command) *Process {
 	p.cmd.Env, p.cmd.Dir = c.Env, c.Dir
 	p.cmd.Stdin = bytes.NewBufferString(c.Stdin)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
-	p.cmd.WaitDelay = time.Second
+	p.cmd.WaitDelay = 10 * time.Second
 	if c.UID != 0 {
 		p.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: c.UID, Gid: c.UID}}
 	}

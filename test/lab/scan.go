@@ -27,7 +27,7 @@ func (p Port) Silent() bool { return p.Reason == "no-response" }
 func (n *Namespace) Nmap(t testing.TB, from, to netip.Addr, ports string, options ...string) map[uint16]Port {
 	t.Helper()
 	Need(t, "nmap")
-	args := []string{"nmap", "-n", "-Pn", "-T5", "--min-rate", "100000", "--max-retries", "1", "-oX", "-",
+	args := []string{"nmap", "-n", "-Pn", "-T5", "--min-rate", "100000", "--max-retries", "2", "-oX", "-",
 		"-e", "eth0", "-S", from.String(), "-p" + ports}
 	if to.Is6() {
 		args = append(args, "-6")
@@ -124,7 +124,7 @@ func (n *Namespace) Flags(t testing.TB, from, to netip.Addr, ports ...uint16) ma
 		// Silence for this long ends it: the answers are on the wire already.
 		buf := make([]byte, 1500)
 		for {
-			c.SetReadDeadline(time.Now().Add(Wait / 2))
+			c.SetReadDeadline(time.Now().Add(Brief / 2))
 			size, _, err := c.ReadFrom(buf)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break

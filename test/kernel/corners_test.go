@@ -1,0 +1,136 @@
+package kernel_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// TestNoIptables has no such program on the machine.
+func TestNoIptables(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	before := m.everything(t)
+	c := m.command("bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+	c.Env = []string{"PATH=" + t.TempDir()}
+	r := m.Host.Run(t, c)
+	if r.Code != exitFailed {
+		t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	oneLine(t, r.Stderr, "install", "iptables")
+	same(t, "without iptables", before, m.everything(t))
+}
+
+// TestLinkedFile has the file that keeps the rules become a link. What it
+// points to is not ours to write to.
+func TestLinkedFile(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.bootstrap(t)
+	files := m.tree(t, false, "etc")
+	path := filepath.Join(m.root, rulesFile(ipv4))
+	elsewhere := filepath.Join(m.root, "usr/elsewhere")
+	const text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
+	m.write(t, "/usr/elsewhere", text, 0o600)
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(elsewhere, path); err != nil {
+		t.Fatal(err)
+	}
+	if r := m.must(t, exitDrift, "verify"); !named(r.Stdout, []string{rulesFile(ipv4)}) {
+		t.Errorf("verify does not name the file: %s", r.Stdout)
+	}
+	m.must(t, exitOK, "verify", "--repair")
+	same(t, "files after the repair", files, m.tree(t, false, "etc"))
+	if got := m.read(t, "/usr/elsewhere"); got != text {
+		t.Errorf("the link was followed: %q", got)
+	}
+}
+
+// TestUninstallFails has iptables fail when the machine is given back. What
+// bootstrap took out of INPUT must not stay there beside our rules.
+func TestUninstallFails(t *testing.T) {
+	for name, script := range map[string]string{
+		"the second family fails":        "cat >/dev/null; echo 'ip6tables-restore: line 3 failed' >&2; exit 1",
+		"the second family does nothing": "cat >/dev/null",
+	} {
+		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, m *machine) {
+				m.Host.Listen(t, 22)
+				m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+				m.bootstrap(t)
+				m.wantReach(t, m.Server.V4, 22, true, false)
+				before := m.everything(t)
+				m.wrap(t, "ip6tables-restore", script)
+				r := m.must(t, exitFailed, "uninstall")
+				oneLine(t, r.Stderr, "ipv6")
+				same(t, "after the failed uninstall", before, m.everything(t))
+				m.wantReach(t, m.Server.V4, 22, true, false)
+			})
+		})
+	}
+}
+
+// TestWideOpen looks at what status calls a machine on which the policy lets
+// every port be open.
+func TestWideOpen(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 8080)
+		m.bootstrap(t)
+		for name, rules := range map[string][]string{
+			"a policy":                     {"-P INPUT ACCEPT"},
+			"a policy, our chain is empty": {"-P INPUT ACCEPT", "-F BASICFW-INPUT"},
+		} {
+			for _, r := range rules {
+				m.iptables(t, ipv4, strings.Fields(r)...)
+			}
+			m.wantReach(t, m.Server.V4, 8080, true, true)
+			if s := m.status(t, exitDrift); s.State != "unprotected" || s.Families[ipv4] != "unprotected" {
+				t.Errorf("%s: state %q, families %v", name, s.State, s.Families)
+			}
+			m.must(t, exitOK, "verify", "--repair")
+		}
+	})
+}
+
+// TestRulesDirectory has no directory for the rules on the machine before.
+func TestRulesDirectory(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	if err := os.Remove(filepath.Join(m.root, "etc/sysconfig")); err != nil {
+		t.Fatal(err)
+	}
+	before := m.everything(t)
+	m.bootstrap(t)
+	m.must(t, exitOK, "uninstall")
+	same(t, "after uninstall", before, m.everything(t))
+}
+
+// TestBadInputCorners is TestBadInput for what is wrong in less plain ways.
+func TestBadInputCorners(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	for _, in := range []badInput{
+		{name: "an option as an interface",
+			files: map[string]string{"agent.ini": "[interfaces]\ntrusted = eth0 -j ACCEPT\n"},
+			want:  []string{"agent.ini:2"}},
+		{name: "an option as the interface of a service",
+			files: map[string]string{"agent.ini": "[open]\na = 80/tcp on -j\n"},
+			want:  []string{"agent.ini:2"}},
+		{name: "profile: sshd's port", files: map[string]string{
+			"agent.ini":           "[agent]\nprofile = mine\n",
+			"profiles.d/mine.ini": "[profile]\nname = mine\n[open]\na = 22/tcp\n",
+		}, want: []string{"mine.ini:4.*22"}},
+	} {
+		in.put(t, m)
+		before := m.everything(t)
+		r := m.agent(t, "bootstrap", "--no-service")
+		in.check(t, r.Code, r.Stdout, r.Stderr)
+		if after := m.everything(t); after != before {
+			t.Errorf("%s: something changed:%s", in.name, short(difference(before, after)))
+			m.must(t, exitOK, "uninstall")
+		}
+	}
+}

@@ -1,0 +1,268 @@
+package kernel_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// wrap puts a shell script before an iptables program. In the script,
+// "$real" is that program; what the script gets is the program's input.
+func (m *machine) wrap(t *testing.T, name, script string) {
+	t.Helper()
+	path := filepath.Join(m.bin, name)
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	text := fmt.Sprintf("#!/bin/sh\nreal='%s %s'\ncase \" $* \" in *--version*) exec $real \"$@\";; esac\n%s\n", real, name, script)
+	if err := os.WriteFile(path, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestFailures lets iptables fail in the ways it does. Each time bootstrap,
+// and on a machine that stands and was broken also the repair, has to end with
+// exit code 1, one line that says why, and with nothing changed in any family.
+func TestFailures(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		script map[string]string // by program
+		words  []string          // in the line on stderr
+	}{
+		{"the second family fails",
+			map[string]string{"ip6tables-restore": "cat >/dev/null; echo 'ip6tables-restore: line 3 failed' >&2; exit 1"},
+			[]string{"ipv6"}},
+		{"the first family fails",
+			map[string]string{"iptables-restore": "cat >/dev/null; echo 'iptables-restore: line 3 failed' >&2; exit 1"},
+			[]string{"ipv4"}},
+		{"a module is missing",
+			map[string]string{"ip6tables-restore": `sed 's/-m hashlimit/-m nosuchmatch/' | $real "$@"`},
+			[]string{"ipv6", "nosuchmatch", "basicfw-ping"}},
+		{"it says that all is well and does nothing",
+			map[string]string{"iptables-restore": "cat >/dev/null", "ip6tables-restore": "cat >/dev/null"},
+			[]string{"ipv4"}},
+		{"the second family does nothing",
+			map[string]string{"ip6tables-restore": "cat >/dev/null"},
+			[]string{"ipv6"}},
+		{"it loads something else",
+			map[string]string{"ip6tables-restore": `sed '/basicfw-invalid/d' | $real "$@"`},
+			[]string{"ipv6", "basicfw-invalid"}},
+		{"it cannot be read back",
+			map[string]string{"iptables-save": "echo 'iptables-save: permission denied' >&2; exit 1"},
+			[]string{"iptables-save", "permission denied"}},
+	} {
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, m *machine) {
+				m.load(t, ipv4, foreign(ipv4))
+				m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+				fails := func(args ...string) {
+					t.Helper()
+					before := m.everything(t)
+					r := m.agent(t, args...)
+					if r.Code != exitFailed {
+						t.Errorf("%v: exit code %d, want %d\n%s%s", args, r.Code, exitFailed, r.Stdout, r.Stderr)
+					}
+					oneLine(t, r.Stderr, c.words...)
+					same(t, "after the failed "+args[0], before, m.everything(t))
+				}
+				wrap := func() {
+					for name, script := range c.script {
+						m.wrap(t, name, script)
+					}
+				}
+				unwrap := func() {
+					for name := range c.script {
+						path := filepath.Join(m.bin, name)
+						if err := os.Remove(path); err != nil {
+							t.Fatal(err)
+						}
+						if err := os.Symlink("/usr/sbin/"+m.multi, path); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+				wrap()
+				fails("bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+				unwrap()
+				m.bootstrap(t)
+				for _, family := range families() {
+					m.iptables(t, family, "-F", "BASICFW-INPUT")
+				}
+				wrap()
+				fails("verify", "--repair")
+				unwrap()
+				m.must(t, exitOK, "verify", "--repair")
+			})
+		})
+	}
+}
+
+// TestFileFails lets a file fail to be written, where the rules are loaded
+// already and before.
+func TestFileFails(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.load(t, ipv4, foreign(ipv4))
+		m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+		m.write(t, rulesFile(ipv4), "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n", 0o640)
+		before := m.everything(t)
+		for _, dir := range []string{"/etc/sysconfig", "/etc/basicfw", "/var/lib"} {
+			undo := m.Host.ReadOnly(t, filepath.Join(m.root, dir))
+			r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+			oneLine(t, r.Stderr, dir, "read-only")
+			same(t, "with no way to write to "+dir, before, m.everything(t))
+			undo()
+		}
+		m.bootstrap(t)
+	})
+}
+
+// TestLockHeld has another program keep the xtables lock for good. Only the
+// legacy variant has one.
+func TestLockHeld(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "legacy")
+	before := m.everything(t)
+	lock, err := os.Create(filepath.Join(m.root, "run/xtables.lock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	// That it ends at all is what Wait sees to.
+	r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+	oneLine(t, r.Stderr, "lock", "/run/xtables.lock")
+	lock.Close()
+	same(t, "after a lock held for long", before, m.everything(t))
+	m.bootstrap(t)
+}
+
+// TestNotRoot is somebody who may not change a firewall.
+func TestNotRoot(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	before := m.everything(t)
+	asNobody := func(args ...string) lab.Result {
+		t.Helper()
+		c := m.command(args...)
+		c.UID = 65534
+		return m.Host.Run(t, c)
+	}
+	for _, command := range []string{"bootstrap", "apply", "verify", "uninstall"} {
+		r := asNobody(command)
+		if r.Code != exitFailed {
+			t.Errorf("%s: exit code %d\n%s%s", command, r.Code, r.Stdout, r.Stderr)
+		}
+		oneLine(t, r.Stderr, "root")
+	}
+	for _, args := range [][]string{{"version"}, {"profile", "list"}, {"user-data", "--rpm", "https://example.com/basicfw-agent.rpm"}} {
+		if r := asNobody(args...); r.Code != exitOK {
+			t.Errorf("%v: exit code %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
+		}
+	}
+	same(t, "after all that", before, m.everything(t))
+}
+
+// TestOtherManagers has another firewall manager at work. Until the program
+// can take over, it leaves the machine to it.
+func TestOtherManagers(t *testing.T) {
+	const ufw = `*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:PREFIX-after-input - [0:0]
+:PREFIX-before-input - [0:0]
+:PREFIX-user-input - [0:0]
+-A INPUT -j PREFIX-before-input
+-A INPUT -j PREFIX-after-input
+-A PREFIX-before-input -i lo -j ACCEPT
+-A PREFIX-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A PREFIX-before-input -j PREFIX-user-input
+-A PREFIX-user-input -p tcp -m tcp --dport 22 -j ACCEPT
+COMMIT
+`
+	const shorewall = `*filter
+:INPUT DROP [0:0]
+:FORWARD DROP [0:0]
+:OUTPUT DROP [0:0]
+:dynamic - [0:0]
+:net-fw - [0:0]
+:shorewall - [0:0]
+-A INPUT -i eth0 -j net-fw
+-A INPUT -i lo -j ACCEPT
+-A OUTPUT -j ACCEPT
+-A net-fw -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A net-fw -p tcp -m tcp --dport 22 -j ACCEPT
+-A net-fw -j DROP
+COMMIT
+`
+	const firewalld = `table inet firewalld {
+	chain filter_INPUT {
+		type filter hook input priority filter + 10; policy accept;
+		ct state { established, related } accept
+		iifname "lo" accept
+		tcp dport 22 accept
+		reject with icmpx admin-prohibited
+	}
+}
+`
+	for name, set := range map[string]func(t *testing.T, m *machine){
+		"ufw": func(t *testing.T, m *machine) {
+			m.load(t, ipv4, strings.ReplaceAll(ufw, "PREFIX", "ufw"))
+			m.load(t, ipv6, strings.ReplaceAll(ufw, "PREFIX", "ufw6"))
+		},
+		"shorewall": func(t *testing.T, m *machine) { m.load(t, ipv4, shorewall) },
+		"firewalld": func(t *testing.T, m *machine) {
+			if r := m.Host.Run(t, lab.Command{Args: []string{"nft", "-f", "-"}, Stdin: firewalld}); r.Code != 0 {
+				t.Fatal(r.Stderr)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			onBoth(t, func(t *testing.T, m *machine) {
+				set(t, m)
+				look := func() string { return m.everything(t) + m.Host.MustRun(t, "nft", "list", "ruleset") }
+				before := look()
+				r := m.agent(t, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+				if r.Code != exitFailed {
+					t.Errorf("exit code %d, want %d\n%s%s", r.Code, exitFailed, r.Stdout, r.Stderr)
+				}
+				oneLine(t, r.Stderr, name)
+				same(t, "after the refusal", before, look())
+			})
+		})
+	}
+}
+
+// TestWithoutIPv6 has the program see a kernel without IPv6, and so without
+// tables for it.
+func TestWithoutIPv6(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80, 8080)
+		m.noIPv6 = true
+		for _, name := range []string{"ip6tables", "ip6tables-save", "ip6tables-restore"} {
+			m.wrap(t, name, "echo \"$0: can't initialize: Address family not supported by protocol\" >&2; exit 3")
+		}
+		m.bootstrap(t)
+		m.wantReach(t, m.Server.V4, 22, true, false)
+		m.wantReach(t, m.Server.V4, 80, true, true)
+		m.wantReach(t, m.Server.V4, 8080, false, false)
+		m.must(t, exitOK, "verify")
+		s := m.status(t, exitOK)
+		if s.Families[ipv4] == "disabled" || s.Families[ipv6] != "disabled" {
+			t.Errorf("families: %v", s.Families)
+		}
+		m.must(t, exitOK, "uninstall")
+	})
+}

@@ -1,0 +1,218 @@
+package kernel_test
+
+import (
+	"encoding/json"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// status is the part of "status --json" that tests look at.
+type status struct {
+	State   string
+	Profile struct{ Name, Source, Reason string }
+	SSH     struct {
+		Mode  string
+		Allow []string
+	}
+	Families map[string]string
+	Drift    []struct{ Family, Chain, Kind, Want, Got string }
+	Foreign  []struct{ Family, Chain, Rule, Effect string }
+	Warnings []string
+	Next     []string
+}
+
+// status runs "status --json", which has to end with a certain exit code and
+// to have all the keys that were promised.
+func (m *machine) status(t *testing.T, code int) status {
+	t.Helper()
+	text := m.must(t, code, "status", "--json").Stdout
+	var keys map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(text), &keys); err != nil {
+		t.Fatalf("status --json: %v\n%s", err, text)
+	}
+	has := func(where string, keys map[string]json.RawMessage, want ...string) {
+		t.Helper()
+		for _, k := range want {
+			if _, ok := keys[k]; !ok {
+				t.Errorf("status --json lacks the key %s%s", where, k)
+			}
+		}
+	}
+	has("", keys, "schema", "version", "state", "profile", "backend", "ssh", "interfaces", "open", "listening", "bypass",
+		"families", "drift", "foreign", "persisted", "service", "last_verified", "pending", "unlock", "conflicts", "warnings", "next")
+	for key, want := range map[string][]string{
+		"profile": {"name", "source", "reason"}, "backend": {"name", "reason"},
+		"ssh":      {"ports", "mode", "allow", "source", "confirm_by"},
+		"families": {"ipv4", "ipv6"}, "service": {"registered", "enabled", "active"},
+	} {
+		var inner map[string]json.RawMessage
+		if err := json.Unmarshal(keys[key], &inner); err != nil {
+			t.Errorf("status --json: %s is no object: %s", key, keys[key])
+		}
+		has(key+".", inner, want...)
+	}
+	for key, want := range map[string][]string{
+		"interfaces": {"name", "zone", "addresses", "default_route"},
+		"open":       {"name", "proto", "ports", "zone", "from", "source"},
+		"listening":  {"proto", "port", "process", "reachable"},
+		"drift":      {"family", "chain", "kind", "want", "got"},
+		"foreign":    {"family", "chain", "rule", "effect"},
+		"persisted":  {"path", "ok"},
+		"bypass":     nil, "conflicts": nil, "warnings": nil, "next": nil,
+	} {
+		if want == nil {
+			if !strings.HasPrefix(string(keys[key]), "[") {
+				t.Errorf("status --json: %s is no list: %s", key, keys[key])
+			}
+			continue
+		}
+		var list []map[string]json.RawMessage
+		if err := json.Unmarshal(keys[key], &list); err != nil || list == nil {
+			t.Errorf("status --json: %s is no list of objects: %s", key, keys[key])
+		}
+		for _, inner := range list {
+			has(key+".", inner, want...)
+		}
+	}
+	var s status
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		t.Fatalf("status --json: %v\n%s", err, text)
+	}
+	return s
+}
+
+// TestStatus looks at a machine in each of its states.
+func TestStatus(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80, 8080)
+		if s := m.status(t, exitNotBootstrapped); s.State != "not-bootstrapped" || len(s.Next) == 0 {
+			t.Errorf("before bootstrap: %+v", s)
+		}
+		m.must(t, exitNotBootstrapped, "status")
+		m.must(t, exitNotBootstrapped, "verify")
+		m.must(t, exitNotBootstrapped, "plan", "--exit-code")
+		m.must(t, exitNotBootstrapped, "apply")
+
+		m.bootstrap(t)
+		s := m.status(t, exitOK)
+		if s.State != "protected" || s.Profile.Name != "web+mail" || s.SSH.Mode != "pinned" ||
+			!slices.Equal(s.SSH.Allow, []string{m.Client.V4.String(), m.Client.V6.String()}) ||
+			s.Families[ipv4] != "protected" || s.Families[ipv6] != "protected" || len(s.Drift)+len(s.Foreign) != 0 {
+			t.Errorf("after bootstrap: %+v", s)
+		}
+		text := m.must(t, exitOK, "status").Stdout
+		says(t, text, "protected", "web+mail", m.Client.V4.String(), m.Client.V6.String(), "8080", "eth0")
+		wantScreen(t, text)
+		first, _, _ := strings.Cut(text, "\n")
+		says(t, first, "protected")
+
+		m.iptables(t, ipv4, "-D", "BASICFW-INPUT", "1")
+		if s := m.status(t, exitDrift); s.State != "drifted" || s.Families[ipv4] != "drifted" || s.Families[ipv6] != "protected" {
+			t.Errorf("with a rule removed: %+v", s)
+		}
+		wantScreen(t, m.must(t, exitDrift, "status").Stdout)
+		m.must(t, exitOK, "verify", "--repair")
+
+		// A rule that lets all in is no drift of ours, and worse than one.
+		m.iptables(t, ipv4, "-I", "INPUT", "1", "-j", "ACCEPT")
+		m.wantReach(t, m.Server.V4, 8080, true, true)
+		if s := m.status(t, exitDrift); s.State != "unprotected" || s.Families[ipv4] != "unprotected" || s.Families[ipv6] != "protected" || len(s.Foreign) != 1 {
+			t.Errorf("with a rule of somebody's that lets all in: %+v", s)
+		}
+		first, _, _ = strings.Cut(m.must(t, exitDrift, "status").Stdout, "\n")
+		says(t, first, "unprotected")
+		m.iptables(t, ipv4, "-D", "INPUT", "1")
+
+		for _, family := range families() {
+			m.iptables(t, family, "-P", "INPUT", "ACCEPT")
+			m.iptables(t, family, "-F")
+			m.iptables(t, family, "-X")
+		}
+		if s := m.status(t, exitDrift); s.State != "unprotected" {
+			t.Errorf("with all rules gone: state %q", s.State)
+		}
+		m.must(t, exitOK, "verify", "--repair")
+		m.must(t, exitOK, "status")
+	})
+}
+
+// wantScreen fails where a text does not fit a terminal of 80 x 24.
+func wantScreen(t *testing.T, text string) {
+	t.Helper()
+	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
+	if len(lines) > 24 {
+		t.Errorf("%d lines do not fit 24:\n%s", len(lines), text)
+	}
+	for _, l := range lines {
+		if n := len([]rune(l)); n > 80 {
+			t.Errorf("%d columns do not fit 80: %s", n, l)
+		}
+	}
+}
+
+// TestRenderAndPlan prints what would be, and changes nothing.
+func TestRenderAndPlan(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web+mail\n[ssh]\nclient_ip = "+m.Client.String()+"\n", 0o640)
+		before := m.everything(t)
+		rendered := map[string]string{}
+		for _, family := range families() {
+			rendered[family] = m.must(t, exitOK, "render", "--family", family).Stdout
+			m.load(t, family, rendered[family], "--test")
+		}
+		m.must(t, exitOK, "bootstrap", "--no-service", "--dry-run")
+		same(t, "after render and a dry run", before, m.everything(t))
+
+		m.must(t, exitOK, "bootstrap", "--no-service")
+		for _, family := range families() {
+			same(t, "what was rendered and what was loaded", strings.Join(clean(rendered[family]), "\n"),
+				strings.Join(m.filter(t, family), "\n"))
+		}
+		m.must(t, exitOK, "plan", "--exit-code")
+
+		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web+mail\n[ssh]\nclient_ip = "+m.Client.String()+"\n"+
+			"[open]\ndb = 5432/tcp from "+m.Stranger.V4.String()+"\n", 0o640)
+		before = m.everything(t)
+		r := m.must(t, exitDrift, "plan", "--exit-code")
+		says(t, r.Stdout, "basicfw-db", "5432")
+		m.must(t, exitOK, "plan")
+		same(t, "after plan", before, m.everything(t))
+
+		m.Host.Listen(t, 5432)
+		m.must(t, exitOK, "apply")
+		m.wantReach(t, m.Server.V4, 5432, false, true)
+		m.wantReach(t, m.Server.V6, 5432, false, false)
+		m.must(t, exitOK, "plan", "--exit-code")
+		before = m.everything(t)
+		r = m.must(t, exitOK, "apply")
+		same(t, "after an apply of nothing", before, m.everything(t))
+		says(t, r.Stdout, "nothing")
+	})
+}
+
+// TestNobodyNamed has no client at all: SSH stays open, and that is said.
+func TestNobodyNamed(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80, 8080)
+		r := m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
+		says(t, r.Stdout+r.Stderr, "--client-ip")
+		for _, to := range m.Server.Both() {
+			m.wantReach(t, to, 22, true, true)
+			m.wantReach(t, to, 8080, false, false)
+		}
+		if s := m.status(t, exitOK); s.SSH.Mode != "limited" || len(s.Warnings) == 0 || len(s.Next) == 0 {
+			t.Errorf("status: %+v", s)
+		}
+		// The limit is for each source: one that fills it shuts out nobody else.
+		to := m.Server.V4
+		lab.Poll(t, "the stranger to be over the limit", func() bool {
+			return m.Outsider.Reach(m.Stranger.V4, to, 22, lab.Brief) != nil
+		})
+		if err := m.Outsider.Reach(m.Client.V4, to, 22, lab.Patient); err != nil {
+			t.Errorf("another source is shut out too: %v", err)
+		}
+	})
+}
