@@ -14,6 +14,8 @@ type FamilyBefore struct {
 	// Removed are the rules that were taken out of INPUT, in their order, as
 	// iptables-save writes them behind "-A INPUT ".
 	Removed []string `json:"removed,omitempty"`
+	// Rules are all of INPUT's others' rules, Removed among them, in order.
+	Rules []string `json:"rules,omitempty"`
 }
 
 // Family gives a family's part, to read or to change.

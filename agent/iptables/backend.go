@@ -146,6 +146,9 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		for _, r := range t.chain(input).Rules {
 			behind = behind || r == jump
 			jumps = jumps || r == jump
+			if !jumpsToUs(r) {
+				before.Rules = append(before.Rules, r)
+			}
 			if !decides(r) {
 				continue
 			}
@@ -350,8 +353,16 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 		return err
 	}
 	for i, f := range b.families {
-		lines := loadLines(snap[f].table(filter), want[f], clear)
-		if err := b.restore(ctx, t, f, lines); err != nil {
+		lines := loadLines(snap[f].table(filter), want[f], clear, false)
+		err := b.restore(ctx, t, f, lines)
+		var refused *lineError
+		if errors.As(err, &refused) && strings.HasPrefix(refused.line, "-D ") {
+			// Some matches, "recent" among them, are not found again by what
+			// iptables-save prints of them. Then INPUT is written anew.
+			lines = loadLines(snap[f].table(filter), want[f], clear, true)
+			err = b.restore(ctx, t, f, lines)
+		}
+		if err != nil {
 			err = fmt.Errorf("loading the %v rules: %w", f, err)
 			if i > 0 {
 				err = b.back(ctx, was, firewall.Before{}, err)
@@ -382,8 +393,9 @@ func (b *Backend) back(ctx context.Context, was firewall.Inspection, added firew
 }
 
 // loadLines is the file that takes a filter table from what it is to what is
-// wanted, for iptables-restore --noflush.
-func loadLines(t table, want []chain, clear bool) []string {
+// wanted, for iptables-restore --noflush. With anew, INPUT is emptied and filled
+// again, else it is changed rule by rule.
+func loadLines(t table, want []chain, clear, anew bool) []string {
 	lines := []string{"*" + filter, ":INPUT DROP [0:0]", ":OUTPUT ACCEPT [0:0]"}
 	var stale []string
 	for _, c := range want {
@@ -397,18 +409,7 @@ func loadLines(t table, want []chain, clear bool) []string {
 	}
 	got := t.chain(input).Rules
 	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
-		// Rules go by what they say, not by their number: another program may
-		// have changed INPUT since it was read, and then this fails whole.
-		for _, r := range got {
-			if jumpsToUs(r) || clear && decides(r) {
-				lines = append(lines, "-D INPUT "+r)
-			}
-		}
-		if place := slices.Index(wanted, jump); place == len(wanted)-1 {
-			lines = append(lines, "-A INPUT "+jump)
-		} else {
-			lines = append(lines, fmt.Sprintf("-I INPUT %d %s", place+1, jump))
-		}
+		lines = append(lines, inputLines(got, wanted, anew)...)
 	}
 	for _, c := range want {
 		for _, r := range c.Rules {
@@ -416,6 +417,29 @@ func loadLines(t table, want []chain, clear bool) []string {
 		}
 	}
 	return append(append(lines, stale...), "COMMIT")
+}
+
+// inputLines take INPUT from got to wanted. Rules go by what they say, not by
+// their number: another program may have changed INPUT since it was read, and
+// then this fails whole rather than take out another's.
+func inputLines(got, wanted []string, anew bool) []string {
+	var lines []string
+	if anew {
+		lines = append(lines, "-F INPUT")
+		for _, r := range wanted {
+			lines = append(lines, "-A INPUT "+r)
+		}
+		return lines
+	}
+	for _, r := range got {
+		if jumpsToUs(r) || !slices.Contains(wanted, r) {
+			lines = append(lines, "-D INPUT "+r)
+		}
+	}
+	if place := slices.Index(wanted, jump); place < len(wanted)-1 {
+		return append(lines, fmt.Sprintf("-I INPUT %d %s", place+1, jump))
+	}
+	return append(lines, "-A INPUT "+jump)
 }
 
 // Revert gives both families back as was says they were: our chains, INPUT and
@@ -519,21 +543,43 @@ func removeLines(t table, before firewall.FamilyBefore) []string {
 	for _, c := range t.ours() {
 		lines = append(lines, ":"+c.Name+" - [0:0]")
 	}
-	got := t.chain(input).Rules
-	for _, r := range got {
-		if jumpsToUs(r) {
-			lines = append(lines, "-D INPUT "+r)
-		}
-	}
-	for _, r := range before.Removed {
-		if !slices.Contains(got, r) {
-			lines = append(lines, "-A INPUT "+r)
-		}
-	}
+	lines = append(lines, returned(t.chain(input).Rules, before)...)
 	for _, c := range t.ours() {
 		lines = append(lines, "-X "+c.Name)
 	}
 	return append(lines, "COMMIT")
+}
+
+// returned gives INPUT back the rules that were taken out of it. Where others'
+// rules are what they were, all is in the former order again; where they are
+// not, the rules return behind those that are there now.
+func returned(got []string, before firewall.FamilyBefore) []string {
+	var others, kept, lines []string
+	for _, r := range got {
+		if jumpsToUs(r) {
+			lines = append(lines, "-D INPUT "+r)
+		} else {
+			others = append(others, r)
+		}
+	}
+	for _, r := range before.Rules {
+		if !slices.Contains(before.Removed, r) {
+			kept = append(kept, r)
+		}
+	}
+	if slices.Equal(others, kept) && !slices.Equal(before.Rules, slices.Concat(kept, before.Removed)) {
+		lines = []string{"-F INPUT"}
+		for _, r := range before.Rules {
+			lines = append(lines, "-A INPUT "+r)
+		}
+		return lines
+	}
+	for _, r := range before.Removed {
+		if !slices.Contains(others, r) {
+			lines = append(lines, "-A INPUT "+r)
+		}
+	}
+	return lines
 }
 
 // tools is what is to be known about the programs.
@@ -557,11 +603,15 @@ func (t tools) atLeast(major, minor, patch int) bool {
 var versionLine = regexp.MustCompile(`v(\d+(?:\.\d+)*)(?: \((nf_tables|legacy)\))?`)
 
 // tools tells the version and the variant from the headers of what was read,
-// or where a kernel without any table gave none, from the program itself.
+// or from the program itself: where a kernel without any table gave no header,
+// and for 1.8.0 to 1.8.7, whose headers do not say which variant it is.
 func (b *Backend) tools(ctx context.Context, snap snapshot) (tools, error) {
 	for _, f := range b.families {
 		if d := snap[f]; d.version != "" {
-			return newTools(d.version, d.nft), nil
+			t := newTools(d.version, d.nft)
+			if t.nft || !t.atLeast(1, 8, 0) || t.atLeast(1, 8, 8) {
+				return t, nil
+			}
 		}
 	}
 	res, err := b.run(ctx, system.Command{Name: "iptables", Args: []string{"--version"}})
@@ -586,11 +636,11 @@ func newTools(version string, nft bool) tools {
 // restore loads a file into one family, as one transaction. An error names
 // the line that the kernel or the program refused.
 //
-// The lock: the nft variant has none and needs none. Legacy programs take
-// /run/xtables.lock since 1.4.20; iptables-restore itself does since 1.6.2,
-// and in the packages of EL7 that brought that back to 1.4.21. Where it does
-// not, two restores at a time lose one of the two (clearlinux/distribution#1058),
-// so we take the lock for it.
+// The lock: the nft variant has none and needs none. Legacy programs take one
+// since 1.4.20; iptables-restore itself does since 1.6.2, and in the packages
+// of EL7 that brought that back to 1.4.21. Where it does not, two restores at a
+// time lose one of the two (clearlinux/distribution#1058), so we take the lock
+// for it.
 func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines []string) error {
 	name := program(f, "-restore")
 	args := []string{"--noflush"}
@@ -605,9 +655,7 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 		if waits {
 			args = append(args, fmt.Sprintf("--wait=%d", int(lockWait.Seconds())))
 		} else {
-			lockCtx, cancel := context.WithTimeout(ctx, lockWait)
-			defer cancel()
-			unlock, err := b.sys.Lock(lockCtx, lockFile)
+			unlock, err := b.lock(ctx)
 			if err != nil {
 				return err
 			}
@@ -617,6 +665,23 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 	_, err := b.run(ctx, system.Command{Name: name, Args: args,
 		Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: lockWait + 20*time.Second})
 	return b.explain(ctx, name, args, lines, err)
+}
+
+// lock takes the lock for a program that does not. As they were released, 1.4.20
+// and 1.4.21 lock an abstract socket instead of the file; we do not, because
+// every user of the machine can hold that one, and so keep our rules out.
+func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
+	wait, cancel := context.WithTimeout(ctx, lockWait)
+	defer cancel()
+	unlock, err = b.sys.Lock(wait, lockFile)
+	if err != nil && wait.Err() != nil && ctx.Err() == nil {
+		return nil, lockError(err)
+	}
+	return unlock, err
+}
+
+func lockError(err error) error {
+	return fmt.Errorf("another program held the xtables lock (%s) for more than %v: %w", lockFile, lockWait, err)
 }
 
 // restoreWaits asks an iptables-restore of before 1.6.2 whether it knows
@@ -640,7 +705,7 @@ func (b *Backend) explain(ctx context.Context, name string, args, lines []string
 		return err
 	}
 	if strings.Contains(exit.Stderr, "xtables lock") {
-		return fmt.Errorf("another program held the xtables lock (%s) for more than %v: %w", lockFile, lockWait, err)
+		return lockError(err)
 	}
 	m := failedLine.FindStringSubmatch(exit.Stderr)
 	if m == nil {
@@ -659,8 +724,17 @@ func (b *Backend) explain(ctx context.Context, name string, args, lines []string
 			return err
 		}
 	}
-	return fmt.Errorf("%q: %w", bad, err)
+	return &lineError{bad, err}
 }
+
+// lineError says which line of a file was refused.
+type lineError struct {
+	line string
+	err  error
+}
+
+func (e *lineError) Error() string { return fmt.Sprintf("%q: %v", e.line, e.err) }
+func (e *lineError) Unwrap() error { return e.err }
 
 // suspect finds the first rule that the kernel refuses by itself. It tries each
 // in a chain that nothing jumps to, and removes that chain again.

@@ -147,13 +147,35 @@ func parse(data []byte) (dump, error) {
 			if !ok {
 				return fail("a rule of a chain that was not named before")
 			}
-			t.Chains[i].Rules = append(t.Chains[i].Rules, join(words[2:]))
+			rule := words[2:]
+			if isOurs(words[1]) {
+				rule = canonical(rule)
+			}
+			t.Chains[i].Rules = append(t.Chains[i].Rules, join(rule))
 		}
 	}
 	if t != nil {
 		return dump{}, fmt.Errorf("the end is missing: no COMMIT for table %.80q", t.Name)
 	}
 	return d, nil
+}
+
+// canonical gives a rule of ours the form in which it is wanted, where a version
+// of iptables-save prints another that means the same. Others' rules stay as
+// they are printed: legacy deletes a rule only by its matches in their order.
+//
+//   - 1.4.7 leaves out a hashlimit's burst of 5, which is the default.
+//   - The nft variant keeps a comment beside the matches, and up to 1.8.3 prints
+//     it behind them all; ours stands before hl (see spec).
+func canonical(words []string) []string {
+	if i := slices.Index(words, "--hashlimit-upto"); i >= 0 && i+2 <= len(words) && !slices.Contains(words, "--hashlimit-burst") {
+		words = slices.Insert(slices.Clone(words), i+2, "--hashlimit-burst", "5")
+	}
+	hl, comment := slices.Index(words, "hl"), slices.Index(words, "comment")
+	if hl > 0 && comment == hl+4 && comment+3 <= len(words) && words[hl-1] == "-m" && words[comment-1] == "-m" {
+		words = slices.Concat(words[:hl-1], words[comment-1:comment+3], words[hl-1:comment-1], words[comment+3:])
+	}
+	return words
 }
 
 // split takes a line apart as iptables-restore does: at white space, but not
