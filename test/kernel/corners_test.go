@@ -73,24 +73,36 @@ func TestUninstallFails(t *testing.T) {
 	}
 }
 
-// TestWideOpen looks at what status calls a machine on which the policy lets
-// every port be open.
+// TestWideOpen looks at what status and verify call a machine on which every
+// port is open, whoever did it.
 func TestWideOpen(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 8080)
 		m.bootstrap(t)
-		for name, rules := range map[string][]string{
-			"a policy":                     {"-P INPUT ACCEPT"},
-			"a policy, our chain is empty": {"-P INPUT ACCEPT", "-F BASICFW-INPUT"},
+		for _, c := range []struct {
+			name     string
+			do, undo []string
+		}{
+			{"a policy", []string{"-P INPUT ACCEPT"}, nil},
+			{"a policy, our chain is empty", []string{"-P INPUT ACCEPT", "-F BASICFW-INPUT"}, nil},
+			{"a rule in our chain", []string{"-I BASICFW-INPUT 1 -j ACCEPT"}, nil},
+			{"a rule for all of TCP in our chain", []string{"-I BASICFW-INPUT 1 -p tcp -j ACCEPT"}, nil},
+			{"a rule of somebody's", []string{"-I INPUT 1 -j ACCEPT"}, []string{"-D INPUT 1"}},
+			{"a rule of somebody's for all of TCP", []string{"-I INPUT 1 -p tcp -j ACCEPT"}, []string{"-D INPUT 1"}},
 		} {
-			for _, r := range rules {
+			for _, r := range c.do {
 				m.iptables(t, ipv4, strings.Fields(r)...)
 			}
 			m.wantReach(t, m.Server.V4, 8080, true, true)
-			if s := m.status(t, exitDrift); s.State != "unprotected" || s.Families[ipv4] != "unprotected" {
-				t.Errorf("%s: state %q, families %v", name, s.State, s.Families)
+			if s := m.status(t, exitDrift); s.State != "unprotected" || s.Families[ipv4] != "unprotected" || s.Families[ipv6] != "protected" {
+				t.Errorf("%s: state %q, families %v", c.name, s.State, s.Families)
+			}
+			m.must(t, exitDrift, "verify")
+			for _, r := range c.undo { // what is not ours is not ours to take away
+				m.iptables(t, ipv4, strings.Fields(r)...)
 			}
 			m.must(t, exitOK, "verify", "--repair")
+			m.must(t, exitOK, "verify")
 		}
 	})
 }
