@@ -278,3 +278,29 @@ func TestUninstall(t *testing.T) {
 		}
 	})
 }
+
+// TestInputOfAllKinds begins with an INPUT in which rules that decide and
+// rules that do not take turns, some of which legacy iptables cannot delete by
+// what it prints of them.
+func TestInputOfAllKinds(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.iptables(t, ipv4, "-N", "GUARD")
+		for _, rule := range []string{
+			"-i lo -j ACCEPT",
+			"-m limit --limit 5/min -j LOG",
+			"-p tcp --dport 22 -m recent --name SSH --set",
+			"-p tcp --dport 22 -m recent --name SSH --update --seconds 60 --hitcount 4 -j DROP",
+			"-p tcp -j GUARD",
+			"-p tcp --dport 22 -m hashlimit --hashlimit-upto 3/min --hashlimit-mode srcip --hashlimit-name q -j ACCEPT",
+			`-p tcp --dport 22 -m comment --comment it's"quoted" -j ACCEPT`,
+			"-j REJECT",
+		} {
+			m.iptables(t, ipv4, append([]string{"-A", "INPUT"}, strings.Fields(rule)...)...)
+		}
+		before := m.everything(t)
+		m.bootstrap(t)
+		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "uninstall")
+		same(t, "after uninstall", before, m.everything(t))
+	})
+}
