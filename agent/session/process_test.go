@@ -123,7 +123,7 @@ func TestWhatSSHDListensOn(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := fakeProc(t, tt.procs)
 			sys := tree(t, map[string]string{configFile: "Port 22"})
-			ports, why, err := p.SSHDPorts(sys, []system.Socket{
+			ports, why, _, err := p.SSHDPorts(sys, []system.Socket{
 				tcp(9, or(tt.listen, "0.0.0.0:2222"), ""),
 				{Proto: "udp", Local: netip.MustParseAddrPort("0.0.0.0:53"), Inode: 9},
 				tcp(0, "0.0.0.0:7777", ""),

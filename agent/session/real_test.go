@@ -54,7 +54,7 @@ func TestInside(t *testing.T) {
 	if c, ok := p.Invoker(os.Getpid(), established); ok {
 		r.Invoker = c.Prefix.String()
 	}
-	r.Ports, r.Why, err = p.SSHDPorts(&system.System{Root: t.TempDir()}, listening)
+	r.Ports, r.Why, _, err = p.SSHDPorts(&system.System{Root: t.TempDir()}, listening)
 	if err != nil {
 		t.Fatal(err)
 	}

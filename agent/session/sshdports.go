@@ -21,9 +21,10 @@ const sshdConfigFile = "/etc/ssh/sshd_config"
 //     enabled;
 //   - sshd_config names it.
 //
-// There is always one at least. An error says what could not be read; the
+// There is always one at least. It is live where the first or PID 1 was seen
+// listening; where not, as in early boot, only what is configured is known. An error says what could not be read; the
 // ports are those that follow from the rest.
-func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (ports []uint16, why []string, err error) {
+func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (ports []uint16, why []string, live bool, err error) {
 	reasons := map[uint16][]string{}
 	add := func(port uint16, reason string) {
 		if !slices.Contains(reasons[port], reason) {
@@ -39,9 +40,10 @@ func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (po
 	for _, inode := range slices.Sorted(maps.Keys(open)) {
 		if h := p.ssh[inode]; h.listener != 0 {
 			add(open[inode], fmt.Sprintf("sshd listens on it (process %d)", h.listener))
+			live = true
 		}
 	}
-	p.addSocketUnits(sys, open, add)
+	live = p.addSocketUnits(sys, open, add) || live
 
 	config, err := readSSHDConfig(sys, sshdConfigFile)
 	missing := errors.Is(err, fs.ErrNotExist) && !sys.Exists(sshdConfigFile)
@@ -63,11 +65,12 @@ func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (po
 		ports = append(ports, port)
 		why = append(why, strings.Join(reasons[port], ", "))
 	}
-	return ports, why, err
+	return ports, why, live, err
 }
 
-// addSocketUnits adds the ports of sshd's socket units.
-func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, add func(uint16, string)) {
+// addSocketUnits adds the ports of sshd's socket units. It is live where PID 1
+// listens on one.
+func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, add func(uint16, string)) (live bool) {
 	var init map[uint16]bool // the ports that PID 1 listens on
 	for _, unit := range socketUnits() {
 		ports := readSocketUnit(sys, unit)
@@ -87,9 +90,11 @@ func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, a
 			switch {
 			case init[c.port]:
 				add(c.port, "systemd listens on it for "+unit)
+				live = true
 			case enabled:
 				add(c.port, fmt.Sprintf("%s is enabled (%s)", unit, c.why))
 			}
 		}
 	}
+	return live
 }

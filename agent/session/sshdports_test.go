@@ -88,9 +88,12 @@ func TestSSHDPorts(t *testing.T) {
 			for _, s := range tt.init {
 				init.sockets = append(init.sockets, s.Inode)
 			}
-			ports, why, err := fakeProc(t, map[int]fake{1: init}).SSHDPorts(sys, tt.init)
+			ports, why, live, err := fakeProc(t, map[int]fake{1: init}).SSHDPorts(sys, tt.init)
 			if !slices.Equal(ports, tt.ports) || !slices.Equal(why, tt.why) {
 				t.Errorf("got %v because %q\nwant %v because %q", ports, why, tt.ports, tt.why)
+			}
+			if want := strings.Contains(strings.Join(why, " "), "systemd listens"); live != want {
+				t.Errorf("live is %v for %q", live, why)
 			}
 			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 				t.Errorf("got %v, want %q", err, tt.err)
@@ -102,7 +105,7 @@ func TestSSHDPorts(t *testing.T) {
 // sshd has a socket for each family: that is one reason.
 func TestOneReasonForBothFamilies(t *testing.T) {
 	p := fakeProc(t, map[int]fake{500: {ppid: 1, sockets: []uint64{8, 9}}})
-	ports, why, err := p.SSHDPorts(tree(t, map[string]string{configFile: "ListenAddress ::1"}), []system.Socket{tcp(8, "0.0.0.0:22", ""), tcp(9, "[::]:22", "")})
+	ports, why, _, err := p.SSHDPorts(tree(t, map[string]string{configFile: "ListenAddress ::1"}), []system.Socket{tcp(8, "0.0.0.0:22", ""), tcp(9, "[::]:22", "")})
 	if err != nil || !slices.Equal(ports, []uint16{22}) || !slices.Equal(why, []string{"sshd listens on it (process 500)"}) {
 		t.Errorf("got %v because %q, %v", ports, why, err)
 	}

@@ -74,10 +74,9 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 	if err != nil {
 		return f, err
 	}
-	if f.SSHPorts, f.SSHWhy, err = processes.SSHDPorts(w.sys, listening); err != nil {
+	if f.SSHPorts, f.SSHWhy, f.SSHLive, err = processes.SSHDPorts(w.sys, listening); err != nil {
 		w.agent.Log.WithError(err).Warn("not all of sshd's configuration can be read")
 	}
-	f.SSHLive = processes.SSHDListens(listening)
 	if c, ok := processes.Invoker(os.Getpid(), established); ok {
 		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason}
 	}
@@ -124,8 +123,7 @@ func (w *wiring) ports() (ports []uint16, why []string, live bool, err error) {
 	if err != nil {
 		return nil, nil, false, err
 	}
-	ports, why, err = processes.SSHDPorts(w.sys, listening)
-	return ports, why, processes.SSHDListens(listening), err
+	return processes.SSHDPorts(w.sys, listening)
 }
 
 // look gives the interfaces alone.
