@@ -17,6 +17,7 @@ func pack(t *testing.T, version string) string {
 	files := map[string]string{
 		"amd64/basicfw-agent": "#!/bin/sh\necho \"" + version + ": $*\" >>/run/log\n[ ! -e /run/fails ] || exit \"$(cat /run/fails)\"\n[ \"$1\" != uninstall ] || rm -r /var/lib/basicfw\n",
 		"completion.bash":     "", "completion.zsh": "", "completion.fish": "",
+		"man/basicfw-agent.8.gz": "", "man/basicfw-agent.ini.5.gz": "", "man/basicfw-profile.5.gz": "",
 	}
 	for name, text := range files {
 		p := filepath.Join(dir, name)
