@@ -112,6 +112,7 @@ func contents(t *testing.T, dist string, packages [2]string) {
 /etc/basicfw/agent.ini -rw------- root cn
 /etc/basicfw/profiles.d drwxr-xr-x root 
 /usr/sbin/basicfw-agent -rwxr-xr-x root 
+/usr/share/licenses/basicfw-agent drwxr-xr-x root 
 /usr/share/licenses/basicfw-agent/LICENSE -rw-r--r-- root l
 `
 		files := query(t, `[%{FILENAMES} %{FILEMODES:perms} %{FILEUSERNAME} %{FILEFLAGS:fflags}\n]`, p)

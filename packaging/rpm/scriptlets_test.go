@@ -112,7 +112,7 @@ func TestLifecycle(t *testing.T) {
 	refused := "rc 1; called 1.0: uninstall,\n"
 	for name, tt := range map[string]struct{ story, want string }{
 		"install, verify, erase": {
-			installed + "package -V basicfw-agent; package -e basicfw-agent; ls -d /etc/basicfw /usr/sbin/basicfw-agent 2>/dev/null || :",
+			installed + "package -V basicfw-agent; package -e basicfw-agent; find /etc /usr/sbin /usr/share -name '*basicfw*'",
 			head + "rc 0; called \nrc 0; called \n",
 		},
 		"without what it requires": {
