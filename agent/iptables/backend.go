@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"regexp"
@@ -125,7 +126,7 @@ func (b *Backend) legacyBeside() []string {
 		}
 		data, err := b.sys.ReadLimited(path, 4096)
 		if tables := strings.Fields(string(data)); err == nil && slices.Contains(tables, filter) {
-			out = append(out, fmt.Sprintf("%v has rules of iptables-legacy beside these, and both decide: see \"%s\"", f, program(f, "-legacy-save")))
+			out = append(out, fmt.Sprintf("iptables-legacy has %v rules too, and both decide: see %s", f, program(f, "-legacy-save")))
 		}
 	}
 	return out
@@ -143,22 +144,24 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		before := in.Before.Family(f)
 		before.Input, before.Output = t.policy(input), t.policy(output)
 		behind, jumps := false, false
+		var stay []string
 		for _, r := range t.chain(input).Rules {
 			behind = behind || r == jump
 			jumps = jumps || r == jump
-			if !jumpsToUs(r) {
-				before.Rules = append(before.Rules, r)
-			}
 			if !decides(r) {
+				if !jumpsToUs(r) {
+					stay = append(stay, r)
+				}
 				continue
 			}
-			before.Removed = append(before.Removed, r)
+			before.Removed, before.Places = append(before.Removed, r), append(before.Places, len(stay))
 			in.Foreign = append(in.Foreign, foreign(f, r, behind))
 			if admits(r) == everything {
 				in.Open = append(in.Open, firewall.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
 					Why: fmt.Sprintf("%q in INPUT accepts new connections to every port", r)})
 			}
 		}
+		before.Stayed = checksum(stay)
 		for _, c := range t.ours() {
 			wanted := chainOf(want[f], c.Name).Rules
 			for _, r := range c.Rules {
@@ -416,7 +419,7 @@ func loadLines(t table, want []chain, clear, anew bool) []string {
 			lines = append(lines, "-A "+c.Name+" "+r)
 		}
 	}
-	return append(append(lines, stale...), "COMMIT")
+	return append(append(lines, stale...), commit)
 }
 
 // inputLines take INPUT from got to wanted. Rules go by what they say, not by
@@ -460,12 +463,22 @@ func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added fir
 	}
 	var errs []error
 	for _, f := range b.families {
+		if sameParts(now[f].table(filter), snap[f].table(filter)) {
+			continue
+		}
 		lines := revertLines(now[f].table(filter), snap[f].table(filter), added.Family(f).Removed)
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// sameParts tells whether two tables are the same in what Load changes.
+func sameParts(a, b table) bool {
+	same := func(x, y chain) bool { return x.Name == y.Name && slices.Equal(x.Rules, y.Rules) }
+	return a.policy(input) == b.policy(input) && a.policy(output) == b.policy(output) &&
+		slices.Equal(a.chain(input).Rules, b.chain(input).Rules) && slices.EqualFunc(a.ours(), b.ours(), same)
 }
 
 // revertLines takes a filter table back from now to was, less what we added to
@@ -499,7 +512,7 @@ func revertLines(now, was table, added []string) []string {
 			lines = append(lines, "-A "+c.Name+" "+r)
 		}
 	}
-	return append(append(lines, stale...), "COMMIT")
+	return append(append(lines, stale...), commit)
 }
 
 // Remove takes our part out of the kernel: our chains and the jump go, the
@@ -547,14 +560,14 @@ func removeLines(t table, before firewall.FamilyBefore) []string {
 	for _, c := range t.ours() {
 		lines = append(lines, "-X "+c.Name)
 	}
-	return append(lines, "COMMIT")
+	return append(lines, commit)
 }
 
 // returned gives INPUT back the rules that were taken out of it. Where others'
 // rules are what they were, all is in the former order again; where they are
 // not, the rules return behind those that are there now.
 func returned(got []string, before firewall.FamilyBefore) []string {
-	var others, kept, lines []string
+	var others, lines []string
 	for _, r := range got {
 		if jumpsToUs(r) {
 			lines = append(lines, "-D INPUT "+r)
@@ -562,15 +575,18 @@ func returned(got []string, before firewall.FamilyBefore) []string {
 			others = append(others, r)
 		}
 	}
-	for _, r := range before.Rules {
-		if !slices.Contains(before.Removed, r) {
-			kept = append(kept, r)
-		}
-	}
-	if slices.Equal(others, kept) && !slices.Equal(before.Rules, slices.Concat(kept, before.Removed)) {
+	same := len(before.Removed) > 0 && len(before.Places) == len(before.Removed) && checksum(others) == before.Stayed
+	if same && before.Places[0] < len(others) {
 		lines = []string{"-F INPUT"}
-		for _, r := range before.Rules {
-			lines = append(lines, "-A INPUT "+r)
+		for i := 0; i <= len(others); i++ {
+			for j, r := range before.Removed {
+				if before.Places[j] == i {
+					lines = append(lines, "-A INPUT "+r)
+				}
+			}
+			if i < len(others) {
+				lines = append(lines, "-A INPUT "+others[i])
+			}
 		}
 		return lines
 	}
@@ -580,6 +596,10 @@ func returned(got []string, before firewall.FamilyBefore) []string {
 		}
 	}
 	return lines
+}
+
+func checksum(rules []string) string {
+	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(rules, "\n"))))
 }
 
 // tools is what is to be known about the programs.
@@ -662,9 +682,26 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 			defer unlock()
 		}
 	}
-	_, err := b.run(ctx, system.Command{Name: name, Args: args,
-		Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: lockWait + 20*time.Second})
-	return b.explain(ctx, name, args, lines, err)
+	return b.explain(ctx, t, name, args, lines, b.try(ctx, t, name, args, lines))
+}
+
+// commitTries is how often a table is handed to the kernel before its refusal
+// counts.
+const commitTries = 5
+
+// try runs a restore. The legacy kernel refuses a table whose number of rules
+// is not what the program read (EAGAIN; linux/net/netfilter/x_tables.c,
+// xt_replace_table), of which the program says no more than that COMMIT failed.
+// Programs that take no lock, or another one, make that happen; so it is tried
+// again.
+func (b *Backend) try(ctx context.Context, t tools, name string, args, lines []string) error {
+	for n := 1; ; n++ {
+		_, err := b.run(ctx, system.Command{Name: name, Args: args,
+			Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: lockWait + 20*time.Second})
+		if t.nft || n == commitTries || refusedLine(lines, err) != commit {
+			return err
+		}
+	}
 }
 
 // lock takes the lock for a program that does not. As they were released, 1.4.20
@@ -698,8 +735,25 @@ func (b *Backend) restoreWaits(ctx context.Context, name string) (bool, error) {
 // "line 5: RULE_APPEND failed" and "Error occurred at line: 5".
 var failedLine = regexp.MustCompile(`line:? (\d+)`)
 
+// refusedLine gives the line that a failed restore complains of, or "".
+func refusedLine(lines []string, err error) string {
+	var exit *system.ExitError
+	if !errors.As(err, &exit) {
+		return ""
+	}
+	m := failedLine.FindStringSubmatch(exit.Stderr)
+	if m == nil {
+		return ""
+	}
+	n, err := strconv.Atoi(m[1])
+	if err != nil || n < 1 || n > len(lines) {
+		return ""
+	}
+	return lines[n-1]
+}
+
 // explain adds to a failed restore which rule it was.
-func (b *Backend) explain(ctx context.Context, name string, args, lines []string, err error) error {
+func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines []string, err error) error {
 	var exit *system.ExitError
 	if !errors.As(err, &exit) {
 		return err
@@ -707,22 +761,14 @@ func (b *Backend) explain(ctx context.Context, name string, args, lines []string
 	if strings.Contains(exit.Stderr, "xtables lock") {
 		return lockError(err)
 	}
-	m := failedLine.FindStringSubmatch(exit.Stderr)
-	if m == nil {
-		return err
-	}
-	n, _ := strconv.Atoi(m[1])
-	if n < 1 || n > len(lines) {
-		return err
-	}
-	bad := lines[n-1]
-	if bad == "COMMIT" {
+	bad := refusedLine(lines, err)
+	if bad == commit && !t.nft {
 		// The legacy kernel refuses the table as a whole. Each rule by itself,
 		// in a chain that nothing jumps to, tells which one it means.
-		bad = b.suspect(ctx, name, args, lines)
-		if bad == "" {
-			return err
-		}
+		bad = b.suspect(ctx, t, name, args, lines)
+	}
+	if bad == "" || bad == commit {
+		return err
 	}
 	return &lineError{bad, err}
 }
@@ -738,22 +784,22 @@ func (e *lineError) Unwrap() error { return e.err }
 
 // suspect finds the first rule that the kernel refuses by itself. It tries each
 // in a chain that nothing jumps to, and removes that chain again.
-func (b *Backend) suspect(ctx context.Context, name string, args, lines []string) string {
+func (b *Backend) suspect(ctx context.Context, t tools, name string, args, lines []string) string {
 	const probe = firewall.ChainPrefix + "PROBE"
+	// An empty chain to begin with: a rule that was taken before goes with it.
+	with := func(line string) error {
+		return b.try(ctx, t, name, args, []string{"*" + filter, ":" + probe + " - [0:0]", line, commit})
+	}
 	for _, l := range lines {
 		words := strings.SplitN(l, " ", 3)
 		if words[0] != "-A" || len(words) < 3 || isOurs(target(words[2])) {
 			continue
 		}
-		head := []string{"*" + filter, ":" + probe + " - [0:0]"}
-		_, err := b.run(ctx, system.Command{Name: name, Args: args,
-			Stdin: []byte(strings.Join(append(head, "-A "+probe+" "+words[2], "COMMIT", ""), "\n"))})
-		// An empty chain to begin with: a rule that was taken goes with it.
-		b.run(ctx, system.Command{Name: name, Args: args,
-			Stdin: []byte(strings.Join(append(head, "-X "+probe, "COMMIT", ""), "\n"))})
-		if err != nil {
+		if err := with("-A " + probe + " " + words[2]); err != nil {
+			with("-X " + probe)
 			return l
 		}
 	}
+	with("-X " + probe)
 	return ""
 }

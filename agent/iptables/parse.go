@@ -10,6 +10,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
+// commit is the line that ends a table.
+const commit = "COMMIT"
+
 // Names of the kernel's own table and chains.
 const (
 	filter  = "filter"
@@ -87,7 +90,7 @@ func (t table) write(b *strings.Builder) {
 			fmt.Fprintf(b, "-A %s %s\n", c.Name, r)
 		}
 	}
-	b.WriteString("COMMIT\n")
+	b.WriteString(commit + "\n")
 }
 
 // header is the first line of iptables-save: 1.8 says the variant in
@@ -120,7 +123,7 @@ func parse(data []byte) (dump, error) {
 			clear(index)
 		case t == nil:
 			return fail("outside a table")
-		case line == "COMMIT":
+		case line == commit:
 			t = nil
 		case line[0] == ':':
 			words := strings.Fields(line[1:])

@@ -136,7 +136,7 @@ func takeApart(data []byte) (restoreFile, error) {
 				return restoreFile{}, fmt.Errorf("table %s twice", filter)
 			}
 			inFilter, seen = true, true
-		case inFilter && text == "COMMIT":
+		case inFilter && text == commit:
 			inFilter = false
 		case inFilter:
 			file.filter.line(line, text)
@@ -201,7 +201,7 @@ func (f restoreFile) bytes() []byte {
 	}
 	put(f.filter.rules...)
 	put(f.filter.ourRules...)
-	put("COMMIT")
+	put(commit)
 	put(f.after...)
 	return []byte(b.String())
 }
