@@ -203,7 +203,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 	org := store.Original{Rules: in.Before}
 	if !o.Clear {
 		for _, f := range firewall.Families {
-			org.Rules.Family(f).Removed, org.Rules.Family(f).Rules = nil, nil
+			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
 	paths := slices.Clone(o.Record)
@@ -269,7 +269,7 @@ func (a *Agent) addRemoved(org *store.Original, in firewall.Inspection, o Option
 	for _, f := range firewall.Families {
 		if more := in.Before.Family(f).Removed; len(more) > 0 {
 			to := org.Rules.Family(f)
-			to.Removed, to.Rules = append(to.Removed, more...), nil
+			to.Removed, to.Places = append(to.Removed, more...), nil
 			changed = true
 		}
 	}

@@ -14,8 +14,12 @@ type FamilyBefore struct {
 	// Removed are the rules that were taken out of INPUT, in their order, as
 	// iptables-save writes them behind "-A INPUT ".
 	Removed []string `json:"removed,omitempty"`
-	// Rules are all of INPUT's others' rules, Removed among them, in order.
-	Rules []string `json:"rules,omitempty"`
+	// Places are for each of Removed how many of the rules that stayed stood
+	// before it, and Stayed is a checksum of those: where they are the same
+	// later, all can be in the former order again. The rules themselves are
+	// other programs' and are kept nowhere.
+	Places []int  `json:"places,omitempty"`
+	Stayed string `json:"stayed,omitempty"`
 }
 
 // Family gives a family's part, to read or to change.

@@ -372,7 +372,7 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, c.Args...)
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + defaultPath}
-	cmd.WaitDelay = time.Second
+	cmd.WaitDelay = 10 * time.Second // for output that a busy machine has not read yet
 	cmd.Stdin = bytes.NewReader(c.Stdin)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut

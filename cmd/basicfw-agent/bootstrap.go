@@ -322,6 +322,9 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 		}
 		fmt.Fprintf(a.stdout, "            %s %s\n", f.Family, f.Rule)
 	}
+	for _, warning := range out.Inspection.Warnings {
+		fmt.Fprintf(a.stdout, "  warning   %s\n", warning)
+	}
 	if st.Desired.SSH.Mode == firewall.SSHLimited && st.Client.Source != "any" {
 		fmt.Fprintln(a.stdout, "next: basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
 	}
