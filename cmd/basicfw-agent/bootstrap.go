@@ -90,7 +90,11 @@ func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) err
 	if err != nil {
 		return err
 	}
-	return a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun})
+	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun}); err != nil || f.dryRun {
+		return err
+	}
+	// While it is there, user-data tries again at each boot, with its own flags.
+	return a.sys.Remove(bootstrap.MessageFile)
 }
 
 // loadSettings reads the settings with the flags over them, and says how

@@ -33,8 +33,8 @@ func files() map[string]string {
 		"/etc/hostname":   "guest\n",
 		"/etc/fstab":      "",
 
-		// There is no package for other locales; keys of other kinds cost time.
-		"/etc/cloud/cloud.cfg.d/90-lab.cfg": "ssh_genkeytypes: [ed25519]\nlocale: false\n",
+		// There are no other locales here; keys of other kinds cost time.
+		"/etc/cloud/cloud.cfg.d/90-lab.cfg": "ssh_genkeytypes: [ed25519]\nlocale: C.UTF-8\n",
 
 		// What listens does so before anything that might close it: where a
 		// closed port is open for a moment of the boot, it shows.
