@@ -410,14 +410,16 @@ func loadLines(t table, want []chain, clear, anew bool) []string {
 			stale = append(stale, "-X "+c.Name)
 		}
 	}
-	got := t.chain(input).Rules
-	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
-		lines = append(lines, inputLines(got, wanted, anew)...)
-	}
 	for _, c := range want {
 		for _, r := range c.Rules {
 			lines = append(lines, "-A "+c.Name+" "+r)
 		}
+	}
+	// INPUT comes last: iptables-nft-restore 1.8.2 takes no "-m conntrack" behind
+	// the deletion of a rule with "-m state".
+	got := t.chain(input).Rules
+	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
+		lines = append(lines, inputLines(got, wanted, anew)...)
 	}
 	return append(append(lines, stale...), commit)
 }
@@ -687,7 +689,7 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 
 // commitTries is how often a table is handed to the kernel before its refusal
 // counts.
-const commitTries = 5
+const commitTries = 10
 
 // try runs a restore. The legacy kernel refuses a table whose number of rules
 // is not what the program read (EAGAIN; linux/net/netfilter/x_tables.c,
@@ -762,8 +764,9 @@ func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines
 		return lockError(err)
 	}
 	bad := refusedLine(lines, err)
-	if bad == commit && !t.nft {
-		// The legacy kernel refuses the table as a whole. Each rule by itself,
+	if bad == commit {
+		// The legacy kernel refuses the table as a whole, and nft up to 1.8.7
+		// blames the end for what the kernel refused. Each rule by itself,
 		// in a chain that nothing jumps to, tells which one it means.
 		bad = b.suspect(ctx, t, name, args, lines)
 	}
