@@ -257,26 +257,43 @@ func (s *System) WriteKernel(path, value string) error {
 // Lock takes an exclusive lock on a file, which it makes if need be, and waits
 // for it until the context ends. The function that it gives back lets go.
 func (s *System) Lock(ctx context.Context, path string) (unlock func(), err error) {
-	f, err := os.OpenFile(s.Path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
-	}
 	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
-			f.Close()
+		f, err := s.tryLock(path)
+		if err != nil {
 			return nil, fmt.Errorf("locking %s: %w", path, err)
+		}
+		if f != nil {
+			return func() { f.Close() }, nil
 		}
 		select {
 		case <-ctx.Done():
-			f.Close()
 			return nil, fmt.Errorf("locking %s: %w", path, ctx.Err())
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// tryLock is one try; it gives no file where another holds the lock.
+func (s *System) tryLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(s.Path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		// The former holder may have removed the file: then this lock keeps
+		// nobody out.
+		mine, e1 := f.Stat()
+		there, e2 := os.Lstat(s.Path(path))
+		if e1 == nil && e2 == nil && os.SameFile(mine, there) {
+			return f, nil
+		}
+	}
+	f.Close()
+	if err != nil && !errors.Is(err, unix.EWOULDBLOCK) && !errors.Is(err, unix.EINTR) {
+		return nil, err
+	}
+	return nil, nil
 }
 
 // defaultPath is where programs are looked for when the environment has none.

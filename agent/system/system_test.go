@@ -128,11 +128,22 @@ func TestLock(t *testing.T) {
 	if _, err := s.Lock(ctx, "/run/lock"); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second holder: %v", err)
 	}
-	unlock()
-	if unlock, err = s.Lock(context.Background(), "/run/lock"); err != nil {
+	// Who holds it removes the file and lets go; a lock on what was removed
+	// keeps nobody out.
+	if err := os.Remove(filepath.Join(dir, "run/lock")); err != nil {
+		t.Fatal(err)
+	}
+	again, err := s.Lock(context.Background(), "/run/lock")
+	if err != nil {
 		t.Fatal(err)
 	}
 	unlock()
+	ctx, cancel = context.WithTimeout(context.Background(), 30*time.Millisecond)
+	defer cancel()
+	if _, err := s.Lock(ctx, "/run/lock"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a second holder of the new file: %v", err)
+	}
+	again()
 }
 
 func TestCheckOwner(t *testing.T) {

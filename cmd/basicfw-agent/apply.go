@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -21,28 +22,7 @@ detected at bootstrap, the client and with "profile = auto" the profile, stays,
 unless --redetect asks for more. It is refused where the address that you come
 from over SSH would be shut out, unless forced.`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			w, err := a.wire()
-			if err != nil {
-				return err
-			}
-			unlock, err := a.lock(cmd.Context(), w, "apply")
-			if err != nil {
-				return err
-			}
-			defer unlock()
-			if r.service, err = a.bootstrapped(w); err != nil {
-				return err
-			}
-			s, err := settings.Load(a.sys, a.config)
-			if err != nil {
-				return err
-			}
-			return a.converge(cmd.Context(), w, s, r)
-		},
+		RunE: a.alone(func(ctx context.Context, w *wiring) error { return a.follow(ctx, w, r) }),
 	}
 	cmd.Flags().BoolVar(&r.redetect, "redetect", false, "decide anew what was detected at bootstrap")
 	cmd.Flags().BoolVar(&r.force, "force", false, "even if the address that you come from is shut out")
@@ -55,26 +35,22 @@ func (a *app) planCmd() *cobra.Command {
 		Use:   "plan",
 		Short: "Show what apply would change, and change nothing",
 		Args:  noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			w, err := a.wire()
-			if err != nil {
-				return err
-			}
-			if r.service, err = a.bootstrapped(w); err != nil {
-				return err
-			}
-			s, err := settings.Load(a.sys, a.config)
-			if err != nil {
-				return err
-			}
-			return a.converge(cmd.Context(), w, s, r)
-		},
+		RunE:  a.forRoot(func(ctx context.Context, w *wiring) error { return a.follow(ctx, w, r) }),
 	}
 	cmd.Flags().BoolVar(&r.exitCodeDrift, "exit-code", false, "exit with 3 where something would change")
 	return cmd
+}
+
+// follow makes a machine that was bootstrapped follow its settings.
+func (a *app) follow(ctx context.Context, w *wiring, r convergeRequest) (err error) {
+	if r.service, err = a.bootstrapped(w); err != nil {
+		return err
+	}
+	s, err := settings.Load(a.sys, a.config)
+	if err != nil {
+		return err
+	}
+	return a.converge(ctx, w, s, r)
 }
 
 // bootstrapped is store.ErrNone, as an error for people, where the machine was

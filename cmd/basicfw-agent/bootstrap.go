@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -17,9 +16,6 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/bootstrap"
 )
-
-// lockWait is how long a command waits for another change to end.
-const lockWait = 60 * time.Second
 
 type bootstrapFlags struct {
 	profile, clientIP, backend    string
@@ -44,12 +40,7 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
   basicfw-agent bootstrap --profile web+mail --client-ip 203.0.113.9,2001:db8::/64
   basicfw-agent bootstrap --dry-run`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			return a.bootstrap(cmd.Context(), f)
-		},
+		RunE: a.alone(func(ctx context.Context, w *wiring) error { return a.bootstrap(ctx, w, f) }),
 	}
 	cmd.Flags().StringVar(&f.profile, "profile", "", "profile: auto, web-only, web+mail, or one of your own")
 	cmd.Flags().StringVar(&f.clientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
@@ -60,17 +51,8 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
 	return cmd
 }
 
-func (a *app) bootstrap(ctx context.Context, f bootstrapFlags) error {
-	w, err := a.wire()
-	if err != nil {
-		return err
-	}
-	unlock, err := a.lock(ctx, w, "bootstrap")
-	if err != nil {
-		return err
-	}
-	defer unlock()
-	err = a.tryBootstrap(ctx, w, f)
+func (a *app) bootstrap(ctx context.Context, w *wiring, f bootstrapFlags) error {
+	err := a.tryBootstrap(ctx, w, f)
 	if err == nil || !f.orFailsafe || f.dryRun {
 		return err
 	}
@@ -151,12 +133,6 @@ func (a *app) localPath() string {
 		config = settings.DefaultFile
 	}
 	return filepath.Join(filepath.Dir(config), settings.LocalName)
-}
-
-func (a *app) lock(ctx context.Context, w *wiring, command string) (func(), error) {
-	ctx, cancel := context.WithTimeout(ctx, lockWait)
-	defer cancel()
-	return w.agent.Store.Lock(ctx, command)
 }
 
 // convergeRequest is what bootstrap, apply and plan ask for.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -13,19 +14,12 @@ func (a *app) packageCmd() *cobra.Command {
 		Short:  "Refresh the service after the package was upgraded",
 		Hidden: true,
 		Args:   noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			w, err := a.wire()
-			if err != nil {
-				return err
-			}
+		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
 			if _, err := w.manager.Refresh(); err != nil {
 				return fmt.Errorf("refreshing the service: %w", err)
 			}
 			// The new program enforces what the old one applied; no rule changes.
 			return w.manager.Restart()
-		},
+		}),
 	}
 }

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"time"
 
 	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
@@ -100,10 +102,35 @@ func oneArg(what string) cobra.PositionalArgs {
 	}
 }
 
-// needRoot says in one line that a command is for root.
-func needRoot(cmd *cobra.Command) error {
-	if os.Geteuid() == 0 {
-		return nil
+// forRoot is the body of a command that only root may run.
+func (a *app) forRoot(do func(context.Context, *wiring) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, _ []string) error {
+		if os.Geteuid() != 0 {
+			return fmt.Errorf("only root can do this: run \"sudo %s\"", cmd.CommandPath())
+		}
+		w, err := a.wire()
+		if err != nil {
+			return err
+		}
+		return do(cmd.Context(), w)
 	}
-	return fmt.Errorf("only root can do this: run \"sudo %s\"", cmd.CommandPath())
 }
+
+// alone is forRoot of a command that makes a change: one at a time.
+func (a *app) alone(do func(context.Context, *wiring) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return a.forRoot(func(ctx context.Context, w *wiring) error {
+			lockCtx, cancel := context.WithTimeout(ctx, lockWait)
+			defer cancel()
+			unlock, err := w.agent.Store.Lock(lockCtx, cmd.Name())
+			if err != nil {
+				return err
+			}
+			defer unlock()
+			return do(ctx, w)
+		})(cmd, args)
+	}
+}
+
+// lockWait is how long a command waits for another change to end.
+const lockWait = 60 * time.Second

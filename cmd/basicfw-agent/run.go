@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"runtime/debug"
 	"time"
 
@@ -21,14 +22,7 @@ tell the service manager that the machine is closed. Then look once a minute at
 what a boot cannot know at its beginning. The service runs this; it ends with
 SIGTERM and leaves the rules.`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			w, err := a.wire()
-			if err != nil {
-				return err
-			}
+		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
 			s, err := settings.Load(a.sys, a.config)
 			if err != nil {
 				a.log.WithError(err).Warn("the settings are wrong; the rules that were applied last are enforced")
@@ -38,7 +32,7 @@ SIGTERM and leaves the rules.`,
 					a.log.SetLevel(level)
 				}
 			}
-			return w.agent.Run(cmd.Context(), agent.RunOptions{
+			return w.agent.Run(ctx, agent.RunOptions{
 				Ports:    w.ports,
 				Look:     func() ([]firewall.Interface, error) { return w.look(s) },
 				Instance: w.instance,
@@ -56,6 +50,6 @@ SIGTERM and leaves the rules.`,
 					return facts
 				},
 			})
-		},
+		}),
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -28,26 +29,19 @@ func (a *app) statusCmd() *cobra.Command {
 why, and last the one command to run next, if any. Exit code 0 is protected,
 3 is not protected, 4 is not bootstrapped.`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			w, err := a.wire()
-			if err != nil {
-				return err
-			}
+		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
 			// Settings that are wrong now do not change how the machine stands.
 			s, settingsErr := settings.Load(a.sys, a.config)
 			facts, err := w.facts(s, true)
 			if err != nil {
 				return err
 			}
-			st, err := w.agent.Status(cmd.Context(), facts)
+			st, err := w.agent.Status(ctx, facts)
 			if err != nil {
 				return err
 			}
 			// Where it is not installed, its table is not worth a program's run.
-			if a.sys.Exists("/usr/sbin/firewalld") && a.firewalldTable(cmd.Context()) {
+			if a.sys.Exists("/usr/sbin/firewalld") && a.firewalldTable(ctx) {
 				st.Conflicts = append(st.Conflicts, "firewalld")
 				st.Warnings = append(st.Warnings, "firewalld is active beside us: its rules decide too")
 			}
@@ -67,7 +61,7 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 				return &silentError{code}
 			}
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON, with keys that stay")
 	return cmd

@@ -23,15 +23,7 @@ func (a *app) verifyCmd() *cobra.Command {
 		Long: `Compare the rules in the kernel, the persisted files and the service with what
 was decided, and name each difference. With --repair, mend them.`,
 		Args: noArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := needRoot(cmd); err != nil {
-				return err
-			}
-			ctx := cmd.Context()
-			w, err := a.wire()
-			if err != nil {
-				return err
-			}
+		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
 			// To look does not need the lock. It is for noting that all is well,
 			// and not waited for.
 			wait := noteWait
@@ -88,7 +80,7 @@ was decided, and name each difference. With --repair, mend them.`,
 			}
 			fmt.Fprintf(a.stdout, "%s repaired\n", count(len(r.Drift), "difference"))
 			return nil
-		},
+		}),
 	}
 	cmd.Flags().BoolVar(&repair, "repair", false, "mend what differs")
 	return cmd
