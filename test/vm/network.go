@@ -68,7 +68,6 @@ ethernets:
     addresses: [%s/24, "%s/64"]
     gateway4: %s
     gateway6: "%s"
-    accept-ra: false
 `, w.MAC, w.Machine.V4, w.Machine.V6, w.Router.V4, w.Router.V6)
 }
 

@@ -1,0 +1,237 @@
+//go:build vm
+
+package vm
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// The ports that the two profiles open.
+var (
+	webOnly = []uint16{80, 443}
+	webMail = []uint16{80, 443, 25, 465, 110, 995, 143, 993}
+)
+
+// built is what there is to test.
+type built struct {
+	image        Image
+	agent        string // the program
+	older, newer string // packages of two versions
+}
+
+// TestBoot boots machines, each with an image of its own that has not seen the
+// program before.
+func TestBoot(t *testing.T) {
+	lab.Need(t, "ip", "mmdebstrap", "mke2fs", "rpmbuild", "qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
+	b := built{older: buildPackage(t, "1.0.0"), newer: buildPackage(t, "1.0.1")}
+	b.agent = filepath.Join(filepath.Dir(b.older), "build/amd64/basicfw-agent")
+	cache, err := filepath.Abs("../../.cache/vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.image = BuildImage(t, cache)
+	t.Run("from first boot to removal", func(t *testing.T) { testLife(t, b) })
+	t.Run("a download that fails at first", func(t *testing.T) { testLateDownload(t, b) })
+}
+
+// buildPackage makes the package as a release of a version.
+func buildPackage(t *testing.T, version string) string {
+	t.Helper()
+	dist := t.TempDir()
+	run(t, 10*time.Minute, "env", "DIST="+dist, "../../packaging/rpm/build", version)
+	return dist + "/basicfw-agent-" + version + "-1.x86_64.rpm"
+}
+
+// testLife follows one server from its first boot, with the user-data that the
+// program prints, to the removal of the package.
+func testLife(t *testing.T, b built) {
+	t.Parallel()
+	s := newSite(t, 22, 80)
+	s.download.Offer(b.older)
+	client := s.wire.Client
+	m := s.start(t, b.image, run(t, time.Minute, b.agent, "user-data", "--rpm", s.download.URL, "--sha256", sum(t, b.older),
+		"--client-ip", client.String(), "--profile", "web+mail"))
+
+	t.Run("first boot", func(t *testing.T) {
+		if len(s.accepted(time.Time{}, hidden...)) == 0 {
+			t.Error("the prober never reached a listener before the firewall stood: its silence would prove nothing")
+		}
+		if a := s.accepted(time.Time{}, 22); len(a) > 0 {
+			t.Errorf("sshd answered a stranger %d times, first %v", len(a), a[0])
+		}
+		s.checkCloudInit(t, m)
+		s.checkProtected(t, m, webMail)
+		checkSchema(t, m, "/var/lib/cloud/instance/user-data.txt")
+		if out, _ := m.Run(t, "cat "+message+" 2>/dev/null"); out != "" {
+			t.Errorf("the login message still says %q", out)
+		}
+		if out := m.Must(t, "systemd-analyze verify --man=no basicfw-agent.service"); out != "" {
+			t.Errorf("systemd says of the unit: %s", out)
+		}
+	})
+
+	t.Run("reboot with broken files", func(t *testing.T) {
+		good := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables")
+		m.Must(t, `set -e
+			iptables -F INPUT
+			ip6tables -F BASICFW-INPUT
+			sed -i /basicfw-https/d /etc/sysconfig/iptables
+			rm /etc/sysconfig/ip6tables`)
+		if out, code := m.Run(t, "basicfw-agent verify"); code != 3 {
+			t.Fatalf("verify of broken rules: exit code %d\n%s", code, out)
+		}
+		since := time.Now()
+		m.Reboot(t)
+		s.checkBoot(t, m, since)
+		s.checkProtected(t, m, webMail)
+		if now := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables"); now != good {
+			t.Errorf("the persisted files are\n%s\nand were before they were broken\n%s", now, good)
+		}
+	})
+
+	t.Run("reboot beside nftables", func(t *testing.T) {
+		m.Must(t, `set -e
+			cp /etc/nftables.conf /root/nftables.conf
+			awk 'BEGIN {
+				print "flush ruleset\ntable inet banned {\nset addresses { type ipv4_addr; elements = {"
+				for (i = 0; i < 30000; i++) printf "10.%d.%d.%d,\n", i / 65536, i / 256 % 256, i % 256
+				print "} }\n}"
+			}' >/etc/nftables.conf
+			systemctl enable nftables`)
+		since := time.Now()
+		m.Reboot(t)
+		s.checkBoot(t, m, since)
+		s.checkProtected(t, m, webMail)
+		if n := strings.TrimSpace(m.Must(t, "nft list set inet banned addresses | grep -o '10\\.[0-9.]*' | wc -l")); n != "30000" {
+			t.Errorf("the set of nftables.service has %s addresses", n)
+		}
+		m.Must(t, "systemctl disable nftables; nft delete table inet banned; mv /root/nftables.conf /etc/nftables.conf")
+	})
+
+	t.Run("upgrade", func(t *testing.T) {
+		const rules = "iptables-save | sed '/^#/d; s/\\[.*\\]//'; ip6tables-save | sed '/^#/d; s/\\[.*\\]//'"
+		session := s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 80)
+		defer session.Close()
+		before := m.Must(t, rules)
+		version := m.Must(t, "basicfw-agent version")
+		since := time.Now()
+		s.download.Offer(b.newer)
+		// Debian's rpm begins with a lecture of its own.
+		if out := m.Must(t, "curl -fsS -o /run/newer.rpm "+s.download.URL+"; rpm -U /run/newer.rpm 2>&1 | grep -v ^rpm:; rm /run/newer.rpm"); out != "" {
+			t.Errorf("rpm -U says %s", out)
+		}
+		if now := m.Must(t, "basicfw-agent version"); now == version {
+			t.Errorf("the version is still %s", now)
+		}
+		until(t, time.Minute, "the service runs the new program", func() error {
+			out, code := m.Run(t, `systemctl is-active basicfw-agent &&
+				cmp /usr/sbin/basicfw-agent "/proc/$(systemctl show -p MainPID --value basicfw-agent)/exe"`)
+			if code != 0 {
+				return fmt.Errorf("%s", out)
+			}
+			return nil
+		})
+		if now := m.Must(t, rules); now != before {
+			t.Errorf("the rules were\n%s\nand are\n%s", before, now)
+		}
+		if err := session.Talk(30 * time.Second); err != nil {
+			t.Errorf("a session that was open before the upgrade: %v", err)
+		}
+		s.checkSilent(t, since)
+		s.checkProtected(t, m, webMail)
+	})
+
+	t.Run("removal", func(t *testing.T) {
+		since := time.Now()
+		m.Must(t, "rpm -e basicfw-agent")
+		m.Must(t, "inventory /root/after")
+		for _, what := range []string{"ipv4", "ipv6", "files", "sums", "units"} {
+			if out, code := m.Run(t, "diff /root/before/"+what+" /root/after/"+what); code != 0 {
+				t.Errorf("%s after the removal differ from before the first boot (< before, > after):\n%s", what, out)
+			}
+		}
+		// Nothing hides behind a firewall any more; with it, this is the proof
+		// that the silence until here was the firewall's.
+		until(t, time.Minute, "the prober reaching every port in both families", func() error {
+			for _, port := range append([]uint16{22}, hidden...) {
+				a := s.accepted(since, port)
+				for _, to := range s.wire.Machine.Both() {
+					if !slices.ContainsFunc(a, func(a Answer) bool { return a.From.Addr() == to }) {
+						return fmt.Errorf("no answer of %v port %d", to, port)
+					}
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// testLateDownload boots a server whose package cannot be had: it stays open
+// and says so, and closes itself at the next boot. Nobody's address is named,
+// so SSH is open to all.
+func testLateDownload(t *testing.T, b built) {
+	t.Parallel()
+	s := newSite(t, 80) // a prober of sshd's port would use up its limit
+	s.anyone = true
+	m := s.start(t, b.image, example(t, "web-only", s.download.URL, sum(t, b.older)))
+
+	t.Run("without the package", func(t *testing.T) {
+		if out, _ := m.Run(t, "cat "+message+" 2>/dev/null"); !strings.Contains(out, "not active") {
+			t.Errorf("the login message says %q", out)
+		}
+		if !strings.Contains(read(t, m.console()), "basicfw: the firewall is not active") {
+			t.Error("nothing on the console says that the firewall is not active")
+		}
+		for _, to := range s.wire.Machine.Both() {
+			for _, port := range ListenPorts {
+				s.dial(t, s.wire.Stranger.Like(to), to, port).Close()
+			}
+		}
+		for _, name := range []string{"web-only", "web+mail"} {
+			m.Must(t, "cat >/root/"+name+" <<'EOF'\n"+example(t, name, s.download.URL, sum(t, b.older))+"\nEOF")
+			checkSchema(t, m, "/root/"+name)
+		}
+	})
+
+	t.Run("with the package", func(t *testing.T) {
+		s.download.Offer(b.older)
+		m.Reboot(t)
+		// No machine is on the network so soon: what answers does so because
+		// nothing closes it early in this boot.
+		if len(s.accepted(m.Booted(t).Add(4*time.Second), hidden...)) == 0 {
+			t.Error("without a firewall, the prober reached no listener through a boot: its silence elsewhere would prove nothing")
+		}
+		s.checkCloudInit(t, m)
+		s.checkProtected(t, m, webOnly)
+		if out, _ := m.Run(t, "cat "+message+" 2>/dev/null"); out != "" {
+			t.Errorf("the login message still says %q", out)
+		}
+	})
+}
+
+// example is one of the examples of user-data, with what is marked in it
+// changed for this place.
+func example(t *testing.T, name, url, sum string) string {
+	t.Helper()
+	text := read(t, "../../bootstrap/examples/"+name+".yaml")
+	for old, new := range map[string]string{
+		`rpm='.*'`:           "rpm='" + url + "'",
+		`sha256=''`:          "sha256='" + sum + "'",
+		` --client-ip [^ ]*`: "",
+	} {
+		re := regexp.MustCompile("(?m)" + old + "$")
+		if n := len(re.FindAllString(text, -1)); n != 1 {
+			t.Fatalf("the example %s has %q %d times", name, old, n)
+		}
+		text = re.ReplaceAllString(text, new)
+	}
+	return text
+}

@@ -1,0 +1,264 @@
+//go:build vm
+
+package vm
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+	"github.com/basicfw/basicfw-agent/test/vm/wire"
+)
+
+// message is what users see at login until the machine is closed.
+const message = "/etc/motd.d/basicfw-bootstrap"
+
+// hidden are ports of no profile, with a listener behind each, that the prober
+// looks at through every boot.
+var hidden = []uint16{3306, 8080}
+
+// Waiting times. A machine that is emulated answers late when it is busy.
+const (
+	answerLimit = 30 * time.Second // for what has to answer
+	silence     = 3 * time.Second  // of what must not
+)
+
+// site is a place for one machine, and what is known about who may do what.
+type site struct {
+	wire     *Wire
+	download *Download
+	prober   *Prober
+	key      string // file of the SSH key that may log in
+	anyone   bool   // SSH is for anyone, and not for the client alone
+}
+
+// newSite makes a site whose prober looks at the hidden ports and at others.
+func newSite(t *testing.T, ports ...uint16) *site {
+	t.Helper()
+	w := NewWire(t)
+	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key"}
+	s.prober = Probe(t, w, append(ports, hidden...)...)
+	run(t, time.Minute, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", s.key)
+	return s
+}
+
+// start starts the machine and waits for its first boot to end.
+func (s *site) start(t *testing.T, image Image, userData string) *Machine {
+	t.Helper()
+	m := Start(t, image, s.wire, Seed{
+		UserData:      userData,
+		NetworkConfig: s.wire.NetworkConfig(),
+		MetaData:      "instance-id: i-first\nlocal-hostname: guest\npublic-keys:\n- " + read(t, s.key+".pub"),
+	})
+	m.WaitBoot(t, "")
+	return m
+}
+
+func (s *site) dial(t *testing.T, from, to netip.Addr, port uint16) *Session {
+	t.Helper()
+	c, err := s.wire.Dial(from, to, port, greeting(port), answerLimit)
+	if err != nil {
+		t.Fatalf("from %v to %v port %d: %v", from, to, port, err)
+	}
+	return c
+}
+
+func greeting(port uint16) string {
+	if port == 22 {
+		return "SSH-2.0-"
+	}
+	return wire.Greeting(strconv.Itoa(int(port)))
+}
+
+// accepted are the prober's connections that a listener took.
+func (s *site) accepted(since time.Time, ports ...uint16) []Answer {
+	return slices.DeleteFunc(s.prober.Answers(since, ports...), func(a Answer) bool { return a.Reset })
+}
+
+// checkSilent checks that the prober heard nothing since then of the ports
+// that are closed to it, not even a refusal.
+func (s *site) checkSilent(t *testing.T, since time.Time) {
+	t.Helper()
+	closed := hidden
+	if !s.anyone {
+		closed = append([]uint16{22}, hidden...)
+	}
+	if a := s.prober.Answers(since, closed...); len(a) > 0 {
+		t.Errorf("closed ports answered the prober %d times, first %v and last %v", len(a), a[0], a[len(a)-1])
+	}
+}
+
+// checkBoot checks what has to hold for each boot of a machine that is closed.
+func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
+	t.Helper()
+	s.checkCloudInit(t, m)
+	s.checkSilent(t, since)
+	if out, _ := m.Run(t, "journalctl -b --no-pager | grep -i 'ordering cycle'"); out != "" {
+		t.Errorf("the journal has an ordering cycle:\n%s", out)
+	}
+	// Microseconds since the kernel began.
+	moment := func(unit, property string) int {
+		t.Helper()
+		out := strings.TrimSpace(m.Must(t, "systemctl show --value -p "+property+"TimestampMonotonic "+unit))
+		us, err := strconv.Atoi(out)
+		if err != nil || us == 0 {
+			t.Fatalf("%s of %s is %q: %v", property, unit, out, err)
+		}
+		return us
+	}
+	ready := moment("basicfw-agent", "ActiveEnter")
+	if listening := moment("lab-listen", "ActiveEnter"); listening > ready {
+		t.Errorf("the listeners were ready at %d us, after the firewall at %d us: the prober's silence proves less", listening, ready)
+	}
+	for _, unit := range []string{"cloud-init-local", "systemd-networkd"} {
+		if began := moment(unit, "InactiveExit"); began < ready {
+			t.Errorf("%s began at %d us, before the firewall was ready at %d us", unit, began, ready)
+		}
+	}
+	// The kernel itself, whoever brings the interface up.
+	out := m.Must(t, "journalctl -b -o json --output-fields=MESSAGE | grep -e 'link becomes ready' -e ': Link UP' | grep -v '\"lo: '")
+	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
+		var entry struct {
+			Message string `json:"MESSAGE"`
+			Moment  string `json:"__MONOTONIC_TIMESTAMP"`
+		}
+		if err := json.Unmarshal([]byte(line), &entry); err != nil {
+			t.Fatalf("reading the journal: %v\n%s", err, line)
+		}
+		if us, err := strconv.Atoi(entry.Moment); err != nil || us < ready {
+			t.Errorf("%q at %s us, before the firewall was ready at %d us", entry.Message, entry.Moment, ready)
+		}
+	}
+}
+
+// checkCloudInit checks that cloud-init has ended, and well.
+func (s *site) checkCloudInit(t *testing.T, m *Machine) {
+	t.Helper()
+	if out, code := m.Run(t, "cloud-init status --wait --long"); code != 0 || !strings.Contains(out, "status: done") {
+		t.Errorf("cloud-init status: exit code %d\n%s", code, out)
+	}
+	if out := m.Must(t, "systemctl list-jobs --no-legend"); out != "" && !strings.Contains(out, "No jobs") {
+		t.Errorf("there is something that still waits to be started: %s", out)
+	}
+}
+
+// checkSchema checks that cloud-init finds nothing wrong with user-data.
+func checkSchema(t *testing.T, m *Machine, file string) {
+	t.Helper()
+	if out, code := m.Run(t, "cloud-init schema --config-file "+file); code != 0 || strings.Contains(out, "deprecat") {
+		t.Errorf("cloud-init schema of %s: exit code %d\n%s", file, code, out)
+	}
+}
+
+// checkProtected checks what can be reached and what the program says of
+// itself.
+func (s *site) checkProtected(t *testing.T, m *Machine, open []uint16) {
+	t.Helper()
+	since := time.Now()
+	s.checkReach(t, open)
+	s.checkLogin(t)
+	s.checkSilent(t, since)
+	for _, to := range s.wire.Machine.Both() {
+		if !slices.ContainsFunc(s.accepted(since, 80), func(a Answer) bool { return a.From.Addr() == to }) {
+			t.Errorf("%v port 80 did not answer the prober: its silence proves nothing", to)
+		}
+	}
+
+	out, code := m.Run(t, "basicfw-agent status --json")
+	var status struct {
+		State    string
+		SSH      struct{ Mode string }
+		Families map[string]string
+		Service  struct{ Registered, Enabled, Active bool }
+	}
+	if err := json.Unmarshal([]byte(out), &status); err != nil || code != 0 || status.State != "protected" {
+		t.Errorf("basicfw-agent status: exit code %d, %v\n%s", code, err, out)
+	}
+	if want := map[bool]string{false: "pinned", true: "limited"}[s.anyone]; status.SSH.Mode != want {
+		t.Errorf("ssh.mode is %q, not %q", status.SSH.Mode, want)
+	}
+	if !status.Service.Registered || !status.Service.Enabled || !status.Service.Active {
+		t.Errorf("service is %+v", status.Service)
+	}
+	if out, code := m.Run(t, "basicfw-agent verify"); code != 0 {
+		t.Errorf("basicfw-agent verify: exit code %d\n%s", code, out)
+	}
+	if out, code := m.Run(t, "rpm -V basicfw-agent"); code != 0 || out != "" {
+		t.Errorf("rpm -V: exit code %d\n%s", code, out)
+	}
+}
+
+// checkReach connects to each port that has a listener, over both families,
+// as the client and as a stranger.
+func (s *site) checkReach(t *testing.T, open []uint16) {
+	t.Helper()
+	var all sync.WaitGroup
+	for _, to := range s.wire.Machine.Both() {
+		for _, from := range []netip.Addr{s.wire.Client.Like(to), s.wire.Stranger.Like(to)} {
+			for _, port := range append([]uint16{22}, ListenPorts...) {
+				want := slices.Contains(open, port) || port == 22 && (s.anyone || from == s.wire.Client.Like(to))
+				all.Add(1)
+				go func() {
+					defer all.Done()
+					limit := silence
+					if want {
+						limit = answerLimit
+					}
+					c, err := s.wire.Dial(from, to, port, greeting(port), limit)
+					if err == nil {
+						c.Close()
+					}
+					switch timeout, _ := err.(net.Error); {
+					case want && err != nil:
+						t.Errorf("from %v: port %d of %v does not answer: %v", from, port, to, err)
+					case !want && err == nil:
+						t.Errorf("from %v: port %d of %v answers", from, port, to)
+					case !want && (timeout == nil || !timeout.Timeout()):
+						t.Errorf("from %v: port %d of %v is not silent: %v", from, port, to, err)
+					}
+				}()
+			}
+		}
+	}
+	all.Wait()
+}
+
+// checkLogin logs in over SSH as the client.
+func (s *site) checkLogin(t *testing.T) {
+	t.Helper()
+	for _, to := range s.wire.Machine.Both() {
+		r := s.wire.Outsider.Run(t, lab.Command{Args: []string{"ssh", "-i", s.key, "-b", s.wire.Client.Like(to).String(), "-F", "none",
+			"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60",
+			"debian@" + to.String(), "echo logged in"}})
+		if r.Code != 0 || r.Stdout != "logged in\n" {
+			t.Errorf("logging in to %v over SSH: exit code %d\n%s%s", to, r.Code, r.Stdout, r.Stderr)
+		}
+	}
+}
+
+func read(t *testing.T, file string) string {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(data)
+}
+
+// sum is a file's SHA-256 in hexadecimal.
+func sum(t *testing.T, file string) string {
+	t.Helper()
+	h := sha256.Sum256([]byte(read(t, file)))
+	return hex.EncodeToString(h[:])
+}
