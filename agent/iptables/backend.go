@@ -356,16 +356,8 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 		return err
 	}
 	for i, f := range b.families {
-		lines := loadLines(snap[f].table(filter), want[f], clear, false)
-		err := b.restore(ctx, t, f, lines)
-		var refused *lineError
-		if errors.As(err, &refused) && strings.HasPrefix(refused.line, "-D ") {
-			// Some matches, "recent" among them, are not found again by what
-			// iptables-save prints of them. Then INPUT is written anew.
-			lines = loadLines(snap[f].table(filter), want[f], clear, true)
-			err = b.restore(ctx, t, f, lines)
-		}
-		if err != nil {
+		old := snap[f].table(filter)
+		if err := b.change(ctx, t, f, old, func(anew bool) []string { return loadLines(old, want[f], clear, anew) }); err != nil {
 			err = fmt.Errorf("loading the %v rules: %w", f, err)
 			if i > 0 {
 				err = b.back(ctx, was, firewall.Before{}, err)
@@ -395,6 +387,28 @@ func (b *Backend) back(ctx context.Context, was firewall.Inspection, added firew
 	return err
 }
 
+// change loads lines, which take single rules out of INPUT; where that is
+// refused, it loads those that write INPUT anew. Some matches, "recent" among
+// them, are not found again by what iptables-save prints of them, and the nft
+// variant of 1.8.2 stumbles over what stands behind a deletion. But a rule may
+// also be refused because another program took it out since INPUT was read as
+// it is in old; then all stays as it is, so that none of its work is undone.
+func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old table, lines func(anew bool) []string) error {
+	text := lines(false)
+	err := b.restore(ctx, t, f, text)
+	var refused *system.ExitError
+	var locked *lockError
+	deletes := slices.ContainsFunc(text, func(l string) bool { return strings.HasPrefix(l, "-D ") })
+	if !errors.As(err, &refused) || errors.As(err, &locked) || !deletes {
+		return err
+	}
+	now, readErr := b.read(ctx)
+	if readErr != nil || !slices.Equal(now[f].table(filter).chain(input).Rules, old.chain(input).Rules) {
+		return err
+	}
+	return b.restore(ctx, t, f, lines(true))
+}
+
 // loadLines is the file that takes a filter table from what it is to what is
 // wanted, for iptables-restore --noflush. With anew, INPUT is emptied and filled
 // again, else it is changed rule by rule.
@@ -410,16 +424,14 @@ func loadLines(t table, want []chain, clear, anew bool) []string {
 			stale = append(stale, "-X "+c.Name)
 		}
 	}
+	got := t.chain(input).Rules
+	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
+		lines = append(lines, inputLines(got, wanted, anew)...)
+	}
 	for _, c := range want {
 		for _, r := range c.Rules {
 			lines = append(lines, "-A "+c.Name+" "+r)
 		}
-	}
-	// INPUT comes last: iptables-nft-restore 1.8.2 takes no "-m conntrack" behind
-	// the deletion of a rule with "-m state".
-	got := t.chain(input).Rules
-	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
-		lines = append(lines, inputLines(got, wanted, anew)...)
 	}
 	return append(append(lines, stale...), commit)
 }
@@ -531,8 +543,8 @@ func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
 	}
 	was := firewall.Inspection{Snapshot: snap}
 	for i, f := range b.families {
-		lines := removeLines(snap[f].table(filter), *before.Family(f))
-		if err := b.restore(ctx, t, f, lines); err != nil {
+		old := snap[f].table(filter)
+		if err := b.change(ctx, t, f, old, func(anew bool) []string { return removeLines(old, *before.Family(f), anew) }); err != nil {
 			err = fmt.Errorf("taking out the %v rules: %w", f, err)
 			if i > 0 {
 				err = b.back(ctx, was, before, err)
@@ -552,13 +564,13 @@ func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
 	return nil
 }
 
-func removeLines(t table, before firewall.FamilyBefore) []string {
+func removeLines(t table, before firewall.FamilyBefore, anew bool) []string {
 	lines := []string{"*" + filter,
 		fmt.Sprintf(":INPUT %s [0:0]", cmp.Or(before.Input, firewall.Accept)), fmt.Sprintf(":OUTPUT %s [0:0]", cmp.Or(before.Output, firewall.Accept))}
 	for _, c := range t.ours() {
 		lines = append(lines, ":"+c.Name+" - [0:0]")
 	}
-	lines = append(lines, returned(t.chain(input).Rules, before)...)
+	lines = append(lines, returned(t.chain(input).Rules, before, anew)...)
 	for _, c := range t.ours() {
 		lines = append(lines, "-X "+c.Name)
 	}
@@ -567,9 +579,10 @@ func removeLines(t table, before firewall.FamilyBefore) []string {
 
 // returned gives INPUT back the rules that were taken out of it. Where others'
 // rules are what they were, all is in the former order again; where they are
-// not, the rules return behind those that are there now.
-func returned(got []string, before firewall.FamilyBefore) []string {
-	var others, lines []string
+// not, the rules return behind those that are there now. With anew, INPUT is
+// emptied and filled again in any case.
+func returned(got []string, before firewall.FamilyBefore, anew bool) []string {
+	var others, lines, all []string
 	for _, r := range got {
 		if jumpsToUs(r) {
 			lines = append(lines, "-D INPUT "+r)
@@ -579,23 +592,30 @@ func returned(got []string, before firewall.FamilyBefore) []string {
 	}
 	same := len(before.Removed) > 0 && len(before.Places) == len(before.Removed) && checksum(others) == before.Stayed
 	if same && before.Places[0] < len(others) {
-		lines = []string{"-F INPUT"}
+		anew = true
 		for i := 0; i <= len(others); i++ {
 			for j, r := range before.Removed {
 				if before.Places[j] == i {
-					lines = append(lines, "-A INPUT "+r)
+					all = append(all, r)
 				}
 			}
 			if i < len(others) {
-				lines = append(lines, "-A INPUT "+others[i])
+				all = append(all, others[i])
 			}
 		}
-		return lines
-	}
-	for _, r := range before.Removed {
-		if !slices.Contains(others, r) {
-			lines = append(lines, "-A INPUT "+r)
+	} else {
+		all = slices.Clone(others)
+		for _, r := range before.Removed {
+			if !slices.Contains(others, r) {
+				all = append(all, r)
+			}
 		}
+	}
+	if anew {
+		lines, others = []string{"-F INPUT"}, nil
+	}
+	for _, r := range all[len(others):] {
+		lines = append(lines, "-A INPUT "+r)
 	}
 	return lines
 }
@@ -714,14 +734,19 @@ func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
 	defer cancel()
 	unlock, err = b.sys.Lock(wait, lockFile)
 	if err != nil && wait.Err() != nil && ctx.Err() == nil {
-		return nil, lockError(err)
+		return nil, &lockError{err}
 	}
 	return unlock, err
 }
 
-func lockError(err error) error {
-	return fmt.Errorf("another program held the xtables lock (%s) for more than %v: %w", lockFile, lockWait, err)
+// lockError says that the lock could not be had.
+type lockError struct{ err error }
+
+func (e *lockError) Error() string {
+	return fmt.Sprintf("another program held the xtables lock (%s) for more than %v: %v", lockFile, lockWait, e.err)
 }
+
+func (e *lockError) Unwrap() error { return e.err }
 
 // restoreWaits asks an iptables-restore of before 1.6.2 whether it knows
 // --wait all the same. One that does not complains, and goes on.
@@ -761,7 +786,7 @@ func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines
 		return err
 	}
 	if strings.Contains(exit.Stderr, "xtables lock") {
-		return lockError(err)
+		return &lockError{err}
 	}
 	bad := refusedLine(lines, err)
 	if bad == commit {
