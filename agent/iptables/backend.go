@@ -18,10 +18,6 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// lockWait bounds how long a load waits for another program to let go of the
-// xtables lock.
-const lockWait = 10 * time.Second
-
 // lockFile is where the legacy programs lock (iptables/xshared.h, XT_LOCK_NAME).
 const lockFile = "/run/xtables.lock"
 
@@ -29,11 +25,14 @@ const lockFile = "/run/xtables.lock"
 type Backend struct {
 	sys      *system.System
 	families []firewall.Family
+	// lockWait bounds how long a load waits for another program to let go of
+	// the xtables lock, in whole seconds.
+	lockWait time.Duration
 }
 
 // New gives a backend for the families that the kernel has.
 func New(sys *system.System, families []firewall.Family) *Backend {
-	return &Backend{sys: sys, families: families}
+	return &Backend{sys: sys, families: families, lockWait: 10 * time.Second}
 }
 
 // MissingError says that an iptables program is not on this machine.
@@ -695,7 +694,7 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 			}
 		}
 		if waits {
-			args = append(args, fmt.Sprintf("--wait=%d", int(lockWait.Seconds())))
+			args = append(args, fmt.Sprintf("--wait=%d", int(b.lockWait.Seconds())))
 		} else {
 			unlock, err := b.lock(ctx)
 			if err != nil {
@@ -719,7 +718,7 @@ const commitTries = 10
 func (b *Backend) try(ctx context.Context, t tools, name string, args, lines []string) error {
 	for n := 1; ; n++ {
 		_, err := b.run(ctx, system.Command{Name: name, Args: args,
-			Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: lockWait + 20*time.Second})
+			Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: b.lockWait + 20*time.Second})
 		if t.nft || n == commitTries || refusedLine(lines, err) != commit {
 			return err
 		}
@@ -730,20 +729,23 @@ func (b *Backend) try(ctx context.Context, t tools, name string, args, lines []s
 // and 1.4.21 lock an abstract socket instead of the file; we do not, because
 // every user of the machine can hold that one, and so keep our rules out.
 func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
-	wait, cancel := context.WithTimeout(ctx, lockWait)
+	wait, cancel := context.WithTimeout(ctx, b.lockWait)
 	defer cancel()
 	unlock, err = b.sys.Lock(wait, lockFile)
 	if err != nil && wait.Err() != nil && ctx.Err() == nil {
-		return nil, &lockError{err}
+		return nil, &lockError{b.lockWait, err}
 	}
 	return unlock, err
 }
 
 // lockError says that the lock could not be had.
-type lockError struct{ err error }
+type lockError struct {
+	wait time.Duration
+	err  error
+}
 
 func (e *lockError) Error() string {
-	return fmt.Sprintf("another program held the xtables lock (%s) for more than %v: %v", lockFile, lockWait, e.err)
+	return fmt.Sprintf("another program held the xtables lock (%s) for more than %v: %v", lockFile, e.wait, e.err)
 }
 
 func (e *lockError) Unwrap() error { return e.err }
@@ -786,7 +788,7 @@ func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines
 		return err
 	}
 	if strings.Contains(exit.Stderr, "xtables lock") {
-		return &lockError{err}
+		return &lockError{b.lockWait, err}
 	}
 	bad := refusedLine(lines, err)
 	if bad == commit {
