@@ -195,7 +195,7 @@ func TestStages(t *testing.T) {
 // TestDownloadByWget: an image may have no curl.
 func TestDownloadByWget(t *testing.T) {
 	got := onStage(t, UserDataOptions{RPMURL: testRPM}, `
-rm /usr/local/bin/curl /usr/bin/curl
+rm -f /usr/local/bin/curl /usr/bin/curl
 fake /usr/local/bin/wget 'while [ $# -gt 1 ]; do [ "$1" != -O ] || out=$2; shift; done; echo "wget $1" >>/run/fake/log; cp /run/fake/package "$out"'
 say bootcmd`)
 	if want := "wget " + testRPM + "\nrpm -U package\nbasicfw-agent bootstrap --or-failsafe\nbootcmd: 0 \n"; !strings.HasPrefix(got, want) {
