@@ -1,0 +1,912 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// versions are programs that the agent meets, those before and behind each
+// change that matters to it.
+var versions = []struct {
+	name    string
+	fake    fake
+	backend string
+	args    string // of a restore
+}{
+	{"1.4.7", fake{Version: "1.4.7"}, "iptables 1.4.7 (legacy)", "--noflush"},
+	{"1.4.19.1", fake{Version: "1.4.19.1"}, "iptables 1.4.19.1 (legacy)", "--noflush"},
+	{"1.4.20", fake{Version: "1.4.20"}, "iptables 1.4.20 (legacy)", "--noflush"},
+	{"1.4.21", fake{Version: "1.4.21"}, "iptables 1.4.21 (legacy)", "--noflush"},
+	{"1.4.21 of EL7", fake{Version: "1.4.21", Waits: true}, "iptables 1.4.21 (legacy)", "--noflush --wait=1"},
+	{"1.6.1", fake{Version: "1.6.1"}, "iptables 1.6.1 (legacy)", "--noflush"},
+	{"1.6.2", fake{Version: "1.6.2", Waits: true}, "iptables 1.6.2 (legacy)", "--noflush --wait=1"},
+	{"1.8.2 nft", fake{Version: "1.8.2", NFT: true}, "iptables 1.8.2 (nf_tables)", "--noflush"},
+	{"1.8.4 legacy", fake{Version: "1.8.4", Waits: true}, "iptables 1.8.4 (legacy)", "--noflush --wait=1"},
+	{"1.8.4 nft", fake{Version: "1.8.4", NFT: true}, "iptables 1.8.4 (nf_tables)", "--noflush"},
+	{"1.8.7 nft", fake{Version: "1.8.7", NFT: true}, "iptables 1.8.7 (nf_tables)", "--noflush"},
+	{"1.8.9 legacy", fake{Version: "1.8.9", Waits: true}, "iptables 1.8.9 (legacy)", "--noflush --wait=1"},
+	{"1.8.13 nft", fake{Version: "1.8.13", NFT: true}, "iptables 1.8.13 (nf_tables)", "--noflush"},
+}
+
+// old gives the programs of a version.
+func old(t *testing.T, name string) fake {
+	t.Helper()
+	for _, v := range versions {
+		if v.name == name {
+			return v.fake
+		}
+	}
+	t.Fatalf("no version %q", name)
+	return fake{}
+}
+
+// ruleset has what versions print each in its own way, and not the match on a
+// type of IPv6 address, which ip6tables 1.4.7 does not have.
+func ruleset(t *testing.T) firewall.Ruleset {
+	t.Helper()
+	d := webMail()
+	d.SSH.Mode, d.SSH.Limit = firewall.SSHLimited, firewall.Rate{N: 5, Per: firewall.Minute}
+	r, err := firewall.Compile(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, c := range r.IPv6 {
+		r.IPv6[i].Rules = slices.DeleteFunc(c.Rules, func(r firewall.Rule) bool { return r.DstType != "" })
+	}
+	return r
+}
+
+func (m *machine) inspect(want firewall.Ruleset) firewall.Inspection {
+	m.t.Helper()
+	in, err := m.Inspect(context.Background(), want)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	return in
+}
+
+func (m *machine) load(want firewall.Ruleset, clear bool) firewall.Inspection {
+	m.t.Helper()
+	was := m.inspect(want)
+	if err := m.Load(context.Background(), want, was, clear); err != nil {
+		m.t.Fatal(err)
+	}
+	return was
+}
+
+// theirs are the rules of others that a machine has before us.
+func (m *machine) theirs() {
+	m.has(firewall.IPv4, "*nat", ":DOCKER -", "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80",
+		"*filter", ":FORWARD DROP", ":DOCKER -", ":f2b-sshd -", "-A DOCKER -j RETURN", "-A FORWARD -j DOCKER",
+		"-A INPUT -m state --state RELATED,ESTABLISHED -j ACCEPT",
+		"-A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd",
+		`-A INPUT -p tcp -m tcp --dport 22 -m comment --comment "it\'s \"odd\" \\ %" -j ACCEPT`,
+		"-A INPUT -j REJECT --reject-with icmp-host-prohibited")
+	m.has(firewall.IPv6, ":INPUT DROP", ":OUTPUT DROP", "-A INPUT -p ipv6-icmp -j ACCEPT")
+}
+
+// Every version: load, read back, nothing to do, repair, and give back.
+func TestVersions(t *testing.T) {
+	for _, v := range versions {
+		t.Run(v.name, func(t *testing.T) {
+			m := newMachine(t, v.fake)
+			m.theirs()
+			before := m.holds()
+			want := ruleset(t)
+			was := m.load(want, true)
+			if was.Backend != v.backend {
+				t.Errorf("backend %q, want %q", was.Backend, v.backend)
+			}
+			var restores []string
+			for _, r := range m.runs() {
+				if strings.Contains(r, "-restore") && !strings.Contains(r, "--test") {
+					restores = append(restores, r)
+				}
+			}
+			if diff := cmp.Diff([]string{"iptables-restore " + v.args, "ip6tables-restore " + v.args}, restores); diff != "" {
+				t.Errorf("restores (-want +got):\n%s", diff)
+			}
+			loaded := m.holds()
+			if in := m.inspect(want); len(in.Drift) > 0 || len(in.Foreign) > 0 || !in.Present {
+				t.Errorf("after loading: %v, %v", in.Drift, in.Foreign)
+			}
+			for _, keep := range []string{"-A FORWARD -j DOCKER", "-A INPUT -p tcp -m multiport --dports 22 -j f2b-sshd\nipv4 filter -A INPUT -j BASICFW-INPUT\n", "ipv4 filter :FORWARD DROP"} {
+				if !strings.Contains(loaded, keep) {
+					t.Errorf("%q is not in:\n%s", keep, loaded)
+				}
+			}
+			tables := readTables(m.file(firewall.IPv6))
+			i := chainIndex(tables["filter"], firewall.InputChain)
+			lost := tables["filter"][i].Rules[7]
+			tables["filter"][i].Rules = slices.Delete(tables["filter"][i].Rules, 7, 8)
+			tables["filter"][i].Rules[0] = "-j ACCEPT"
+			writeTables(m.file(firewall.IPv6), tables)
+			in := m.inspect(want)
+			if len(in.Drift) != 2 || in.Drift[0].Kind != firewall.Altered || in.Drift[0].Got != "-j ACCEPT" || in.Drift[1].Want != lost {
+				t.Errorf("drift %v, want rule 1 altered and %q missing", in.Drift, lost)
+			}
+			m.load(want, false)
+			if got := m.holds(); got != loaded {
+				t.Errorf("repaired (-want +got):\n%s", cmp.Diff(loaded, got))
+			}
+			if err := m.Remove(context.Background(), was.Before); err != nil {
+				t.Fatal(err)
+			}
+			if got := m.holds(); got != before {
+				t.Errorf("given back (-want +got):\n%s", cmp.Diff(before, got))
+			}
+		})
+	}
+}
+
+// What the versions print of our rules is the same once it is read; others' stay
+// as they are printed.
+func TestParsePrinted(t *testing.T) {
+	const theirs = "-p tcp -m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 5 --hashlimit-mode srcip --hashlimit-name theirs -j ACCEPT"
+	for _, tt := range []struct {
+		file, version string
+		nft           bool // as far as the header says
+		theirs        string
+	}{
+		{"save-1.4.7", "1.4.7", false, strings.Replace(theirs, " --hashlimit-burst 5", "", 1)},
+		{"save-1.4.21", "1.4.21", false, theirs},
+		{"save-1.8.2-nft", "1.8.2", false, theirs},
+		{"save-1.8.4-nft", "1.8.4", false, theirs},
+		{"save-1.8.13-nft", "1.8.13", true, theirs},
+	} {
+		t.Run(tt.file, func(t *testing.T) {
+			data, err := os.ReadFile(filepath.Join("testdata", tt.file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, err := parse(data)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.version != tt.version || d.nft != tt.nft {
+				t.Errorf("version %s, nft %v", d.version, d.nft)
+			}
+			want := []chain{
+				{"INPUT", "DROP", []string{`-m comment --comment "it\'s \"odd\"" -j ACCEPT`, tt.theirs, jump}},
+				{"FORWARD", "ACCEPT", nil},
+				{"OUTPUT", "ACCEPT", nil},
+				{"BASICFW-INPUT", "-", []string{
+					"-i lo -m comment --comment basicfw-loopback -j ACCEPT",
+					"-p ipv6-icmp -m icmp6 --icmpv6-type 133 -m comment --comment basicfw-nd -m hl --hl-eq 255 -j ACCEPT",
+					"-p tcp -m tcp --dport 22 -m comment --comment basicfw-ssh -j BASICFW-SSH"}},
+				{"BASICFW-SSH", "-", []string{
+					"-m conntrack --ctstate NEW -m hashlimit --hashlimit-upto 5/min --hashlimit-burst 5 --hashlimit-mode srcip --hashlimit-name bfw6s5m --hashlimit-srcmask 64 -m comment --comment basicfw-ssh-limit -j ACCEPT",
+					`-m limit --limit 5/sec --limit-burst 10 -m comment --comment basicfw-ssh-log -j LOG --log-prefix "basicfw drop: " --log-level 7`}},
+			}
+			if diff := cmp.Diff(want, d.table(filter).Chains); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// A kernel without any table has no header to tell the version by.
+func TestVersionOfEmptyKernel(t *testing.T) {
+	for _, v := range versions {
+		m := newMachine(t, v.fake)
+		if in := m.inspect(ruleset(t)); in.Backend != v.backend || in.Present {
+			t.Errorf("%s: backend %q, present %v", v.name, in.Backend, in.Present)
+		}
+		want := []string{"ip6tables-save", "iptables --version", "iptables-save"}
+		if got := m.runs(); !slices.Equal(slices.Sorted(slices.Values(got)), want) {
+			t.Errorf("%s: ran %q, want %q", v.name, got, want)
+		}
+	}
+}
+
+func TestToolsText(t *testing.T) {
+	m := newMachine(t, fake{Version: "none"})
+	if _, err := m.Inspect(context.Background(), ruleset(t)); err == nil || !strings.Contains(err.Error(), `prints no version, but "iptables vnone`) {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Remove(filepath.Join(m.dir, "ip6tables-save")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := m.Inspect(context.Background(), ruleset(t))
+	var missing *MissingError
+	if !errors.As(err, &missing) || !strings.Contains(err.Error(), "no ip6tables-save") || !strings.Contains(err.Error(), "install iptables") || strings.Contains(err.Error(), "\n") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The lock that another program holds is waited for, but not for ever.
+func TestLock(t *testing.T) {
+	for _, tt := range []struct {
+		name        string
+		waits, long bool // whether it waits, and whether we see how long
+	}{
+		{"1.4.7", false, false}, {"1.4.21", true, true}, {"1.4.21 of EL7", true, false}, {"1.6.1", true, false},
+		{"1.6.2", true, true}, {"1.8.9 legacy", true, false}, {"1.8.13 nft", false, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			m := newMachine(t, old(t, tt.name))
+			want := ruleset(t)
+			m.theirs()
+			before := m.holds()
+			hold := func() func() {
+				unlock, err := m.sys.Lock(context.Background(), lockFile)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return unlock
+			}
+			was, unlock := m.inspect(want), hold()
+			const held = 100 * time.Millisecond
+			start := time.Now()
+			time.AfterFunc(held, unlock)
+			if err := m.Load(context.Background(), want, was, true); err != nil {
+				t.Fatal(err)
+			}
+			if took := time.Since(start); tt.waits && took < held {
+				t.Errorf("did not wait for the lock, but took %v", took)
+			}
+			if err := m.Remove(context.Background(), was.Before); err != nil {
+				t.Fatal(err)
+			}
+			if !tt.long {
+				return
+			}
+			unlock = hold()
+			defer unlock()
+			m.runs()
+			err := m.Load(context.Background(), want, was, true)
+			if err == nil || !strings.Contains(err.Error(), "another program held the xtables lock (/run/xtables.lock) for more than 1s") {
+				t.Errorf("got %v", err)
+			}
+			if got := m.holds(); got != before {
+				t.Errorf("changed all the same:\n%s", cmp.Diff(before, got))
+			}
+			n := 0
+			for _, r := range m.runs() {
+				if strings.Contains(r, "-restore") && !strings.Contains(r, "--test") {
+					n++
+				}
+			}
+			if n > 1 {
+				t.Errorf("waited %d times", n)
+			}
+		})
+	}
+	t.Run("ended meanwhile", func(t *testing.T) {
+		m := newMachine(t, old(t, "1.4.21"))
+		unlock, err := m.sys.Lock(context.Background(), lockFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unlock()
+		was := m.inspect(ruleset(t))
+		ctx, cancel := context.WithCancel(context.Background())
+		time.AfterFunc(50*time.Millisecond, cancel)
+		var locked *lockError
+		if err := m.Load(ctx, ruleset(t), was, false); !errors.Is(err, context.Canceled) || errors.As(err, &locked) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+// What is refused is named, by whomever and in whichever way, and nothing has
+// changed.
+func TestRefused(t *testing.T) {
+	const ping = `"-A BASICFW-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -m hashlimit`
+	for _, version := range []string{"1.4.7", "1.4.21", "1.6.2", "1.8.2 nft", "1.8.7 nft", "1.8.13 nft"} {
+		for _, tt := range []struct {
+			name   string
+			refuse func(*fake)
+			want   string
+		}{
+			{"program", func(f *fake) { f.NoMatch = "hashlimit" }, `loading the ipv4 rules: "-A BASICFW-INPUT -p icmp -m icmp --icmp-type 8 -m hashlimit`},
+			{"kernel", func(f *fake) { f.Refuse = "icmpv6-type 128" }, "loading the ipv6 rules: " + ping},
+			{"kernel, first rule", func(f *fake) { f.Refuse = "basicfw-loopback" }, `loading the ipv4 rules: "-A BASICFW-INPUT -i lo`},
+			{"kernel, last chain", func(f *fake) { f.Refuse = "basicfw-ssh-drop" }, `loading the ipv4 rules: "-A BASICFW-SSH -m comment --comment basicfw-ssh-drop`},
+		} {
+			t.Run(version+" "+tt.name, func(t *testing.T) {
+				f := old(t, version)
+				tt.refuse(&f)
+				m := newMachine(t, f)
+				m.theirs()
+				before, want := m.holds(), ruleset(t)
+				err := m.Load(context.Background(), want, m.inspect(want), true)
+				if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
+					t.Errorf("got %v, want %s", err, tt.want)
+				}
+				if got := m.holds(); got != before {
+					t.Errorf("not as before (-want +got):\n%s", cmp.Diff(before, got))
+				}
+			})
+		}
+	}
+}
+
+// No rule by itself is refused: then there is nothing to name but what was said.
+func TestRefusedTogether(t *testing.T) {
+	m := newMachine(t, fake{Version: "1.4.21", MaxRules: 20})
+	m.theirs()
+	before, want := m.holds(), ruleset(t)
+	err := m.Load(context.Background(), want, m.inspect(want), false)
+	if err == nil || !strings.HasPrefix(err.Error(), "loading the ipv4 rules: iptables-restore --noflush: exit status 1: iptables-restore: line ") {
+		t.Errorf("got %v", err)
+	}
+	if got := m.holds(); got != before {
+		t.Errorf("not as before (-want +got):\n%s", cmp.Diff(before, got))
+	}
+}
+
+// A table that another program changed between its reading and its loading is
+// refused whole, and tried again.
+func TestBusy(t *testing.T) {
+	for _, name := range []string{"1.4.7", "1.4.21", "1.8.9 legacy"} {
+		f := old(t, name)
+		f.Busy = commitTries - 1
+		m := newMachine(t, f)
+		m.load(ruleset(t), false)
+		if in := m.inspect(ruleset(t)); len(in.Drift) > 0 {
+			t.Errorf("%s: %v", name, in.Drift)
+		}
+	}
+}
+
+// A deletion that is refused is made by writing INPUT anew, unless another
+// program changed INPUT since it was read.
+func TestNoDelete(t *testing.T) {
+	const recent = "-p tcp -m tcp --dport 22 -m recent --update --seconds 60 --name DEFAULT --rsource -j DROP"
+	want := ruleset(t)
+	setup := func(t *testing.T) (*machine, firewall.Inspection, string) {
+		m := newMachine(t, fake{Version: "1.8.9", NFT: true, NoDelete: "-m recent"})
+		m.has(firewall.IPv4, ":f2b -", "-A INPUT -p tcp -j f2b", "-A INPUT "+recent, "-A INPUT -m mark --mark 0x1 -j f2b")
+		m.has(firewall.IPv6)
+		return m, m.inspect(want), m.holds()
+	}
+	t.Run("written anew", func(t *testing.T) {
+		m, was, before := setup(t)
+		if err := m.Load(context.Background(), want, was, true); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.holds(); !strings.Contains(got, "-A INPUT -p tcp -j f2b\nipv4 filter -A INPUT -m mark --mark 0x1 -j f2b\nipv4 filter -A INPUT -j BASICFW-INPUT\n") {
+			t.Errorf("INPUT is\n%s", got)
+		}
+		m.become(fake{Version: "1.8.9", NFT: true, NoDelete: jump})
+		if err := m.Remove(context.Background(), was.Before); err != nil {
+			t.Fatal(err)
+		}
+		if got := m.holds(); got != before {
+			t.Errorf("given back (-want +got):\n%s", cmp.Diff(before, got))
+		}
+	})
+	t.Run("changed meanwhile", func(t *testing.T) {
+		m, was, _ := setup(t)
+		m.has(firewall.IPv4, "-A INPUT -p udp -j f2b")
+		before := m.holds()
+		err := m.Load(context.Background(), want, was, true)
+		if err == nil || !strings.Contains(err.Error(), `"-D INPUT `+recent) {
+			t.Errorf("got %v", err)
+		}
+		if got := m.holds(); got != before {
+			t.Errorf("changed all the same (-want +got):\n%s", cmp.Diff(before, got))
+		}
+	})
+	t.Run("gone meanwhile", func(t *testing.T) {
+		m, was, _ := setup(t)
+		m.become(fake{Version: "1.8.9", NFT: true})
+		writeTables(m.file(firewall.IPv4), fakeTables{"filter": {{"INPUT", "ACCEPT", nil}, {"FORWARD", "ACCEPT", nil}, {"OUTPUT", "ACCEPT", nil}}})
+		before := m.holds()
+		if err := m.Load(context.Background(), want, was, true); err == nil {
+			t.Error("no error")
+		}
+		if got := m.holds(); got != before {
+			t.Errorf("changed all the same (-want +got):\n%s", cmp.Diff(before, got))
+		}
+	})
+}
+
+// What the kernel holds is not what was loaded: both families go back.
+func TestReadBack(t *testing.T) {
+	f := old(t, "1.8.9 legacy")
+	f.Alter = [2]string{"--dport 443", "--dport 444"}
+	m := newMachine(t, f)
+	m.theirs()
+	before, want := m.holds(), ruleset(t)
+	err := m.Load(context.Background(), want, m.inspect(want), true)
+	if err == nil || !strings.Contains(err.Error(), "the kernel does not hold what was loaded: ipv4 BASICFW-INPUT: altered: -p tcp -m tcp --dport 444") {
+		t.Errorf("got %v", err)
+	}
+	if got := m.holds(); got != before {
+		t.Errorf("not as before (-want +got):\n%s", cmp.Diff(before, got))
+	}
+}
+
+// Each run of a program fails once, in loading, repairing, going back and
+// giving back: the rules are then as before or as wanted, in both families.
+func TestEachRunFails(t *testing.T) {
+	want := ruleset(t)
+	broken := errors.New("broken")
+	for _, op := range []struct {
+		name  string
+		setup func(*machine) firewall.Inspection
+		do    func(*machine, firewall.Inspection) error
+	}{
+		{"load", func(m *machine) firewall.Inspection { m.theirs(); return m.inspect(want) },
+			func(m *machine, was firewall.Inspection) error {
+				return m.Load(context.Background(), want, was, true)
+			}},
+		{"repair", func(m *machine) firewall.Inspection {
+			m.theirs()
+			m.load(want, true)
+			m.has(firewall.IPv6, "-A BASICFW-INPUT -j ACCEPT")
+			m.has(firewall.IPv4, ":BASICFW-OLD -", "-A BASICFW-SSH -j BASICFW-OLD", "-A INPUT -j BASICFW-OLD")
+			return m.inspect(want)
+		}, func(m *machine, was firewall.Inspection) error {
+			return m.Load(context.Background(), want, was, false)
+		}},
+		{"remove", func(m *machine) firewall.Inspection { m.theirs(); return m.load(want, true) },
+			func(m *machine, was firewall.Inspection) error { return m.Remove(context.Background(), was.Before) }},
+	} {
+		t.Run(op.name, func(t *testing.T) {
+			failed := 0
+			for n := 1; ; n++ {
+				m := newMachine(t, old(t, "1.4.21"))
+				was := op.setup(m)
+				before := m.holds()
+				count := 0
+				m.sys.Step = func(string, string) error {
+					if count++; count == n {
+						return broken
+					}
+					return nil
+				}
+				err := op.do(m, was)
+				m.sys.Step = nil
+				if err == nil {
+					if count < n {
+						break // there is no such run
+					}
+					t.Fatalf("run %d failed, and that is no error", n)
+				}
+				failed++
+				if !errors.Is(err, broken) {
+					t.Errorf("run %d: %v", n, err)
+				}
+				if got := m.holds(); got != before {
+					t.Errorf("run %d fails: %v; not as before (-want +got):\n%s", n, err, cmp.Diff(before, got))
+				}
+			}
+			if failed < 4 {
+				t.Errorf("only %d runs of programs", failed)
+			}
+		})
+	}
+}
+
+// Where even the way back is barred, the error says so.
+func TestNoWayBack(t *testing.T) {
+	want := ruleset(t)
+	m := newMachine(t, old(t, "1.8.13 nft"))
+	m.theirs()
+	was := m.inspect(want)
+	broken := errors.New("broken")
+	m.sys.Step = func(_, name string) error {
+		if strings.HasPrefix(name, "ip6tables-restore") {
+			m.sys.Step = func(_, name string) error {
+				if strings.HasPrefix(name, "iptables-restore") {
+					return broken
+				}
+				return nil
+			}
+			return errors.New("first")
+		}
+		return nil
+	}
+	err := m.Load(context.Background(), want, was, true)
+	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "loading the ipv6 rules: ip6tables-restore --noflush: first; and the former rules could not be brought back: bringing back the ipv4 rules") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// The caller's end does not bar the way back.
+func TestEndedMeanwhile(t *testing.T) {
+	want := ruleset(t)
+	m := newMachine(t, old(t, "1.6.2"))
+	m.theirs()
+	was, before := m.inspect(want), m.holds()
+	ctx, cancel := context.WithCancel(context.Background())
+	m.sys.Step = func(_, name string) error {
+		if strings.HasPrefix(name, "ip6tables-restore") {
+			cancel()
+		}
+		return nil
+	}
+	if err := m.Load(ctx, want, was, true); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	if got := m.holds(); got != before {
+		t.Errorf("not as before (-want +got):\n%s", cmp.Diff(before, got))
+	}
+}
+
+func TestLoadFiles(t *testing.T) {
+	want := ruleset(t)
+	files := map[firewall.Family][]byte{}
+	for _, f := range firewall.Families {
+		files[f] = []byte(Render(want, f))
+	}
+	m := newMachine(t, old(t, "1.4.7"))
+	m.theirs()
+	if err := m.LoadFiles(context.Background(), files, m.inspect(want)); err != nil {
+		t.Fatal(err)
+	}
+	// Others' rules stay, and ours stand before the one that closes.
+	if got := m.holds(); !strings.Contains(got, "-A INPUT -j BASICFW-INPUT\nipv4 filter -A INPUT -j REJECT") {
+		t.Errorf("INPUT is\n%s", got)
+	}
+	if in := m.inspect(want); len(in.Drift) > 0 {
+		t.Errorf("drift: %v", in.Drift)
+	}
+	for name, bad := range map[string]string{
+		"empty":       "",
+		"no end":      "*filter\n:INPUT DROP [0:0]\n",
+		"without us":  "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n",
+		"without any": "*filter\n:INPUT DROP [0:0]\n:BASICFW-INPUT - [0:0]\nCOMMIT\n",
+	} {
+		before := m.holds()
+		if err := m.LoadFiles(context.Background(), map[firewall.Family][]byte{firewall.IPv4: files[firewall.IPv4], firewall.IPv6: []byte(bad)}, m.inspect(want)); err == nil || !strings.Contains(err.Error(), "the persisted ipv6 rules") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := m.holds(); got != before {
+			t.Errorf("%s: changed", name)
+		}
+	}
+}
+
+func tableOf(t *testing.T, lines ...string) table {
+	t.Helper()
+	d, err := parse([]byte("*filter\n" + strings.Join(lines, "\n") + "\nCOMMIT\n"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.table(filter)
+}
+
+func TestLines(t *testing.T) {
+	const (
+		f2b    = "-p tcp -j f2b"
+		ssh    = "-p tcp -m tcp --dport 22 -j ACCEPT"
+		reject = "-j REJECT --reject-with icmp-host-prohibited"
+	)
+	ours := []chain{{firewall.InputChain, "-", []string{"-i lo -j ACCEPT", "-p tcp -j BASICFW-SSH"}}, {firewall.SSHChain, "-", []string{"-j DROP"}}}
+	base := []string{":INPUT ACCEPT [0:0]", ":FORWARD DROP [0:0]", ":OUTPUT ACCEPT [0:0]", ":f2b - [0:0]"}
+	with := func(lines ...string) []string { return slices.Concat(base, lines) }
+	stale := with(":BASICFW-INPUT - [0:0]", ":BASICFW-OLD - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump, "-A INPUT -s 192.0.2.1/32 -j BASICFW-OLD", "-A BASICFW-INPUT -j BASICFW-OLD")
+	stock := with("-A INPUT "+ssh, "-A INPUT "+f2b, "-A INPUT "+reject)
+	for _, tt := range []struct {
+		name  string
+		lines []string
+		want  string
+	}{
+		{"load into an empty kernel", loadLines(table{Name: filter}, ours, true, false), `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+:BASICFW-SSH - [0:0]
+-A INPUT -j BASICFW-INPUT
+-A BASICFW-INPUT -i lo -j ACCEPT
+-A BASICFW-INPUT -p tcp -j BASICFW-SSH
+-A BASICFW-SSH -j DROP
+COMMIT`},
+		{"load over the stock rules", loadLines(tableOf(t, stock...), ours[:1], true, false), `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+-D INPUT ` + ssh + `
+-D INPUT ` + reject + `
+-A INPUT -j BASICFW-INPUT
+-A BASICFW-INPUT -i lo -j ACCEPT
+-A BASICFW-INPUT -p tcp -j BASICFW-SSH
+COMMIT`},
+		{"load anew", loadLines(tableOf(t, stock...), ours[1:], true, true), `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-SSH - [0:0]
+-F INPUT
+-A INPUT ` + f2b + `
+-A INPUT -j BASICFW-INPUT
+-A BASICFW-SSH -j DROP
+COMMIT`},
+		{"load before what closes", loadLines(tableOf(t, stock...), ours[1:], false, false), `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-SSH - [0:0]
+-I INPUT 3 -j BASICFW-INPUT
+-A BASICFW-SSH -j DROP
+COMMIT`},
+		{"load over what is stale", loadLines(tableOf(t, stale...), ours[:1], false, false), `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+:BASICFW-OLD - [0:0]
+-D INPUT -j BASICFW-INPUT
+-D INPUT -s 192.0.2.1/32 -j BASICFW-OLD
+-A INPUT -j BASICFW-INPUT
+-A BASICFW-INPUT -i lo -j ACCEPT
+-A BASICFW-INPUT -p tcp -j BASICFW-SSH
+-X BASICFW-OLD
+COMMIT`},
+		{"load with INPUT as it is", loadLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), ours[1:], false, false), `*filter
+:INPUT DROP [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-SSH - [0:0]
+:BASICFW-INPUT - [0:0]
+-A BASICFW-SSH -j DROP
+-X BASICFW-INPUT
+COMMIT`},
+		{"revert to the stock rules, others' later ones stay", revertLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT -p udp -j f2b", "-A INPUT "+jump)...), tableOf(t, stock...), nil), `*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+-F INPUT
+-A INPUT -p udp -j f2b
+-A INPUT ` + ssh + `
+-A INPUT ` + f2b + `
+-A INPUT ` + reject + `
+-X BASICFW-INPUT
+COMMIT`},
+		{"revert to what was stale", revertLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), tableOf(t, stale...), nil), `*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+:BASICFW-OLD - [0:0]
+:BASICFW-SSH - [0:0]
+-F INPUT
+-A INPUT ` + f2b + `
+-A INPUT -j BASICFW-INPUT
+-A INPUT -s 192.0.2.1/32 -j BASICFW-OLD
+-A BASICFW-INPUT -j BASICFW-OLD
+-X BASICFW-SSH
+COMMIT`},
+		{"revert what a removal had put back", revertLines(tableOf(t, stock...), tableOf(t, with("-A INPUT "+f2b)...), []string{ssh, reject}), `*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+-F INPUT
+-A INPUT ` + f2b + `
+COMMIT`},
+		{"remove all", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), firewall.FamilyBefore{}, false), `*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+:BASICFW-SSH - [0:0]
+-D INPUT -j BASICFW-INPUT
+-X BASICFW-INPUT
+-X BASICFW-SSH
+COMMIT`},
+		{"remove, rules return behind", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+reject, "-A INPUT "+jump)...),
+			firewall.FamilyBefore{Input: "DROP", Output: "DROP", Removed: []string{ssh, reject}}, false), `*filter
+:INPUT DROP [0:0]
+:OUTPUT DROP [0:0]
+:BASICFW-INPUT - [0:0]
+-D INPUT -j BASICFW-INPUT
+-A INPUT ` + ssh + `
+-X BASICFW-INPUT
+COMMIT`},
+		{"remove anew", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), firewall.FamilyBefore{Removed: []string{reject}}, true), `*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+-F INPUT
+-A INPUT ` + f2b + `
+-A INPUT ` + reject + `
+-X BASICFW-INPUT
+COMMIT`},
+		{"remove, the former order", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...),
+			firewall.FamilyBefore{Removed: []string{ssh, reject}, Places: []int{0, 1}, Stayed: checksum([]string{f2b})}, false), `*filter
+:INPUT ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:BASICFW-INPUT - [0:0]
+-F INPUT
+-A INPUT ` + ssh + `
+-A INPUT ` + f2b + `
+-A INPUT ` + reject + `
+-X BASICFW-INPUT
+COMMIT`},
+	} {
+		if diff := cmp.Diff(tt.want, strings.Join(tt.lines, "\n")); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+// What rules of others in INPUT do to us, before our jump and behind it.
+func TestForeign(t *testing.T) {
+	const (
+		all      = "accepts new connections to every port"
+		some     = "accepts what it matches, whatever the profile says"
+		nothing  = "accepts what is accepted anyway"
+		shut     = "drops everything before our rules: no port answers, SSH neither"
+		dropSome = "drops what it matches, whatever the profile says"
+		late     = "drops what would be dropped anyway"
+	)
+	for _, tt := range []struct{ rule, before, behind string }{
+		{"-j ACCEPT", all, all},
+		{"-p tcp -j ACCEPT", all, all},
+		{"-m state --state NEW,RELATED,ESTABLISHED -j ACCEPT", all, all},
+		{"-m comment --comment hello -j ACCEPT", all, all},
+		{"! -i eth9 -j ACCEPT", all, all},
+		{"-p tcp -m tcp --dport 3306 -j ACCEPT", some, some},
+		{"-s 192.0.2.0/24 -j ACCEPT", some, some},
+		{"-i eth1 -j ACCEPT", all, all},
+		{"-p icmp -j ACCEPT", some, some},
+		{"-i lo -j ACCEPT", nothing, nothing},
+		{"-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT", nothing, nothing},
+		{"-j DROP", shut, late},
+		{"-m comment --comment the-end -j REJECT --reject-with icmp-port-unreachable", shut, late},
+		{"-s 192.0.2.1/32 -j DROP", dropSome, late},
+		{"-p tcp -m tcp --dport 25 -j REJECT --reject-with tcp-reset", dropSome, late},
+		{"-m recent --update --seconds 60 --name bad --rsource -j DROP", dropSome, late},
+		{"-j NFQUEUE --queue-num 0", shut, late},
+		{"-m set --match-set bans src -j DROP", "", ""}, // another program's list
+		{"-j f2b", "", ""},
+		{"-p tcp -j LOG", "", ""},
+	} {
+		for i, want := range []string{tt.before, tt.behind} {
+			rules := []string{":INPUT DROP [0:0]", ":BASICFW-INPUT - [0:0]", "-A INPUT " + tt.rule, "-A INPUT " + jump}
+			if i == 1 {
+				rules[2], rules[3] = rules[3], rules[2]
+			}
+			snap := snapshot{firewall.IPv4: dump{tables: []table{tableOf(t, rules...)}}}
+			in := inspect(snap, firewall.Families[:1], nil)
+			got := ""
+			if len(in.Foreign) > 0 {
+				got = in.Foreign[0].Effect
+			}
+			if got != want {
+				t.Errorf("%s, behind us %v: %q, want %q", tt.rule, i == 1, got, want)
+			}
+			if removed := in.Before.IPv4.Removed; want != "" && !slices.Equal(removed, []string{tt.rule}) || want == "" && len(removed) > 0 {
+				t.Errorf("%s: to be taken out: %q", tt.rule, removed)
+			}
+		}
+	}
+}
+
+func TestInspectBypassAndManagers(t *testing.T) {
+	d, err := parse([]byte(`*nat
+:PREROUTING ACCEPT [0:0]
+:OUTPUT ACCEPT [0:0]
+:DOCKER - [0:0]
+-A OUTPUT -p tcp -m tcp --dport 81 -j DNAT --to-destination 10.0.0.1:81
+-A PREROUTING -p tcp -m tcp --dport 8443 -j REDIRECT --to-ports 443
+-A PREROUTING -d 192.0.2.1/32 -j DNAT --to-destination 10.0.0.2
+-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
+-A DOCKER -p udp -m multiport --dports 53,5353 -j DNAT --to-destination 172.17.0.3
+COMMIT
+*filter
+:INPUT ACCEPT [0:0]
+:FORWARD ACCEPT [0:0]
+:OUTPUT DROP [0:0]
+:ufw-before-input - [0:0]
+:INPUT_ZONES - [0:0]
+:INPUT_direct - [0:0]
+:net-fw - [0:0]
+-A INPUT -j ufw-before-input
+COMMIT
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	in := inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil)
+	if diff := cmp.Diff([]firewall.Bypass{
+		{Family: "ipv4", Proto: "any", Port: "any", To: "10.0.0.2", By: "nat PREROUTING"},
+		{Family: "ipv4", Proto: "tcp", Port: "8080", To: "172.17.0.2:80", By: "nat DOCKER"},
+		{Family: "ipv4", Proto: "udp", Port: "53,5353", To: "172.17.0.3", By: "nat DOCKER"},
+	}, in.Bypass); diff != "" {
+		t.Errorf("bypass (-want +got):\n%s", diff)
+	}
+	if want := []string{"ufw", "firewalld", "shorewall"}; !slices.Equal(in.Managers, want) {
+		t.Errorf("managers %q, want %q", in.Managers, want)
+	}
+	if in.Present || in.Before.IPv4.Input != "ACCEPT" || in.Before.IPv4.Output != "DROP" {
+		t.Errorf("present %v, before %+v", in.Present, in.Before.IPv4)
+	}
+}
+
+func TestDrift(t *testing.T) {
+	ours := []chain{{firewall.InputChain, "-", []string{"-i lo -j ACCEPT", "-p udp -j DROP"}}, {firewall.SSHChain, "-", []string{"-j DROP"}}}
+	good := []string{":INPUT DROP [0:0]", ":OUTPUT ACCEPT [0:0]", ":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", ":f2b - [0:0]",
+		"-A INPUT -p tcp -j f2b", "-A INPUT " + jump, "-A BASICFW-INPUT -i lo -j ACCEPT", "-A BASICFW-INPUT -p udp -j DROP", "-A BASICFW-SSH -j DROP"}
+	without := func(line string) []string {
+		return slices.DeleteFunc(slices.Clone(good), func(l string) bool { return l == line })
+	}
+	with := func(lines ...string) []string { return slices.Concat(good, lines) }
+	for _, tt := range []struct {
+		name  string
+		lines []string
+		want  []string
+	}{
+		{"none", good, nil},
+		{"policies", append([]string{":INPUT ACCEPT [0:0]", ":OUTPUT DROP [0:0]"}, good[2:]...),
+			[]string{"ipv4 INPUT: altered: policy ACCEPT, want policy DROP", "ipv4 OUTPUT: altered: policy DROP, want policy ACCEPT"}},
+		{"no jump", without("-A INPUT " + jump), []string{"ipv4 INPUT: missing: -j BASICFW-INPUT"}},
+		{"two jumps", with("-A INPUT " + jump), []string{"ipv4 INPUT: extra: -j BASICFW-INPUT, 2 times"}},
+		{"another's jump behind", with("-A INPUT -p udp -j f2b"), []string{"ipv4 INPUT: altered: -j BASICFW-INPUT as rule 2, want -j BASICFW-INPUT as rule 3"}},
+		{"narrowed", append(without("-A INPUT "+jump), "-A INPUT -p tcp "+jump), []string{"ipv4 INPUT: extra: -p tcp -j BASICFW-INPUT", "ipv4 INPUT: missing: -j BASICFW-INPUT"}},
+		{"gone to", with("-A INPUT -g BASICFW-SSH"), []string{"ipv4 INPUT: extra: -g BASICFW-SSH"}},
+		{"rule missing", without("-A BASICFW-SSH -j DROP"), []string{"ipv4 BASICFW-SSH: missing: -j DROP"}},
+		{"rule extra", with("-A BASICFW-SSH -j ACCEPT"), []string{"ipv4 BASICFW-SSH: extra: -j ACCEPT"}},
+		{"rule altered", append(without("-A BASICFW-SSH -j DROP"), "-A BASICFW-SSH -j RETURN"), []string{"ipv4 BASICFW-SSH: altered: -j RETURN, want -j DROP"}},
+		{"chain missing", slices.DeleteFunc(slices.Clone(good), func(l string) bool { return strings.Contains(l, "BASICFW-SSH") }),
+			[]string{"ipv4 BASICFW-SSH: missing: the chain", "ipv4 BASICFW-SSH: missing: -j DROP"}},
+		{"chain extra", with(":BASICFW-OLD - [0:0]"), []string{"ipv4 BASICFW-OLD: extra: the chain"}},
+	} {
+		var got []string
+		for _, d := range drift(firewall.IPv4, tableOf(t, tt.lines...), ours) {
+			got = append(got, d.String())
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}
+
+func TestCanonical(t *testing.T) {
+	for in, want := range map[string]string{
+		"-j DROP": "-j DROP",
+		"-m hl --hl-eq 255 -m comment --comment basicfw-nd -j ACCEPT":  "-m comment --comment basicfw-nd -m hl --hl-eq 255 -j ACCEPT",
+		"-m hl --hl-gt 255 -m comment --comment x":                     "-m comment --comment x -m hl --hl-gt 255",
+		"-m comment --comment hl -m hl --hl-eq 255 -j ACCEPT":          "-m comment --comment hl -m hl --hl-eq 255 -j ACCEPT",
+		"-m hl --hl-eq 255 -m comment":                                 "-m hl --hl-eq 255 -m comment",
+		"-m hashlimit --hashlimit-upto":                                "-m hashlimit --hashlimit-upto",
+		"-m hashlimit --hashlimit-upto 5/min --hashlimit-name x":       "-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 5 --hashlimit-name x",
+		"-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 6 -j A": "-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 6 -j A",
+	} {
+		words := strings.Split(in, " ")
+		if got := strings.Join(canonical(words), " "); got != want {
+			t.Errorf("%s: got %s, want %s", in, got, want)
+		}
+		if strings.Join(words, " ") != in {
+			t.Errorf("%s: the words were changed in place", in)
+		}
+	}
+}
+
+func TestWaitIsNotShortened(t *testing.T) {
+	if b := New(&system.System{}, nil); b.lockWait != 10*time.Second {
+		t.Errorf("waits %v for the lock", b.lockWait)
+	}
+}
+
+func TestRefusedLine(t *testing.T) {
+	lines := []string{"*filter", "-A A -j B", "COMMIT"}
+	for stderr, want := range map[string]string{
+		"iptables-restore: line 2 failed": "-A A -j B",
+		"iptables-restore: line 2 failed: Bad rule (does a matching rule exist in that chain?).":                       "-A A -j B",
+		"iptables-restore v1.4.7: Couldn't find match `x' Error occurred at line: 2 Try `iptables-restore -h'":         "-A A -j B",
+		"iptables-restore v1.8.9 (nf_tables): line 2: RULE_APPEND failed (No such file or directory): rule in chain A": "-A A -j B",
+		"iptables-restore v1.8.4 (nf_tables): line 3: CHAIN_USER_DEL failed (Device or resource busy): chain A":        "COMMIT",
+		"iptables-restore: line 4 failed":                    "",
+		"iptables-restore: line 0 failed":                    "",
+		"iptables-restore: line 99999999999999999999 failed": "",
+		"Fatal: can't open lock file":                        "",
+	} {
+		err := fmt.Errorf("loading: %w", &system.ExitError{Code: 1, Stderr: stderr})
+		if got := refusedLine(lines, err); got != want {
+			t.Errorf("%s: %q, want %q", stderr, got, want)
+		}
+	}
+	if got := refusedLine(lines, errors.New("line 2 failed")); got != "" {
+		t.Errorf("not a program's words: %q", got)
+	}
+}
