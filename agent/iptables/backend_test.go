@@ -334,6 +334,23 @@ func TestRefused(t *testing.T) {
 	}
 }
 
+// A chain of ours that another program's rule jumps to cannot go.
+func TestChainInUse(t *testing.T) {
+	for _, name := range []string{"1.4.21", "1.8.7 nft"} {
+		m := newMachine(t, old(t, name))
+		was := m.load(ruleset(t), false)
+		m.has(firewall.IPv6, "-A FORWARD -j BASICFW-SSH")
+		before := m.holds()
+		err := m.Remove(context.Background(), was.Before)
+		if err == nil || !strings.Contains(err.Error(), `taking out the ipv6 rules: "-X BASICFW-SSH": a rule of another chain jumps to BASICFW-SSH: delete that rule ("ip6tables-save | grep -w BASICFW-SSH" shows it)`) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if got := m.holds(); got != before {
+			t.Errorf("%s: not as before (-want +got):\n%s", name, cmp.Diff(before, got))
+		}
+	}
+}
+
 // No rule by itself is refused: then there is nothing to name but what was said.
 func TestRefusedTogether(t *testing.T) {
 	m := newMachine(t, fake{Version: "1.4.21", MaxRules: 20})

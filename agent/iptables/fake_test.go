@@ -239,7 +239,7 @@ func (k *fakeKernel) restore(args []string, text string) int {
 	}
 	tables := readTables(k.file())
 	var chains []fakeChain
-	table, refused := "", 0
+	table, inUse, refused := "", "", 0
 	for i, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 		n := i + 1
 		words := strings.SplitN(line, " ", 3)
@@ -252,6 +252,10 @@ func (k *fakeKernel) restore(args []string, text string) int {
 				chains = tables[table]
 			}
 		case line == "COMMIT":
+			if inUse != "" {
+				fmt.Fprintf(k.stderr, "%s v%s (nf_tables): \nline %d: CHAIN_USER_DEL failed (Device or resource busy): chain %s\n", k.name, k.Version, n, inUse)
+				return 4
+			}
 			rules := 0
 			for _, c := range chains {
 				rules += len(c.Rules)
@@ -313,8 +317,10 @@ func (k *fakeKernel) restore(args []string, text string) int {
 			case "-X":
 				for _, c := range chains {
 					for _, r := range c.Rules {
-						if target(r) == words[1] {
+						if target(r) == words[1] && !k.NFT {
 							return k.failed(n)
+						} else if target(r) == words[1] {
+							inUse = words[1]
 						}
 					}
 				}

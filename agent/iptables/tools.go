@@ -159,6 +159,10 @@ func (b *Backend) restoreWaits(ctx context.Context, name string) (bool, error) {
 // "line 5: RULE_APPEND failed" and "Error occurred at line: 5".
 var failedLine = regexp.MustCompile(`line:? (\d+)`)
 
+// busyChain finds the chain that the nft variant cannot delete; up to 1.8.7 it
+// blames another line for that.
+var busyChain = regexp.MustCompile(`CHAIN_(?:USER_)?DEL failed \(Device or resource busy\): chain (\S+)`)
+
 // refusedLine gives the line that a failed restore complains of, or "".
 func refusedLine(lines []string, err error) string {
 	var exit *system.ExitError
@@ -186,6 +190,13 @@ func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines
 		return &lockError{b.lockWait, err}
 	}
 	bad := refusedLine(lines, err)
+	if m := busyChain.FindStringSubmatch(exit.Stderr); m != nil {
+		bad = "-X " + m[1]
+	}
+	if chain, ok := strings.CutPrefix(bad, "-X "); ok {
+		err = fmt.Errorf("a rule of another chain jumps to %s: delete that rule (\"%s | grep -w %s\" shows it) and run this again: %w",
+			chain, strings.Replace(name, "-restore", "-save", 1), chain, err)
+	}
 	if bad == commit {
 		// The legacy kernel refuses the table as a whole, and nft up to 1.8.7
 		// blames the end for what the kernel refused. Each rule by itself,
