@@ -172,7 +172,7 @@ func parse(data []byte) (dump, error) {
 //     it behind them all; ours stands before hl (see spec).
 func canonical(words []string) []string {
 	if i := slices.Index(words, "--hashlimit-upto"); i >= 0 && i+2 <= len(words) && !slices.Contains(words, "--hashlimit-burst") {
-		words = slices.Insert(slices.Clone(words), i+2, "--hashlimit-burst", "5")
+		words = slices.Insert(words, i+2, "--hashlimit-burst", "5")
 	}
 	hl, comment := slices.Index(words, "hl"), slices.Index(words, "comment")
 	if hl > 0 && comment == hl+4 && comment+3 <= len(words) && words[hl-1] == "-m" && words[comment-1] == "-m" {

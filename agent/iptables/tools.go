@@ -98,7 +98,7 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 			defer unlock()
 		}
 	}
-	return b.explain(ctx, t, name, args, lines, b.try(ctx, t, name, args, lines))
+	return b.explain(ctx, name, args, lines, b.try(ctx, name, args, lines))
 }
 
 // commitTries is how often a table is handed to the kernel before its refusal
@@ -110,11 +110,11 @@ const commitTries = 10
 // xt_replace_table), of which the program says no more than that COMMIT failed.
 // Programs that take no lock, or another one, make that happen; so it is tried
 // again.
-func (b *Backend) try(ctx context.Context, t tools, name string, args, lines []string) error {
+func (b *Backend) try(ctx context.Context, name string, args, lines []string) error {
 	for n := 1; ; n++ {
 		_, err := b.run(ctx, system.Command{Name: name, Args: args,
 			Stdin: []byte(strings.Join(lines, "\n") + "\n"), Timeout: b.lockWait + 20*time.Second})
-		if t.nft || n == commitTries || refusedLine(lines, err) != commit {
+		if n == commitTries || refusedLine(lines, err) != commit {
 			return err
 		}
 	}
@@ -181,7 +181,7 @@ func refusedLine(lines []string, err error) string {
 }
 
 // explain adds to a failed restore which rule it was.
-func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines []string, err error) error {
+func (b *Backend) explain(ctx context.Context, name string, args, lines []string, err error) error {
 	var exit *system.ExitError
 	if !errors.As(err, &exit) {
 		return err
@@ -201,7 +201,7 @@ func (b *Backend) explain(ctx context.Context, t tools, name string, args, lines
 		// The legacy kernel refuses the table as a whole, and nft up to 1.8.7
 		// blames the end for what the kernel refused. Each rule by itself,
 		// in a chain that nothing jumps to, tells which one it means.
-		bad = b.suspect(ctx, t, name, args, lines)
+		bad = b.suspect(ctx, name, args, lines)
 	}
 	if bad == "" || bad == commit {
 		return err
@@ -221,11 +221,11 @@ func (e *lineError) Unwrap() error { return e.err }
 
 // suspect finds the first rule that the kernel refuses by itself. It tries each
 // in a chain that nothing jumps to, and removes that chain again.
-func (b *Backend) suspect(ctx context.Context, t tools, name string, args, lines []string) string {
+func (b *Backend) suspect(ctx context.Context, name string, args, lines []string) string {
 	const probe = firewall.ChainPrefix + "PROBE"
 	// An empty chain to begin with: a rule that was taken before goes with it.
 	with := func(line string) error {
-		return b.try(ctx, t, name, args, []string{"*" + filter, ":" + probe + " - [0:0]", line, commit})
+		return b.try(ctx, name, args, []string{"*" + filter, ":" + probe + " - [0:0]", line, commit})
 	}
 	for _, l := range lines {
 		words := strings.SplitN(l, " ", 3)
