@@ -73,6 +73,11 @@ func testLife(t *testing.T, b built) {
 		if out, _ := m.Run(t, "cat "+message+" 2>/dev/null"); out != "" {
 			t.Errorf("the login message still says %q", out)
 		}
+		s.wire.Forget(t)
+		for _, to := range s.wire.Machine.Both() {
+			s.dial(t, client.Like(to), to, 80).Close()
+		}
+		s.wire.Know(t)
 		if out := m.Must(t, "systemd-analyze verify --man=no basicfw-agent.service"); out != "" {
 			t.Errorf("systemd says of the unit: %s", out)
 		}
@@ -106,6 +111,7 @@ func testLife(t *testing.T, b built) {
 				print "} }\n}"
 			}' >/etc/nftables.conf
 			systemctl enable nftables`)
+		defer m.Must(t, "systemctl disable nftables; mv /root/nftables.conf /etc/nftables.conf")
 		since := time.Now()
 		m.Reboot(t)
 		s.checkBoot(t, m, since)
@@ -113,7 +119,7 @@ func testLife(t *testing.T, b built) {
 		if n := strings.TrimSpace(m.Must(t, "nft list set inet banned addresses | grep -o '10\\.[0-9.]*' | wc -l")); n != "30000" {
 			t.Errorf("the set of nftables.service has %s addresses", n)
 		}
-		m.Must(t, "systemctl disable nftables; nft delete table inet banned; mv /root/nftables.conf /etc/nftables.conf")
+		m.Must(t, "nft delete table inet banned")
 	})
 
 	t.Run("upgrade", func(t *testing.T) {
@@ -152,6 +158,9 @@ func testLife(t *testing.T, b built) {
 	t.Run("removal", func(t *testing.T) {
 		since := time.Now()
 		m.Must(t, "rpm -e basicfw-agent")
+		if n := flows(t, m); n >= 65536 {
+			t.Errorf("conntrack's table still has room for %d flows", n)
+		}
 		m.Must(t, "inventory /root/after")
 		for _, what := range []string{"ipv4", "ipv6", "files", "sums", "units"} {
 			if out, code := m.Run(t, "diff /root/before/"+what+" /root/after/"+what); code != 0 {

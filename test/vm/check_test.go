@@ -126,8 +126,8 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 			t.Errorf("%s began at %d us, before the firewall was ready at %d us", unit, began, ready)
 		}
 	}
-	// The kernel itself, whoever brings the interface up.
-	out := m.Must(t, "journalctl -b -o json --output-fields=MESSAGE | grep -e 'link becomes ready' -e ': Link UP' | grep -v '\"lo: '")
+	// The kernel is silent about links; networkd tells of whatever comes up.
+	out := m.Must(t, "journalctl -b -o json --output-fields=MESSAGE -u systemd-networkd | grep ': Link UP' | grep -v '\"lo: '")
 	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
 		var entry struct {
 			Message string `json:"MESSAGE"`
@@ -156,7 +156,8 @@ func (s *site) checkCloudInit(t *testing.T, m *Machine) {
 // checkSchema checks that cloud-init finds nothing wrong with user-data.
 func checkSchema(t *testing.T, m *Machine, file string) {
 	t.Helper()
-	if out, code := m.Run(t, "cloud-init schema --config-file "+file); code != 0 || strings.Contains(out, "deprecat") {
+	out, code := m.Run(t, "cloud-init schema --config-file "+file+"; rc=$?; grep 'Invalid cloud-config' /var/log/cloud-init.log; exit $rc")
+	if code != 0 || strings.Contains(out, "Invalid") || strings.Contains(out, "deprecat") {
 		t.Errorf("cloud-init schema of %s: exit code %d\n%s", file, code, out)
 	}
 }
@@ -194,9 +195,22 @@ func (s *site) checkProtected(t *testing.T, m *Machine, open []uint16) {
 	if out, code := m.Run(t, "basicfw-agent verify"); code != 0 {
 		t.Errorf("basicfw-agent verify: exit code %d\n%s", code, out)
 	}
+	if n := flows(t, m); n < 65536 {
+		t.Errorf("conntrack's table has room for %d flows only", n)
+	}
 	if out, code := m.Run(t, "rpm -V basicfw-agent"); code != 0 || out != "" {
 		t.Errorf("rpm -V: exit code %d\n%s", code, out)
 	}
+}
+
+// flows is the size of conntrack's table.
+func flows(t *testing.T, m *Machine) int {
+	t.Helper()
+	n, err := strconv.Atoi(strings.TrimSpace(m.Must(t, "cat /proc/sys/net/netfilter/nf_conntrack_max")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // checkReach connects to each port that has a listener, over both families,

@@ -84,7 +84,7 @@ WantedBy=cloud-init.service
 
 // inventory writes down rules, files and units. A table without rules counts
 // as none. Left out is what changes by itself: rpm, the journal and systemd
-// have files that come and go, and cloud-init makes host keys and a user.
+// have files that come and go, and cloud-init makes host keys and a user and writes down the locale.
 const inventory = `#!/bin/sh
 set -e
 mkdir -p "$1"
@@ -95,7 +95,7 @@ cd /
 set -f
 without=
 for p in var/lib/cloud var/lib/rpm var/lib/systemd var/log var/tmp root/before root/after root/.ssh \
-  etc/ssh etc/sudoers* etc/passwd* etc/shadow* etc/group* etc/gshadow* etc/subuid* etc/subgid*; do
+  etc/ssh etc/sudoers* etc/passwd* etc/shadow* etc/group* etc/gshadow* etc/subuid* etc/subgid* etc/default/locale; do
   without="$without -path $p -prune -o"
 done
 find etc opt root usr/local usr/sbin usr/lib/systemd var $without -printf '%p %y %m %U:%G %l\n' | sort >"$1/files"

@@ -47,16 +47,30 @@ func NewWire(t testing.TB) *Wire {
 		fmt.Sprintf("addr add %s/128 dev %s nodad", w.Stranger.V6, w.Device),
 		"link set " + w.Device + " up",
 	}
-	// Who has to ask for the machine's hardware address first does so once a
-	// second, and would miss what happens in between while it boots.
-	for _, a := range w.Machine.Both() {
-		lines = append(lines, fmt.Sprintf("neigh replace %s lladdr %s nud permanent dev %s", a, w.MAC, w.Device))
-	}
 	r := w.Outsider.Run(t, lab.Command{Args: []string{"ip", "-batch", "-"}, Stdin: strings.Join(lines, "\n") + "\n"})
 	if r.Code != 0 {
 		t.Fatalf("laying the wire: %s", r.Stderr)
 	}
+	w.Know(t)
 	return w
+}
+
+// Know makes the outsider know the machine's hardware address. Who has to ask
+// for it does so once a second, and would miss what happens in between while
+// the machine boots.
+func (w *Wire) Know(t testing.TB) {
+	t.Helper()
+	for _, a := range w.Machine.Both() {
+		w.Outsider.MustRun(t, "ip", "neigh", "replace", a.String(), "lladdr", w.MAC, "nud", "permanent", "dev", w.Device)
+	}
+}
+
+// Forget makes the outsider ask for the machine's hardware address again.
+func (w *Wire) Forget(t testing.TB) {
+	t.Helper()
+	for _, a := range w.Machine.Both() {
+		w.Outsider.MustRun(t, "ip", "neigh", "del", a.String(), "dev", w.Device)
+	}
 }
 
 // NetworkConfig is cloud-init's, version 2.
