@@ -84,7 +84,7 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 			err = a.Verified(r)
 		}
 		if err == nil {
-			msg := fmt.Sprintf("protected: profile %s, %d differences repaired", r.State.Profile.Name, len(r.Drift))
+			msg := fmt.Sprintf("protected by profile %s; repaired: %d", r.State.Profile.Name, len(r.Drift))
 			a.Log.Info(msg)
 			return msg, nil
 		}

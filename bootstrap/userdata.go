@@ -119,7 +119,11 @@ func checkURL(flag, text string, checksum bool) error {
 	case u.User != nil:
 		return refuse("has a password: every user of the server can read its user-data")
 	case u.Scheme == "http" && !checksum:
-		return refuse("comes over http, where anybody on the way can put another file: want https, or --sha256 with it")
+		want := "want https"
+		if flag == "--rpm" {
+			want += ", or --sha256 with it"
+		}
+		return refuse("comes over http, where anybody on the way can put another file: " + want)
 	}
 	return nil
 }
