@@ -174,6 +174,7 @@ func TestParsePrinted(t *testing.T) {
 		{"save-1.4.21", "1.4.21", false, theirs},
 		{"save-1.8.2-nft", "1.8.2", false, theirs},
 		{"save-1.8.4-nft", "1.8.4", false, theirs},
+		{"save-1.8.7-nft", "1.8.7", false, strings.Replace(theirs, "-p tcp", "-p 6", 1)}, // without /etc/protocols
 		{"save-1.8.13-nft", "1.8.13", true, theirs},
 	} {
 		t.Run(tt.file, func(t *testing.T) {
@@ -890,11 +891,18 @@ func TestDrift(t *testing.T) {
 func TestCanonical(t *testing.T) {
 	for in, want := range map[string]string{
 		"-j DROP": "-j DROP",
-		"-m hl --hl-eq 255 -m comment --comment basicfw-nd -j ACCEPT":  "-m comment --comment basicfw-nd -m hl --hl-eq 255 -j ACCEPT",
-		"-m hl --hl-gt 255 -m comment --comment x":                     "-m comment --comment x -m hl --hl-gt 255",
-		"-m comment --comment hl -m hl --hl-eq 255 -j ACCEPT":          "-m comment --comment hl -m hl --hl-eq 255 -j ACCEPT",
-		"-m hl --hl-eq 255 -m comment":                                 "-m hl --hl-eq 255 -m comment",
-		"-m hashlimit --hashlimit-upto":                                "-m hashlimit --hashlimit-upto",
+		"-m hl --hl-eq 255 -m comment --comment basicfw-nd -j ACCEPT": "-m comment --comment basicfw-nd -m hl --hl-eq 255 -j ACCEPT",
+		"-m hl --hl-gt 255 -m comment --comment x":                    "-m comment --comment x -m hl --hl-gt 255",
+		"-m comment --comment hl -m hl --hl-eq 255 -j ACCEPT":         "-m comment --comment hl -m hl --hl-eq 255 -j ACCEPT",
+		"-m hl --hl-eq 255 -m comment":                                "-m hl --hl-eq 255 -m comment",
+		"-p 58 -m icmp6 -j DROP":                                      "-p ipv6-icmp -m icmp6 -j DROP",
+		"-p icmpv6 -m icmp6 -j DROP":                                  "-p ipv6-icmp -m icmp6 -j DROP",
+		"! -p 6 -j DROP":                                              "! -p tcp -j DROP",
+		"-p 17":                                                       "-p udp",
+		"-p 1":                                                        "-p icmp",
+		"-p 132 -j DROP":                                              "-p 132 -j DROP",
+		"-p":                                                          "-p",
+		"-m hashlimit --hashlimit-upto":                               "-m hashlimit --hashlimit-upto",
 		"-m hashlimit --hashlimit-upto 5/min --hashlimit-name x":       "-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 5 --hashlimit-name x",
 		"-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 6 -j A": "-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 6 -j A",
 	} {

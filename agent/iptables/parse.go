@@ -170,7 +170,22 @@ func parse(data []byte) (dump, error) {
 //   - 1.4.7 leaves out a hashlimit's burst of 5, which is the default.
 //   - The nft variant keeps a comment beside the matches, and up to 1.8.3 prints
 //     it behind them all; ours stands before hl (see spec).
+//   - Where /etc/protocols is missing, as in minimal images of Debian, protocols
+//     are numbers in the nft variant up to 1.8.7, and the legacy one has a word
+//     of its own for ICMPv6.
 func canonical(words []string) []string {
+	if i := slices.Index(words, "-p"); i >= 0 && i+1 < len(words) {
+		switch words[i+1] {
+		case "1":
+			words[i+1] = string(firewall.ICMP)
+		case "6":
+			words[i+1] = string(firewall.TCP)
+		case "17":
+			words[i+1] = string(firewall.UDP)
+		case "58", "icmpv6":
+			words[i+1] = string(firewall.ICMPv6)
+		}
+	}
 	if i := slices.Index(words, "--hashlimit-upto"); i >= 0 && i+2 <= len(words) && !slices.Contains(words, "--hashlimit-burst") {
 		words = slices.Insert(words, i+2, "--hashlimit-burst", "5")
 	}
