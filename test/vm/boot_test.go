@@ -116,6 +116,9 @@ func testLife(t *testing.T, b built) {
 		m.Reboot(t)
 		s.checkBoot(t, m, since)
 		s.checkProtected(t, m, webMail)
+		if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {
+			t.Errorf("the firewall began to load at %d us, and nftables.service flushed what there was by %d us", began, done)
+		}
 		if n := strings.TrimSpace(m.Must(t, "nft list set inet banned addresses | grep -o '10\\.[0-9.]*' | wc -l")); n != "30000" {
 			t.Errorf("the set of nftables.service has %s addresses", n)
 		}

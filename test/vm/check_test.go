@@ -107,22 +107,12 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 	if out, _ := m.Run(t, "journalctl -b --no-pager | grep -i 'ordering cycle'"); out != "" {
 		t.Errorf("the journal has an ordering cycle:\n%s", out)
 	}
-	// Microseconds since the kernel began.
-	moment := func(unit, property string) int {
-		t.Helper()
-		out := strings.TrimSpace(m.Must(t, "systemctl show --value -p "+property+"TimestampMonotonic "+unit))
-		us, err := strconv.Atoi(out)
-		if err != nil || us == 0 {
-			t.Fatalf("%s of %s is %q: %v", property, unit, out, err)
-		}
-		return us
-	}
-	ready := moment("basicfw-agent", "ActiveEnter")
-	if listening := moment("lab-listen", "ActiveEnter"); listening > ready {
+	ready := moment(t, m, "basicfw-agent", "ActiveEnter")
+	if listening := moment(t, m, "lab-listen", "ActiveEnter"); listening > ready {
 		t.Errorf("the listeners were ready at %d us, after the firewall at %d us: the prober's silence proves less", listening, ready)
 	}
 	for _, unit := range []string{"cloud-init-local", "systemd-networkd"} {
-		if began := moment(unit, "InactiveExit"); began < ready {
+		if began := moment(t, m, unit, "InactiveExit"); began < ready {
 			t.Errorf("%s began at %d us, before the firewall was ready at %d us", unit, began, ready)
 		}
 	}
@@ -140,6 +130,18 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 			t.Errorf("%q at %s us, before the firewall was ready at %d us", entry.Message, entry.Moment, ready)
 		}
 	}
+}
+
+// moment is when a unit began (InactiveExit) or was there (ActiveEnter) in this
+// boot, in microseconds since the kernel began.
+func moment(t *testing.T, m *Machine, unit, property string) int {
+	t.Helper()
+	out := strings.TrimSpace(m.Must(t, "systemctl show --value -p "+property+"TimestampMonotonic "+unit))
+	us, err := strconv.Atoi(out)
+	if err != nil || us == 0 {
+		t.Fatalf("%s of %s is %q: %v", property, unit, out, err)
+	}
+	return us
 }
 
 // checkCloudInit checks that cloud-init has ended, and well.

@@ -32,6 +32,7 @@ const scriptLimit = 2 * time.Minute
 type Machine struct {
 	dir  string
 	done chan struct{} // closed when qemu has ended
+	end  string        // how qemu ended, once it has
 	conn net.Conn
 
 	mu      sync.Mutex // guards what follows
@@ -83,13 +84,14 @@ func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 		<-m.done
 	})
 	go func() {
-		cmd.Wait()
+		err := cmd.Wait()
+		said, _ := os.ReadFile(m.dir + "/qemu.log")
+		m.end = fmt.Sprintf("qemu has ended: %v %s", err, said)
 		close(m.done)
 	}()
 	until(t, 30*time.Second, "connecting to the machine's serial port", func() error {
 		if m.ended() {
-			text, _ := os.ReadFile(m.dir + "/qemu.log")
-			t.Fatalf("qemu ended: %s", text)
+			t.Fatal(m.end)
 		}
 		m.conn, err = net.Dial("unix", m.dir+"/lab.sock")
 		return err
@@ -155,7 +157,7 @@ func (m *Machine) call(script string, limit time.Duration) (wire.Reply, error) {
 	case r := <-c:
 		return r, nil
 	case <-m.done:
-		return wire.Reply{}, errors.New("the machine has ended")
+		return wire.Reply{}, errors.New(m.end)
 	case <-time.After(limit + 5*time.Second):
 		return wire.Reply{}, fmt.Errorf("no answer of the machine within %v", limit)
 	}
@@ -191,7 +193,7 @@ func (m *Machine) WaitBoot(t testing.TB, before string) string {
 	until(t, BootLimit, "booting", func() error {
 		r, err := m.call("true", time.Second)
 		if m.ended() {
-			t.Fatal("the machine has ended")
+			t.Fatal(m.end)
 		}
 		if err == nil && r.Boot == before {
 			err = errors.New("it has not gone down")
