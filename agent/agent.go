@@ -82,6 +82,17 @@ type Agent struct {
 	Version   string
 	Families  []firewall.Family // that the kernel has
 	Now       func() time.Time
+	// Boot names this boot and tells how long ago it began.
+	Boot func() (name string, uptime time.Duration, err error)
+}
+
+// Moment is now.
+func (a *Agent) Moment() firewall.Moment {
+	m := firewall.Moment{Time: a.Now()}
+	if name, uptime, err := a.Boot(); err == nil {
+		m.Boot, m.Uptime = name, uptime
+	}
+	return m
 }
 
 // Change is a file that belongs to a change of the rules: it is written with

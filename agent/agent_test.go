@@ -137,7 +137,8 @@ func newBench(t *testing.T) *bench {
 	log.SetOutput(io.Discard)
 	b.kernel, b.service = &fakeKernel{step: step}, &fakeService{step: step}
 	b.agent = &Agent{System: sys, Kernel: b.kernel, Rules: iptables.Files{}, Store: store.New(sys), Service: b.service,
-		Conntrack: fakeConntrack{}, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now}
+		Conntrack: fakeConntrack{}, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now,
+		Boot: func() (string, time.Duration, error) { return "", 0, nil }}
 	return b
 }
 

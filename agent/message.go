@@ -20,6 +20,9 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 		s.State, s.Why = FailsafeState, failsafeWhy(st)
 	}
 	s.ssh(st, facts)
+	if s.unlock(st); s.Unlock != nil {
+		s.State = Unlocked
+	}
 	return a.announce(s)
 }
 
@@ -48,6 +51,8 @@ func (s Status) message() string {
 			next = "bootstrap"
 		}
 		say("this machine is not as it was decided: %s. Run: basicfw-agent %s", s.Why, next)
+	case Unlocked:
+		say("this machine is unlocked until %s. Close it again: basicfw-agent lock", firewall.FormatTime(s.Unlock.Until))
 	case NotBootstrapped:
 		return ""
 	}

@@ -90,12 +90,13 @@ func (a *Agent) nextEnd(failed bool) <-chan time.Time {
 	if err != nil || failed {
 		return nil
 	}
-	end := st.Desired.Ends()
+	m := a.Moment()
+	end := st.Desired.Ends(m)
 	if end.IsZero() {
 		return nil
 	}
 	// Its last second is a part of it.
-	return time.After(max(end.Add(time.Second).Sub(a.Now()), 0))
+	return time.After(max(end.Add(time.Second).Sub(m.Time), 0))
 }
 
 // enforce makes the rules stand: those that were applied last; where they are
@@ -207,7 +208,7 @@ func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error
 	if err != nil {
 		return false, err
 	}
-	next := st.At(a.Now())
+	next := st.At(a.Moment())
 	ended := !reflect.DeepEqual(next.Desired, st.Desired)
 	was, err := firewall.Compile(next.Desired)
 	if err != nil {

@@ -20,6 +20,7 @@ const (
 	Drifted         = "drifted"          // not as decided, and not wide open
 	Unprotected     = "unprotected"      // something is open that should not be
 	FailsafeState   = "failsafe"         // closed, but not by what was decided
+	Unlocked        = "unlocked"         // somebody is let in for a while, as unlock has it
 	NotBootstrapped = "not-bootstrapped" // nothing was decided yet
 )
 
@@ -47,7 +48,7 @@ type Status struct {
 	LastVerified *time.Time           `json:"last_verified"`
 	Conntrack    ConntrackUse         `json:"conntrack"`
 	Pending      *struct{}            `json:"pending"` // what waits for a confirmation
-	Unlock       *struct{}            `json:"unlock"`  // who is let in for a while
+	Unlock       *UnlockStatus        `json:"unlock"`  // who is let in for a while
 	Conflicts    []string             `json:"conflicts"`
 	Warnings     []string             `json:"warnings"`
 	Next         []string             `json:"next"` // commands to run, most useful first
@@ -112,6 +113,13 @@ type ListeningStatus struct {
 	OpenWith string `json:"open_with"`
 }
 
+// UnlockStatus is who is let in for a while, besides what was decided.
+type UnlockStatus struct {
+	From  []string  `json:"from"` // empty is anywhere
+	Until time.Time `json:"until"`
+	All   bool      `json:"all"` // to everything, not only over SSH
+}
+
 // FamiliesStatus is how each family stands: protected, drifted, unprotected,
 // or disabled where the kernel has none.
 type FamiliesStatus struct {
@@ -139,7 +147,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 		return s, err
 	}
 	st := report.State
-	st.Desired = st.Desired.At(a.Now()) // the kernel has ended the rest
+	st.Desired = st.Desired.At(a.Moment()) // the kernel has ended the rest
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
 	s.Foreign, s.Bypass = report.Inspection.Foreign, report.Inspection.Bypass
@@ -152,6 +160,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	}
 	s.Interfaces = facts.Interfaces
 	s.ssh(st, facts)
+	s.unlock(st)
 	s.services(st)
 	s.listening(st, facts, a.reach(st, report.Inspection))
 	a.judge(&s, report)
@@ -223,6 +232,8 @@ func (a *Agent) judge(s *Status, r Report) {
 				s.Why = r.Drift[0].String()
 			}
 		}
+	case s.Unlock != nil:
+		s.State = Unlocked
 	case r.State.Failsafe != "":
 		s.State = FailsafeState
 		s.Why = failsafeWhy(r.State)
@@ -315,6 +326,18 @@ func opens(l Listener, now firewall.Profile, others []firewall.Profile) string {
 	return fmt.Sprintf("basicfw-agent open %d/%s", l.Port, l.Proto)
 }
 
+func (s *Status) unlock(st store.State) {
+	u := st.Desired.Unlock
+	if u == nil {
+		return
+	}
+	s.Unlock = &UnlockStatus{From: []string{}, Until: u.Until, All: u.All}
+	for _, p := range u.From {
+		s.Unlock.From = append(s.Unlock.From, firewall.FormatPrefix(p))
+	}
+	s.SSH.Mode = "unlocked"
+}
+
 func first(list []netip.Prefix) netip.Prefix {
 	if len(list) == 0 {
 		return netip.Prefix{}
@@ -348,7 +371,7 @@ func (a *Agent) reach(st store.State, in firewall.Inspection) func(firewall.Prot
 			case of(in.Open, f):
 				return true
 			case of(in.Shut, f):
-			case st.Desired.Reachable(proto, port):
+			case st.Desired.Reachable(proto, port), st.Desired.Unlock != nil && st.Desired.Unlock.All:
 				return true
 			}
 		}
@@ -400,6 +423,9 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 			s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
 		}
 	}
+	if s.Unlock != nil { // behind "ssh allow", for who is in by this alone
+		s.Next = append(s.Next, "basicfw-agent lock")
+	}
 	for _, o := range st.Desired.Services() {
 		if len(st.Desired.InterfacesOf(o.On)) == 0 {
 			warn("%s is open on %s interfaces, and there is none", o.Name, o.On)
@@ -429,6 +455,9 @@ func (s *Status) redact() {
 				return "ADDRESS"
 			})
 		}
+	}
+	if s.Unlock != nil {
+		s.Unlock.From = []string{}
 	}
 	s.SSH.Allow, s.SSH.Timed, s.SSH.Seen, s.SSH.You, s.SSH.YouWhy = []string{}, nil, nil, "", ""
 	for i := range s.Open {

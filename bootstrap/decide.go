@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -32,7 +31,9 @@ type Input struct {
 	// Redetect decides anew what was detected before.
 	Redetect bool
 	// Now is when this is decided: what has ended by then is left out.
-	Now time.Time
+	Now firewall.Moment
+	// Unlock is what an unlocking lets in meanwhile. Decisions do not end it.
+	Unlock *firewall.Unlock
 }
 
 // InvalidError says that what the user asked for cannot be done as it stands:
@@ -99,6 +100,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 			warnings = append(warnings, fmt.Sprintf("%s: open.%s = closed has no effect: nothing else opens a service of that name", s.Sources["open."+name], name))
 		}
 	}
+	d.Unlock = in.Unlock
 	*d = d.At(in.Now)
 	if st.Ruleset, err = firewall.Compile(*d); err != nil {
 		return st, nil, &InvalidError{err: err}
@@ -125,7 +127,7 @@ func allow(st *store.State, in Input) {
 			st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: why})
 		}
 	}
-	ssh.Timed = firewall.SSH{Timed: s.Allow.Timed}.At(in.Now).Timed
+	ssh.Timed = firewall.SSH{Timed: s.Allow.Timed}.At(in.Now.Time).Timed
 	for _, t := range ssh.Timed {
 		st.Allowed = append(st.Allowed, store.Allowed{From: t.From, Until: t.Until, Reason: why})
 	}

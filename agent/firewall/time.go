@@ -39,11 +39,14 @@ func CheckTime(t time.Time) error {
 // the last second (xt_time.c), and so does this.
 func over(until, now time.Time) bool { return !until.IsZero() && now.Unix() > until.Unix() }
 
-// At gives d without what has ended by a time. Rules of what has ended match
+// At gives d without what has ended by a moment. Rules of what has ended match
 // nothing any more, so it means the same from then on.
-func (d Desired) At(now time.Time) Desired {
-	d.Open = without(d.Open, func(s Service) bool { return over(s.Until, now) })
-	d.SSH = d.SSH.At(now)
+func (d Desired) At(m Moment) Desired {
+	d.Open = without(d.Open, func(s Service) bool { return over(s.Until, m.Time) })
+	d.SSH = d.SSH.At(m.Time)
+	if d.Unlock != nil && d.Unlock.over(m) {
+		d.Unlock = nil
+	}
 	return d
 }
 
@@ -65,8 +68,8 @@ func without[T any](list []T, drop func(T) bool) []T {
 	return left
 }
 
-// Ends gives when the next thing of d ends; zero is never.
-func (d Desired) Ends() time.Time {
+// Ends gives when the next thing of d ends, as a moment sees it; zero is never.
+func (d Desired) Ends(m Moment) time.Time {
 	var first time.Time
 	earlier := func(t time.Time) {
 		if !t.IsZero() && (first.IsZero() || t.Before(first)) {
@@ -79,19 +82,34 @@ func (d Desired) Ends() time.Time {
 	for _, t := range d.SSH.Timed {
 		earlier(t.Until)
 	}
+	if u := d.Unlock; u != nil {
+		earlier(u.Until)
+		if u.Boot != "" && u.Boot == m.Boot {
+			earlier(m.Time.Add(u.Uptime - m.Uptime))
+		}
+	}
 	return first
 }
 
 // At gives r without the rules that have ended by a time, and without the
 // chains that only they led to. It is what Compile makes of Desired.At.
 func (r Ruleset) At(now time.Time) Ruleset {
+	return r.without(func(rule Rule) bool { return over(rule.Until, now) })
+}
+
+// Locked gives r without the rules of an unlocking.
+func (r Ruleset) Locked() Ruleset {
+	return r.without(func(rule Rule) bool { return rule.Comment == unlockComment })
+}
+
+func (r Ruleset) without(drop func(Rule) bool) Ruleset {
 	left := func(chains []Chain) []Chain {
 		var out []Chain
 		gone := map[string]bool{}
 		for _, c := range chains {
 			kept := Chain{Name: c.Name}
 			for _, rule := range c.Rules {
-				if over(rule.Until, now) {
+				if drop(rule) {
 					gone[rule.Target] = true
 				} else {
 					kept.Rules = append(kept.Rules, rule)

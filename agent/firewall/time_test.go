@@ -40,7 +40,7 @@ func TestAt(t *testing.T) {
 		{90 * time.Minute, []string{"http", "stays"}, 1, 2 * time.Hour},
 		{24 * time.Hour, []string{"http", "stays"}, 0, 0},
 	} {
-		left := d.At(now.Add(c.at))
+		left := d.At(Moment{Time: now.Add(c.at)})
 		var names []string
 		for _, s := range left.Services() {
 			names = append(names, s.Name)
@@ -48,7 +48,7 @@ func TestAt(t *testing.T) {
 		if !cmp.Equal(names, c.names) || len(left.SSH.Timed) != c.timed {
 			t.Errorf("after %v: %q, %v", c.at, names, left.SSH.Timed)
 		}
-		if ends := left.Ends(); c.ends == 0 != ends.IsZero() || c.ends > 0 && !ends.Equal(now.Add(c.ends)) {
+		if ends := left.Ends(Moment{Time: now.Add(c.at)}); c.ends == 0 != ends.IsZero() || c.ends > 0 && !ends.Equal(now.Add(c.ends)) {
 			t.Errorf("after %v: the next end is %v", c.at, ends)
 		}
 		want, err := Compile(left)
@@ -101,6 +101,62 @@ func TestParseServiceUntil(t *testing.T) {
 		"9000/udp until 2026-11-24T18:00:00Z from 10.0.0.0/8"} {
 		if s, err := ParseService("x", text); err == nil {
 			t.Errorf("%q: %v", text, s)
+		}
+	}
+}
+
+// An unlocking ends by the clock and, in the boot in which it began, by the
+// time that went by, whatever happens to the clock.
+func TestUnlockEnds(t *testing.T) {
+	begin := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
+	u := &Unlock{Since: begin, Until: begin.Add(15 * time.Minute), Boot: "a", Uptime: time.Hour + 15*time.Minute}
+	d := Desired{Profile: Profile{Name: "p"}, SSH: SSH{Ports: []uint16{22}, Mode: SSHPinned, Nobody: true}, Unlock: u}
+	for _, tt := range []struct {
+		what   string
+		clock  time.Duration // since the beginning
+		boot   string
+		uptime time.Duration
+		open   bool
+	}{
+		{"at once", 0, "a", time.Hour, true},
+		{"its last second", 15 * time.Minute, "a", time.Hour + 15*time.Minute, true},
+		{"over", 15*time.Minute + time.Second, "a", time.Hour + 15*time.Minute + time.Second, false},
+		{"the clock was set back", time.Minute, "a", time.Hour + 16*time.Minute, false},
+		{"the clock was set back before its beginning", -time.Minute, "a", time.Hour + time.Minute, false},
+		{"the clock was set forward", time.Hour, "a", time.Hour + time.Minute, false},
+		{"another boot", 5 * time.Minute, "b", time.Minute, true},
+		{"another boot, later", 16 * time.Minute, "b", time.Minute, false},
+		{"another boot that was up for long", 5 * time.Minute, "b", 2 * time.Hour, true},
+		{"another boot with a clock of the past", -time.Hour, "b", time.Minute, false},
+		{"nothing but the clock is known", 5 * time.Minute, "", 0, true},
+	} {
+		m := Moment{Time: begin.Add(tt.clock), Boot: tt.boot, Uptime: tt.uptime}
+		if open := d.At(m).Unlock != nil; open != tt.open {
+			t.Errorf("%s: open is %v", tt.what, open)
+		}
+	}
+	// The next end is the nearer of both.
+	if ends := d.Ends(Moment{Time: begin.Add(-time.Hour), Boot: "a", Uptime: time.Hour + 5*time.Minute}); !ends.Equal(begin.Add(-50 * time.Minute)) {
+		t.Errorf("with a clock that was set back it ends at %v", ends)
+	}
+	if ends := d.Ends(Moment{Time: begin, Boot: "b"}); !ends.Equal(u.Until) {
+		t.Errorf("in another boot it ends at %v", ends)
+	}
+
+	locked := d
+	locked.Unlock = nil
+	want, err := Compile(locked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, all := range []bool{false, true} {
+		u.All = all
+		rules, err := Compile(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rules.Equal(want) || !rules.Locked().Equal(want) {
+			t.Errorf("with all %v, locked rules are not those that were never unlocked", all)
 		}
 	}
 }

@@ -42,7 +42,7 @@ type Editor struct {
 // services are what may be reached now.
 func (e Editor) services() []firewall.Service {
 	d := firewall.Desired{Profile: e.Profile, Open: e.Settings.Open, Closed: e.Settings.Closed}
-	return d.At(e.Now).Services()
+	return d.At(firewall.Moment{Time: e.Now}).Services()
 }
 
 // local tells whether a setting is from local.ini.
@@ -407,7 +407,7 @@ func (e Editor) dropClients(out *Edit, a *Allow, left []netip.Prefix) {
 func (e Editor) Prune() []Change {
 	var out Edit
 	for _, s := range e.Settings.Open {
-		if e.local("open."+s.Name) && len(firewall.Desired{Open: []firewall.Service{s}}.At(e.Now).Open) == 0 {
+		if e.local("open."+s.Name) && len(firewall.Desired{Open: []firewall.Service{s}}.At(firewall.Moment{Time: e.Now}).Open) == 0 {
 			out.change("open", s.Name, "")
 		}
 	}

@@ -81,9 +81,13 @@ type Allowed struct {
 	Reason string       `json:"reason"`
 }
 
-// At gives the state without what has ended by a time.
-func (st State) At(now time.Time) State {
-	st.Desired, st.Ruleset = st.Desired.At(now), st.Ruleset.At(now)
+// At gives the state without what has ended by a moment.
+func (st State) At(m firewall.Moment) State {
+	unlocked := st.Desired.Unlock != nil
+	st.Desired, st.Ruleset = st.Desired.At(m), st.Ruleset.At(m.Time)
+	if unlocked && st.Desired.Unlock == nil { // maybe not by the clock
+		st.Ruleset = st.Ruleset.Locked()
+	}
 	var left []Allowed
 	for _, a := range st.Allowed {
 		if a.Until.IsZero() || slices.Contains(st.Desired.SSH.Timed, firewall.TimedSource{From: a.From, Until: a.Until}) {

@@ -222,11 +222,14 @@ func (a *app) decide(w *wiring, s settings.Settings, r convergeRequest) (st stor
 		return st, nil, nil, err
 	}
 	in := bootstrap.Input{Settings: s, Local: a.localPath(), Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed,
-		Redetect: r.redetect, Now: w.agent.Now()}
+		Redetect: r.redetect, Now: w.agent.Moment()}
 	in.Previous = previous
 	if previous != nil && isClone(previous.InstanceID, facts.Instance) {
 		in.Previous = nil // a clone: another machine, and maybe another owner
 		warnings = append(warnings, fmt.Sprintf("this is another instance (%q, was %q): deciding anew", facts.Instance, previous.InstanceID))
+	}
+	if in.Previous != nil {
+		in.Unlock = previous.Desired.Unlock
 	}
 	if previous != nil && previous.Failsafe != "" {
 		in.Previous = nil // nothing was decided

@@ -53,7 +53,7 @@ func (a *app) editSettings(ctx context.Context, w *wiring, force bool, what func
 		if touchesSSH(edit.Changes) {
 			fmt.Fprintf(a.stdout, "  ssh is on %s\n", sshSentence(st))
 		}
-		if previous == nil || !now.Ruleset.Equal(previous.Ruleset.At(w.agent.Now())) {
+		if previous == nil || !now.Ruleset.Equal(previous.At(w.agent.Moment()).Ruleset) {
 			fmt.Fprintln(a.stdout, "  what else had changed since the last apply is in effect now, too")
 		}
 	}})

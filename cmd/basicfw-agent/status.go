@@ -226,6 +226,14 @@ func verdict(st agent.Status) string {
 			return fmt.Sprintf("protected, but %s of others in INPUT let more in", count(admits, "rule"))
 		}
 		return fmt.Sprintf("protected: profile %s on %s", st.Profile.Name, both)
+	case agent.Unlocked:
+		what := "SSH is open to any address, limited"
+		if st.Unlock.All {
+			what = "nothing is filtered"
+		} else if len(st.Unlock.From) > 0 {
+			what = "SSH is open to " + st.Unlock.From[0]
+		}
+		return fmt.Sprintf("unlocked: %s, until %s", what, firewall.FormatTime(st.Unlock.Until))
 	case agent.NotBootstrapped:
 		return "not bootstrapped: nothing is closed by basicfw-agent"
 	case agent.Drifted:
@@ -262,6 +270,11 @@ func sshLine(s agent.SSHStatus) string {
 	list := strings.Join(allowed, ", ")
 	who := "only " + list
 	switch {
+	case s.Mode == agent.Unlocked:
+		who = "unlocked for a while"
+		if list != "" {
+			who += "; afterwards " + list
+		}
 	case s.Mode == string(firewall.SSHLimited):
 		who = "any address, without a limit"
 		if s.Limit != "" {

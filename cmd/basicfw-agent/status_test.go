@@ -72,6 +72,17 @@ func TestPrintStatus(t *testing.T) {
 			s.Warnings = []string{"you come from 198.51.100.7, which may not log in again"}
 			s.Next = []string{"basicfw-agent ssh allow me"}
 		},
+		"unlocked": func(s *agent.Status) {
+			s.State, s.SSH.Mode, s.Unlock = agent.Unlocked, "unlocked", &agent.UnlockStatus{Until: now.Add(15 * time.Minute)}
+			s.SSH.You, s.SSH.YouMay, s.SSH.YouWhy = "198.51.100.7", false, "only 203.0.113.9, 2001:db8:1::/64 may"
+			s.Warnings = []string{"you come from 198.51.100.7, which may not log in again"}
+			s.Next = []string{"basicfw-agent ssh allow me", "basicfw-agent lock"}
+		},
+		"unlocked-all": func(s *agent.Status) {
+			s.State, s.SSH.Mode, s.Unlock = agent.Unlocked, "unlocked", &agent.UnlockStatus{Until: now.Add(15 * time.Minute), All: true}
+			s.SSH.You = ""
+			s.Next = []string{"basicfw-agent lock"}
+		},
 		"nobody": func(s *agent.Status) {
 			s.SSH = agent.SSHStatus{Ports: []uint16{22}, Mode: "pinned", Source: "settings", Reason: "allowed by /etc/basicfw/local.ini"}
 			s.Warnings = []string{"SSH is for nobody: only the console is a way in"}

@@ -51,7 +51,7 @@ func (a *app) wire() (*wiring, error) {
 	w.agent = &agent.Agent{
 		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
 		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},
-		Log: a.log, Version: version, Families: families, Now: time.Now,
+		Log: a.log, Version: version, Families: families, Now: time.Now, Boot: system.Boot,
 	}
 	return w, nil
 }
