@@ -128,7 +128,8 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	st := report.State
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
-	s.Foreign, s.Bypass = report.Inspection.Foreign, report.Inspection.Bypass
+	s.Foreign = report.Inspection.Foreign
+	s.Bypass = bypasses(facts.Interfaces, report.Inspection.Bypass, facts.Forwarded)
 	s.Conflicts = report.Inspection.Managers
 	s.Backend = BackendStatus{Name: st.Backend.Name, Reason: st.Backend.Reason}
 	s.Backend.Reason = strings.Trim(report.Inspection.Backend+"; "+st.Backend.Reason, "; ")
@@ -254,9 +255,14 @@ func (s *Status) services(st store.State, facts Facts) {
 		}
 		s.Open = append(s.Open, open)
 	}
+	// What is forwarded is reached whatever INPUT says, though a proxy may
+	// listen on the port here, such as Docker's.
+	forwarded := func(l Listener) bool {
+		return slices.ContainsFunc(s.Bypass, func(b firewall.Bypass) bool { return b.Covers(l.Proto, l.Port) })
+	}
 	for _, l := range facts.Listeners {
 		s.Listening = append(s.Listening, ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
-			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port)})
+			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port) || forwarded(l)})
 	}
 }
 
@@ -296,6 +302,35 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 		warn("the rules are those that version %s made; \"basicfw-agent plan\" shows what this one would change", st.Version)
 	}
 	s.Warnings = append(s.Warnings, facts.Surprises...)
+}
+
+// bypasses puts together what was found in several places, each once. What is
+// forwarded to this host itself comes to INPUT after all (so netavark does with
+// DNS), and a private address that is not this host's is no port of it (such as
+// a cluster's of a service).
+func bypasses(interfaces []firewall.Interface, lists ...[]firewall.Bypass) []firewall.Bypass {
+	own := func(p netip.Prefix) bool {
+		return slices.ContainsFunc(interfaces, func(i firewall.Interface) bool {
+			return slices.ContainsFunc(i.Addresses, func(a netip.Prefix) bool { return p.Contains(a.Addr()) })
+		})
+	}
+	var out []firewall.Bypass
+	for _, b := range slices.Concat(lists...) {
+		if to := b.Target(); to.IsLoopback() || to.IsValid() && own(netip.PrefixFrom(to, to.BitLen())) {
+			continue
+		}
+		if on, ok := b.Destination(); ok && on.Addr().IsPrivate() && !own(on) {
+			continue
+		}
+		same := func(o firewall.Bypass) bool {
+			o.By, o.Program = b.By, b.Program
+			return o == b
+		}
+		if !slices.ContainsFunc(out, same) {
+			out = append(out, b)
+		}
+	}
+	return out
 }
 
 // addresses finds what may be an address in a text.

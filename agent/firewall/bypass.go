@@ -51,6 +51,16 @@ func (b Bypass) Target() netip.Addr {
 	return to
 }
 
+// Destination is the address of this host that is forwarded, or the network;
+// false where all are.
+func (b Bypass) Destination() (netip.Prefix, bool) {
+	if a, err := netip.ParseAddr(b.On); err == nil {
+		return netip.PrefixFrom(a, a.BitLen()), true
+	}
+	p, err := netip.ParsePrefix(b.On)
+	return p, err == nil
+}
+
 // Passage is what a packet has to be like to come along the rules that lead to
 // a place. The zero value is any packet.
 type Passage struct {

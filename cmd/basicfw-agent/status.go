@@ -190,10 +190,8 @@ func verdict(st agent.Status) string {
 		if st.Families.IPv6 == "disabled" {
 			both = "IPv4; this kernel has no IPv6 (disabled)"
 		}
-		if n := len(st.Bypass); n == 1 {
-			return fmt.Sprintf("protected, but %s/%s is forwarded past this firewall", st.Bypass[0].Port, st.Bypass[0].Proto)
-		} else if n > 1 {
-			return fmt.Sprintf("protected, but %d ports are forwarded past this firewall", n)
+		if len(st.Bypass) > 0 {
+			return fmt.Sprintf("protected, but %s past this firewall", bypassVerdict(st.Bypass))
 		}
 		admits := 0
 		for _, f := range st.Foreign {
@@ -296,14 +294,6 @@ func closedLine(st agent.Status) string {
 		return ""
 	}
 	return "listening behind the firewall: " + strings.Join(items, ", ")
-}
-
-func bypassLines(list []firewall.Bypass) []string {
-	var out []string
-	for _, b := range list {
-		out = append(out, fmt.Sprintf("%s %s/%s to %s, past this firewall (%s)", b.Family, b.Port, b.Proto, b.To, b.By))
-	}
-	return out
 }
 
 func interfacesLine(list []firewall.Interface) string {
