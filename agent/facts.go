@@ -18,6 +18,8 @@ type Facts struct {
 	// Seen are other authenticated SSH sessions of people who may become root.
 	Seen      []netip.Prefix
 	Listeners []Listener
+	// Forwarded are ports that go past INPUT by rules that are not iptables'.
+	Forwarded []firewall.Bypass
 	// Instance is cloud-init's instance-id; empty where there is none.
 	Instance  string
 	Surprises []string // sentences about what would surprise the owner

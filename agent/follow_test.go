@@ -97,8 +97,8 @@ func TestMessage(t *testing.T) {
 		{"failsafe", Status{State: FailsafeState, Why: "because", SSH: pinned}, []string{"because. Run: basicfw-agent bootstrap"}},
 		{"drifted", Status{State: Drifted, Why: "because\x1b[31m", SSH: pinned}, []string{"because?[31m. Run: basicfw-agent status"}},
 		{"forwarded", Status{State: Protected, SSH: pinned, Bypass: []firewall.Bypass{
-			{Family: "ipv4", Proto: "tcp", Port: "5432"}, {Family: "ipv6", Proto: "tcp", Port: "5432"}, {Family: "ipv4", Proto: "udp", Port: "53"}}},
-			[]string{"5432/tcp", "53/udp"}},
+			{Family: "ipv4", Proto: "tcp", Port: "5432", Program: "Docker"}, {Family: "ipv6", Proto: "tcp", Port: "5432", Program: "Docker"}}},
+			[]string{"5432/tcp is published by Docker past this firewall"}},
 	} {
 		got := tt.status.message()
 		lines := strings.Split(strings.TrimSuffix(got, "\n"), "\n")

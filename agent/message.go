@@ -15,7 +15,7 @@ const MessageFile = "/etc/motd.d/basicfw"
 
 // Announce brings the login message up to date after a change that succeeded.
 func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) error {
-	s := Status{State: Protected, Bypass: in.Bypass}
+	s := Status{State: Protected, Bypass: bypasses(facts.Interfaces, in.Bypass, facts.Forwarded)}
 	if st.Failsafe != "" {
 		s.State, s.Why = FailsafeState, failsafeWhy(st)
 	}
@@ -62,8 +62,8 @@ func (s Status) message() string {
 	case s.SSH.Mode == string(firewall.SSHPinned) && len(s.SSH.Allow) == 0:
 		say("SSH is for nobody. Let yourself in again: basicfw-agent ssh allow ADDRESS")
 	}
-	for _, port := range s.bypassed() {
-		say("%s past this firewall. See: basicfw-agent status", port)
+	if len(s.Bypass) > 0 {
+		say("%s past this firewall. See: basicfw-agent status", BypassVerdict(s.Bypass))
 	}
 	return b.String()
 }
@@ -72,16 +72,4 @@ func (s Status) message() string {
 // having said so.
 func (s Status) openToAnyone() bool {
 	return s.SSH.Mode == string(firewall.SSHLimited) && s.SSH.Source != "any"
-}
-
-// bypassed names the ports that are forwarded past INPUT, each once.
-func (s Status) bypassed() []string {
-	var out []string
-	for _, b := range s.Bypass {
-		line := fmt.Sprintf("%s/%s is forwarded", b.Port, b.Proto)
-		if len(out) == 0 || out[len(out)-1] != line {
-			out = append(out, line)
-		}
-	}
-	return out
 }

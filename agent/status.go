@@ -150,7 +150,8 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	st.Desired = st.Desired.At(a.Moment()) // the kernel has ended the rest
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
-	s.Foreign, s.Bypass = report.Inspection.Foreign, report.Inspection.Bypass
+	s.Foreign = report.Inspection.Foreign
+	s.Bypass = bypasses(facts.Interfaces, report.Inspection.Bypass, facts.Forwarded)
 	s.Conflicts = report.Inspection.Managers
 	s.Backend = BackendStatus{Name: st.Backend.Name, Reason: st.Backend.Reason}
 	s.Backend.Reason = strings.Trim(report.Inspection.Backend+"; "+st.Backend.Reason, "; ")
@@ -380,8 +381,14 @@ func (a *Agent) reach(st store.State, in firewall.Inspection) func(firewall.Prot
 }
 
 func (s *Status) listening(st store.State, facts Facts, reach func(firewall.Proto, uint16) bool) {
+	// What is forwarded is reached whatever INPUT says, though a proxy may
+	// listen on the port here, such as Docker's.
+	forwarded := func(l Listener) bool {
+		return slices.ContainsFunc(s.Bypass, func(b firewall.Bypass) bool { return b.Covers(l.Proto, l.Port) })
+	}
 	for _, l := range facts.Listeners {
-		ls := ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process, Reachable: s.State == NotBootstrapped || reach(l.Proto, l.Port)}
+		ls := ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
+			Reachable: s.State == NotBootstrapped || reach(l.Proto, l.Port) || forwarded(l)}
 		if !ls.Reachable {
 			ls.OpenWith = opens(l, st.Desired.Profile, facts.Profiles)
 		}

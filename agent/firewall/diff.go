@@ -56,15 +56,6 @@ func (f Foreign) Reaches(proto Proto, port uint16) bool {
 		(len(f.Ports) == 0 || slices.ContainsFunc(f.Ports, func(r PortRange) bool { return r.Contains(port) }))
 }
 
-// Bypass is a port that is forwarded past INPUT, to a container for example.
-type Bypass struct {
-	Family string `json:"family"`
-	Proto  string `json:"proto"`
-	Port   string `json:"port"`
-	To     string `json:"to"`
-	By     string `json:"by"` // the chain that does it
-}
-
 // Lines compares two lists of lines and gives what has to happen to got for it
 // to become want: a shortest list of drifts, in order, where one line taken
 // away and another put in its place is one Altered.

@@ -817,6 +817,7 @@ func TestInspectBypassAndManagers(t *testing.T) {
 -A OUTPUT -p tcp -m tcp --dport 81 -j DNAT --to-destination 10.0.0.1:81
 -A PREROUTING -p tcp -m tcp --dport 8443 -j REDIRECT --to-ports 443
 -A PREROUTING -d 192.0.2.1/32 -j DNAT --to-destination 10.0.0.2
+-A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
 -A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
 -A DOCKER -p udp -m multiport --dports 53,5353 -j DNAT --to-destination 172.17.0.3
 COMMIT
@@ -836,9 +837,10 @@ COMMIT
 	}
 	in := inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil)
 	if diff := cmp.Diff([]firewall.Bypass{
-		{Family: "ipv4", Proto: "any", Port: "any", To: "10.0.0.2", By: "nat PREROUTING"},
-		{Family: "ipv4", Proto: "tcp", Port: "8080", To: "172.17.0.2:80", By: "nat DOCKER"},
-		{Family: "ipv4", Proto: "udp", Port: "53,5353", To: "172.17.0.3", By: "nat DOCKER"},
+		{Family: "ipv4", Proto: "any", Port: "any", On: "192.0.2.1", To: "10.0.0.2", By: "nat PREROUTING"},
+		{Family: "ipv4", Proto: "tcp", Port: "8080", To: "172.17.0.2:80", By: "nat DOCKER", Program: "Docker"},
+		{Family: "ipv4", Proto: "udp", Port: "53", To: "172.17.0.3", By: "nat DOCKER", Program: "Docker"},
+		{Family: "ipv4", Proto: "udp", Port: "5353", To: "172.17.0.3", By: "nat DOCKER", Program: "Docker"},
 	}, in.Bypass); diff != "" {
 		t.Errorf("bypass (-want +got):\n%s", diff)
 	}

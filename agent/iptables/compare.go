@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -163,24 +162,6 @@ func managers(t table) []string {
 	} {
 		if t.chain(m.chain).Name != "" && !slices.Contains(out, m.name) {
 			out = append(out, m.name)
-		}
-	}
-	return out
-}
-
-// bypass lists the ports that the nat table forwards past INPUT.
-func bypass(f firewall.Family, nat table) []firewall.Bypass {
-	var out []firewall.Bypass
-	for _, c := range nat.Chains {
-		if c.Name == output {
-			continue
-		}
-		for _, r := range c.Rules {
-			if target(r) != "DNAT" { // REDIRECT comes back to INPUT, under its new port
-				continue
-			}
-			out = append(out, firewall.Bypass{Family: f.String(), Proto: cmp.Or(option(r, "-p"), "any"), Port: cmp.Or(option(r, "--dport", "--dports"), "any"),
-				To: option(r, "--to-destination"), By: "nat " + c.Name})
 		}
 	}
 	return out

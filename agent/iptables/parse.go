@@ -345,23 +345,6 @@ func admits(rule string) breadth {
 	return out
 }
 
-// portRanges reads ports as iptables-save prints them: 80, 8000:8010, or a list
-// of both.
-func portRanges(text string) []firewall.PortRange {
-	var list []firewall.PortRange
-	for _, word := range strings.Split(text, ",") {
-		var r firewall.PortRange
-		switch n, _ := fmt.Sscanf(word, "%d:%d", &r.First, &r.Last); n {
-		case 0:
-			continue
-		case 1:
-			r.Last = r.First
-		}
-		list = append(list, r)
-	}
-	return list
-}
-
 // foreign says what a deciding rule of another program does to us. It stands
 // before our jump, or behind it.
 func foreign(f firewall.Family, rule string, behind bool) firewall.Foreign {

@@ -129,11 +129,12 @@ func (s *screen) list(label string, items []string, max int) {
 }
 
 // printStatus writes the status for people: the verdict first, the next
-// command last, all on one screen. Closed listeners are all named where there
-// is room.
+// command last, all on one screen. Closed listeners and forwarded ports are all
+// named where there is room.
 func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
-	s := layOut(st, now, len(st.Listening))
-	for room := len(st.Listening) - 1; len(s.lines) > screenLines-2 && room > 1; room-- {
+	most := max(len(st.Listening), len(st.Bypass))
+	s := layOut(st, now, most)
+	for room := most - 1; len(s.lines) > screenLines-2 && room > 1; room-- {
 		s = layOut(st, now, room)
 	}
 	fmt.Fprintln(out, paint(verdict(st), st.State, colour))
@@ -146,7 +147,8 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 }
 
 // layOut is what stands between the verdict and the next command. At most room
-// lines are for closed listeners, and what is left is for what is wrong.
+// lines are for closed listeners, and as many for forwarded ports; what is left
+// is for what is wrong.
 func layOut(st agent.Status, now time.Time, room int) screen {
 	var s screen
 	warnings := min(len(st.Warnings), 3) // listeners make way for as many
@@ -171,7 +173,7 @@ func layOut(st agent.Status, now time.Time, room int) screen {
 		label = ""
 	}
 	s.list(label, closed, room)
-	s.list("forwarded", bypassLines(st.Bypass), 2)
+	s.list("forwarded", bypassLines(st.Bypass), room)
 	s.wrap("interfaces", interfacesLine(st.Interfaces), 2)
 	if st.Backend.Reason != "" {
 		s.add("backend", st.Backend.Reason)
@@ -211,10 +213,8 @@ func verdict(st agent.Status) string {
 		if st.Families.IPv6 == "disabled" {
 			both = "IPv4; this kernel has no IPv6 (disabled)"
 		}
-		if n := len(st.Bypass); n == 1 {
-			return fmt.Sprintf("protected, but %s/%s is forwarded past this firewall", st.Bypass[0].Port, st.Bypass[0].Proto)
-		} else if n > 1 {
-			return fmt.Sprintf("protected, but %d ports are forwarded past this firewall", n)
+		if len(st.Bypass) > 0 {
+			return fmt.Sprintf("protected, but %s past this firewall", agent.BypassVerdict(st.Bypass))
 		}
 		admits := 0
 		for _, f := range st.Foreign {
@@ -350,7 +350,15 @@ func listeningLines(list []agent.ListeningStatus) (open string, closed []string)
 func bypassLines(list []firewall.Bypass) []string {
 	var out []string
 	for _, b := range list {
-		out = append(out, fmt.Sprintf("%s %s/%s to %s, past this firewall (%s)", b.Family, b.Port, b.Proto, b.To, b.By))
+		line := b.Family + " " + agent.PortText(b)
+		if b.On != "" {
+			line += " on " + b.On
+		}
+		line += " to " + b.To
+		if b.Program != "" {
+			line += " by " + b.Program
+		}
+		out = append(out, fmt.Sprintf("%s (%s)", line, b.By))
 	}
 	return out
 }

@@ -53,7 +53,12 @@ func TestPrintStatus(t *testing.T) {
 		"protected": func(*agent.Status) {},
 		"no-ipv6":   func(s *agent.Status) { s.Families.IPv6 = "disabled" },
 		"bypass": func(s *agent.Status) {
-			s.Bypass = []firewall.Bypass{{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2:5432", By: "nat DOCKER"}}
+			s.Bypass = []firewall.Bypass{{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2:5432", By: "nat DOCKER", Program: "Docker"},
+				{Family: "ipv6", Proto: "tcp", Port: "5432", To: "[fd00:d0c::242:ac11:2]:5432", By: "nat DOCKER", Program: "Docker"}}
+		},
+		"bypass-many": func(s *agent.Status) {
+			s.Bypass = []firewall.Bypass{{Family: "ipv4", Proto: "tcp", Port: "80", On: "203.0.113.1", To: "10.88.0.2:8080", By: "nat NETAVARK-DN-1D8721804F16F", Program: "podman"},
+				{Family: "ipv4", Proto: "udp", Port: "8000-8010", To: "10.88.0.3", By: "t pre"}, {Family: "ipv4", Proto: "udp", Port: "8005", To: "10.88.0.4", By: "t pre"}}
 		},
 		"limited": func(s *agent.Status) {
 			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Limit: "30/min", Source: "none", Reason: "no client was named, and bootstrap ran in no SSH session"}

@@ -19,6 +19,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/hostnet"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/service"
 	"github.com/basicfw/basicfw-agent/agent/session"
 	"github.com/basicfw/basicfw-agent/agent/settings"
@@ -104,6 +105,9 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 		if set, err := w.profiles(); err == nil {
 			f.Profiles = set.All()
 		}
+	}
+	if f.Forwarded, err = nftables.Forwarded(); err != nil {
+		w.agent.Log.WithError(err).Warn("not all ports are known that are forwarded past INPUT")
 	}
 	f.Instance = w.instance()
 	f.Surprises = session.Surprises(w.sys)
