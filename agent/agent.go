@@ -206,7 +206,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
-	paths := slices.Clone(o.Record)
+	paths := append(slices.Clone(o.Record), MessageFile)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
 	}
@@ -371,6 +371,14 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		}
 		if err := a.Store.SaveOriginal(p.original); err != nil {
 			return out, fmt.Errorf("recording what is there: %w", err)
+		}
+	}
+	// The service can write below this directory, but not make it: to it the
+	// rest of /etc is read-only.
+	if dir := filepath.Dir(MessageFile); p.first && !a.System.Exists(dir) {
+		undo = append(undo, func() error { return a.System.RemoveDir(dir) })
+		if err := a.System.MkdirAll(dir, 0o755); err != nil {
+			return out, err
 		}
 	}
 	if o.Clear {

@@ -75,10 +75,19 @@ type SSHStatus struct {
 	// none.
 	Limit string   `json:"limit,omitempty"`
 	Seen  []string `json:"seen,omitempty"`
+	// Timed are those of Allow that end, each with when.
+	Timed []TimedSource `json:"timed,omitempty"`
 	// You is the address that asks, where it asks over SSH; YouMay whether it
-	// could log in again.
+	// could log in again, and YouWhy why.
 	You    string `json:"you,omitempty"`
 	YouMay bool   `json:"you_may,omitempty"`
+	YouWhy string `json:"you_why,omitempty"`
+}
+
+// TimedSource is a network that may log in for a while.
+type TimedSource struct {
+	From  string    `json:"from"`
+	Until time.Time `json:"until"`
 }
 
 // OpenStatus is a service that may be reached.
@@ -89,6 +98,8 @@ type OpenStatus struct {
 	Zone   string   `json:"zone"`
 	From   []string `json:"from"`
 	Source string   `json:"source"`
+	// Until is when it ends, if it does.
+	Until *time.Time `json:"until,omitempty"`
 }
 
 // ListeningStatus is a listening socket, and whether peers can reach it.
@@ -97,6 +108,8 @@ type ListeningStatus struct {
 	Port      uint16 `json:"port"`
 	Process   string `json:"process"`
 	Reachable bool   `json:"reachable"`
+	// OpenWith is the command that opens it, where it is not reachable.
+	OpenWith string `json:"open_with"`
 }
 
 // FamiliesStatus is how each family stands: protected, drifted, unprotected,
@@ -126,6 +139,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 		return s, err
 	}
 	st := report.State
+	st.Desired = st.Desired.At(a.Now()) // the kernel has ended the rest
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
 	s.Foreign, s.Bypass = report.Inspection.Foreign, report.Inspection.Bypass
@@ -210,7 +224,7 @@ func (a *Agent) judge(s *Status, r Report) {
 		}
 	case r.State.Failsafe != "":
 		s.State = FailsafeState
-		s.Why = "closed, but not by your settings: " + r.State.Failsafe
+		s.Why = failsafeWhy(r.State)
 		s.Next = append(s.Next, "basicfw-agent bootstrap")
 	default:
 		s.State = Protected
@@ -220,6 +234,8 @@ func (a *Agent) judge(s *Status, r Report) {
 	}
 }
 
+func failsafeWhy(st store.State) string { return "closed, but not by your settings: " + st.Failsafe }
+
 // sentence is the first finding as one, or "".
 func sentence(findings []firewall.Finding) string {
 	if len(findings) == 0 {
@@ -228,35 +244,101 @@ func sentence(findings []firewall.Finding) string {
 	return findings[0].Family.String() + ": " + findings[0].Why
 }
 
+// SSHOf says who may log in by what was decided.
+func SSHOf(st store.State) SSHStatus {
+	ssh := st.Desired.SSH
+	s := SSHStatus{Ports: ssh.Ports, Mode: string(ssh.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
+	if ssh.Mode == firewall.SSHPinned && st.Client.Source == "none" { // so it was not the client
+		s.Source, s.Reason = "settings", st.WhyAllowed(first(ssh.Allow), time.Time{})
+	}
+	if l := ssh.Limit; ssh.Mode == firewall.SSHLimited && !l.IsZero() {
+		s.Limit = l.String()
+	}
+	for _, p := range ssh.Allow {
+		s.Allow = append(s.Allow, firewall.FormatPrefix(p))
+	}
+	for _, t := range ssh.Timed {
+		s.Allow = append(s.Allow, firewall.FormatPrefix(t.From))
+		s.Timed = append(s.Timed, TimedSource{firewall.FormatPrefix(t.From), t.Until})
+	}
+	return s
+}
+
 func (s *Status) ssh(st store.State, facts Facts) {
-	s.SSH = SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
-	if l := st.Desired.SSH.Limit; st.Desired.SSH.Mode == firewall.SSHLimited && !l.IsZero() {
-		s.SSH.Limit = l.String()
-	}
-	for _, p := range st.Desired.SSH.Allow {
-		s.SSH.Allow = append(s.SSH.Allow, Address(p))
-	}
+	ssh := st.Desired.SSH
+	s.SSH = SSHOf(st)
 	for _, p := range facts.Seen {
-		s.SSH.Seen = append(s.SSH.Seen, Address(p))
+		s.SSH.Seen = append(s.SSH.Seen, firewall.FormatPrefix(p))
 	}
-	if facts.Session == nil || st.Desired.SSH.Mode == "" {
+	if facts.Session == nil || ssh.Mode == "" {
 		return
 	}
 	s.SSH.You = facts.Session.From.String()
-	s.SSH.YouMay = st.Desired.SSH.Mode == firewall.SSHLimited || st.Desired.SSH.Allows(facts.Session.From)
+	by, may := ssh.AllowedBy(facts.Session.From)
+	s.SSH.YouMay = may || ssh.Mode == firewall.SSHLimited
+	switch {
+	case may:
+		s.SSH.YouWhy = st.WhyAllowed(by.From, by.Until)
+		if !by.From.IsSingleIP() {
+			s.SSH.YouWhy = "as a part of " + by.From.String() + ", " + s.SSH.YouWhy
+		}
+		if !by.Until.IsZero() {
+			s.SSH.YouWhy = "until " + firewall.FormatTime(by.Until) + ", " + s.SSH.YouWhy
+		}
+	case s.SSH.YouMay:
+		s.SSH.YouWhy = "as any address may"
+	case len(s.SSH.Allow) == 0:
+		s.SSH.YouWhy = "nobody may"
+	default:
+		s.SSH.YouWhy = "only " + strings.Join(s.SSH.Allow, ", ") + " may"
+	}
+}
+
+// opens gives the command that opens what a listener waits for: where another
+// profile has all that this one has, and this too, the least of those.
+func opens(l Listener, now firewall.Profile, others []firewall.Profile) string {
+	var best *firewall.Profile
+	for i, p := range others {
+		has := func(s firewall.Service) bool {
+			return slices.ContainsFunc(p.Services, func(o firewall.Service) bool { return o.String() == s.String() })
+		}
+		wants := func(s firewall.Service) bool { return s.Proto == l.Proto && s.Ports == firewall.Port(l.Port) }
+		lacks := func(s firewall.Service) bool { return !has(s) }
+		if slices.ContainsFunc(p.Services, wants) && !slices.ContainsFunc(now.Services, lacks) && (best == nil || len(p.Services) < len(best.Services)) {
+			best = &others[i]
+		}
+	}
+	if best != nil && best.Name != now.Name {
+		return "basicfw-agent bootstrap --profile " + best.Name
+	}
+	return fmt.Sprintf("basicfw-agent open %d/%s", l.Port, l.Proto)
+}
+
+func first(list []netip.Prefix) netip.Prefix {
+	if len(list) == 0 {
+		return netip.Prefix{}
+	}
+	return list[0]
 }
 
 func (s *Status) services(st store.State, facts Facts) {
 	for _, o := range st.Desired.Services() {
 		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On, From: []string{}, Source: o.Source}
+		if !o.Until.IsZero() {
+			open.Until = &o.Until
+		}
 		for _, p := range o.From {
-			open.From = append(open.From, Address(p))
+			open.From = append(open.From, firewall.FormatPrefix(p))
 		}
 		s.Open = append(s.Open, open)
 	}
 	for _, l := range facts.Listeners {
-		s.Listening = append(s.Listening, ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
-			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port)})
+		ls := ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
+			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port)}
+		if !ls.Reachable {
+			ls.OpenWith = opens(l, st.Desired.Profile, facts.Profiles)
+		}
+		s.Listening = append(s.Listening, ls)
 	}
 }
 
@@ -270,18 +352,28 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 		return
 	}
 	ssh := st.Desired.SSH
-	if ssh.Mode == firewall.SSHLimited && st.Client.Source != "any" {
-		warn("SSH is open to any address: %s", st.Client.Reason)
-		s.Next = append(s.Next, "basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
+	who := "YOUR-ADDRESS"
+	if s.SSH.You != "" {
+		who = "me"
 	}
-	if ssh.Mode == firewall.SSHPinned {
+	if s.openToAnyone() {
+		warn("SSH is open to any address: %s", st.Client.Reason)
+		s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
+	}
+	switch {
+	case ssh.Mode == firewall.SSHPinned && len(s.SSH.Allow) == 0:
+		warn("SSH is for nobody: only the console is a way in")
+		s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
+	case ssh.Mode == firewall.SSHPinned:
 		for _, f := range firewall.Families {
-			if !slices.ContainsFunc(ssh.Allow, func(p netip.Prefix) bool { return firewall.FamilyOf(p) == f }) {
+			if !slices.ContainsFunc(ssh.Allow, func(p netip.Prefix) bool { return firewall.FamilyOf(p) == f }) &&
+				!slices.ContainsFunc(ssh.Timed, func(t firewall.TimedSource) bool { return firewall.FamilyOf(t.From) == f }) {
 				warn("SSH over %v is for nobody: no address of that family is known", f)
 			}
 		}
 		if s.SSH.You != "" && !s.SSH.YouMay {
 			warn("you come from %s, which may not log in again", s.SSH.You)
+			s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
 		}
 	}
 	for _, o := range st.Desired.Services() {
@@ -314,7 +406,7 @@ func (s *Status) redact() {
 			})
 		}
 	}
-	s.SSH.Allow, s.SSH.Seen, s.SSH.You = []string{}, nil, ""
+	s.SSH.Allow, s.SSH.Timed, s.SSH.Seen, s.SSH.You, s.SSH.YouWhy = []string{}, nil, nil, "", ""
 	for i := range s.Open {
 		s.Open[i].From = []string{}
 	}
@@ -352,14 +444,6 @@ func (s *Status) fill() {
 	if s.SSH.Mode == "" && s.State == NotBootstrapped {
 		s.SSH.Mode = "unlocked"
 	}
-}
-
-// Address is a network as people write it: a single address without its bits.
-func Address(p netip.Prefix) string {
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
 }
 
 func empty[T any](list *[]T) {

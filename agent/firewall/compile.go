@@ -59,7 +59,7 @@ func check(d Desired) error {
 	if d.SSH.Mode != SSHPinned && d.SSH.Mode != SSHLimited {
 		errs = append(errs, fmt.Errorf("unknown SSH mode %q", d.SSH.Mode))
 	}
-	if d.SSH.Mode == SSHPinned && len(d.SSH.Allow) == 0 {
+	if d.SSH.Mode == SSHPinned && len(d.SSH.Allow) == 0 && !d.SSH.Nobody {
 		errs = append(errs, errors.New("SSH is pinned to nobody"))
 	}
 	names := map[string]bool{}
@@ -205,6 +205,11 @@ func (c *compiler) ssh() []Rule {
 			chain.Rules = append(chain.Rules, Rule{Src: source(p), State: StateNew, Comment: "basicfw-ssh", Target: Accept})
 		}
 	}
+	for _, t := range c.d.SSH.Timed {
+		if FamilyOf(t.From) == c.family {
+			chain.Rules = append(chain.Rules, Rule{Src: source(t.From), State: StateNew, Until: t.Until, Comment: "basicfw-ssh", Target: Accept})
+		}
+	}
 	if c.d.SSH.Mode == SSHLimited {
 		rule := Rule{State: StateNew, Comment: "basicfw-ssh-limit", Target: Accept}
 		if !c.d.SSH.Limit.IsZero() {
@@ -242,7 +247,7 @@ func (c *compiler) service(s Service) []Rule {
 		return nil // nobody of this family may reach it
 	}
 	comment := "basicfw-" + s.Name
-	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateNew, Comment: comment, Target: Accept}
+	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateNew, Until: s.Until, Comment: comment, Target: Accept}
 	switch {
 	case len(sources) == 1:
 		rule.Src = source(sources[0])

@@ -34,6 +34,7 @@ type wiring struct {
 	sys     *system.System
 	host    hostnet.Host // after facts
 	found   agent.Facts  // after facts
+	looked  bool         // facts has looked
 }
 
 func (a *app) wire() (*wiring, error) {
@@ -59,7 +60,18 @@ func (w *wiring) profiles() (*profiles.Set, error) { return profiles.Load(w.sys)
 
 // facts looks at the machine. What listens has its processes' names only where they
 // are asked for: they take the longest to find.
+//
+// A command looks once.
 func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
+	if w.looked {
+		return w.found, nil
+	}
+	f, err := w.lookAt(s, names)
+	w.found, w.looked = f, err == nil
+	return f, err
+}
+
+func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	var f agent.Facts
 	var err error
 	if w.host, err = hostnet.Detect(s.Public, s.Private); err != nil {
@@ -88,12 +100,16 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 		name = processes.Names(listening)
 	}
 	f.Listeners = listeners(listening, name)
+	if names {
+		if set, err := w.profiles(); err == nil {
+			f.Profiles = set.All()
+		}
+	}
 	f.Instance = w.instance()
 	f.Surprises = session.Surprises(w.sys)
 	if c, err := hostnet.ReadConntrack(); err == nil {
 		f.Conntrack = agent.ConntrackUse{Count: c.Count, Max: c.Max}
 	}
-	w.found = f
 	return f, nil
 }
 

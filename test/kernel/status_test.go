@@ -204,7 +204,7 @@ func TestNobodyNamed(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		r := m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
-		says(t, r.Stdout+r.Stderr, "--client-ip")
+		says(t, r.Stdout+r.Stderr, "ssh allow")
 		for _, to := range m.Server.Both() {
 			m.wantReach(t, to, 22, true, true)
 			m.wantReach(t, to, 8080, false, false)
