@@ -155,10 +155,12 @@ func TestFollow(t *testing.T) {
 
 			// What has an end: it is there before, and gone within a second after.
 			const name = "tcp-8080"
-			end := beforeEnd(t, func(while string) time.Time {
+			var end time.Time
+			beforeEnd(t, func(while string) time.Time {
 				m.must(t, exitOK, "ssh", "allow", stranger, "--for", while)
 				m.must(t, exitOK, "open", "8080/tcp", "--for", while)
-				return until(t, setting(m.read(t, localINI), "open", name))
+				end = until(t, setting(m.read(t, localINI), "open", name))
+				return end
 			}, func() error {
 				if got := m.reached("8080/tcp", everybody, time.Second); got != everybody {
 					return fmt.Errorf("port 8080 is reached by %q", got)
@@ -167,13 +169,16 @@ func TestFollow(t *testing.T) {
 				if !strings.Contains(text, "8080") || !strings.Contains(text, stranger) {
 					return fmt.Errorf("local.ini holds\n%s", text)
 				}
-				if !has(name, true)(m.public(t)) {
-					return errors.New("the status for monitoring does not have it")
+				for !has(name, true)(m.public(t)) {
+					if time.Now().After(end) {
+						return errors.New("the status for monitoring does not have it")
+					}
+					time.Sleep(5 * time.Millisecond)
 				}
 				return nil
 			})
 			lab.Poll(t, "the end", func() bool { return time.Now().After(end) })
-			deadline := end.Add(soon)
+			deadline := end.Add(time.Second + soon) // the last second belongs to it
 			by(t, deadline, "the entries are gone from local.ini", func() bool {
 				text := m.read(t, localINI)
 				return !strings.Contains(text, "8080") && !strings.Contains(text, stranger)
@@ -273,7 +278,7 @@ func TestFollowMessage(t *testing.T) {
 	m = newMachine(t, "nft")
 	m.write(t, agentINI, "[agent]\nprofil = web-only\n", 0o640)
 	m.must(t, exitUsage, "bootstrap", "--no-service", "--or-failsafe")
-	m.wantMessage(t, "failsafe", "failsafe", "basicfw-agent bootstrap")
+	m.wantMessage(t, "failsafe", "not by your settings", "agent.ini:2", "basicfw-agent bootstrap")
 	m.write(t, agentINI, "[agent]\nprofile = web-only\n", 0o640)
 	m.must(t, exitOK, "bootstrap", "--no-service", "--client-ip", client)
 	m.wantMessage(t, "bootstrapped")
