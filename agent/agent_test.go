@@ -371,7 +371,7 @@ func TestRunFallsBack(t *testing.T) {
 			var ready string
 			err := b.agent.Run(ctx, RunOptions{Ports: noPorts, Instance: func() string { return "" },
 				Look:  func() ([]firewall.Interface, error) { return nil, nil },
-				Facts: func() Facts { return Facts{SSHPorts: []uint16{22}} }, Every: time.Hour,
+				Facts: func() Facts { return Facts{SSHPorts: []uint16{22}} }, Every: time.Hour, Changed: func() {},
 				Ready: func(s string) { ready = s; cancel() }})
 			if err != nil || !strings.Contains(ready, tt.want) || b.kernel.loads == 0 {
 				t.Errorf("ready %q, %v, %d loads", ready, err, b.kernel.loads)
