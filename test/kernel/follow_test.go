@@ -151,6 +151,10 @@ func TestFollow(t *testing.T) {
 				_, err := os.Stat(filepath.Join(m.root, message))
 				return errors.Is(err, fs.ErrNotExist)
 			})
+			if t.Failed() {
+				text, err := os.ReadFile(filepath.Join(m.root, message))
+				t.Logf("the login message: %s, %v", text, err)
+			}
 			m.wantOpen(t, map[string]string{"22/tcp": "client4", "80/tcp": everybody, "8080/tcp": nobody})
 
 			// What has an end: it is there before, and gone within a second after.
@@ -194,6 +198,7 @@ func TestFollow(t *testing.T) {
 			}
 			m.must(t, exitOK, "verify")
 			m.must(t, exitOK, "plan", "--exit-code")
+			m.wantMessage(t, "SSH is pinned, and the service has written its status since")
 
 			// Once SSH is for nobody, somebody needs to know.
 			m.must(t, exitOK, "ssh", "remove", "203.0.113.50")
@@ -286,4 +291,30 @@ func TestFollowMessage(t *testing.T) {
 	m.write(t, agentINI, "[agent]\nprofile = web-only\n[ssh]\nallow = any\n", 0o640)
 	m.must(t, exitOK, "apply")
 	m.wantMessage(t, "open to any because the owner says so")
+}
+
+// TestFollowBoot boots a machine after the end of what was open for a while.
+func TestFollowBoot(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80, 8080)
+		m.bootstrap(t)
+		before := m.rules(t)
+		m.must(t, exitOK, "ssh", "allow", m.Stranger.V4.String(), "--for", "1s")
+		m.must(t, exitOK, "open", "8080/tcp", "--for", "1s")
+		end := until(t, setting(m.read(t, localINI), "open", "tcp-8080"))
+		m.reboot(t)
+		waitFor(t, end)
+		s := m.serve(t)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+		if st := m.status(t, exitOK); st.State != "protected" || slices.Contains(st.openNames(), "tcp-8080") {
+			t.Errorf("status: %+v", st)
+		}
+		lab.Poll(t, "what has ended to be gone from local.ini", func() bool {
+			text := m.read(t, localINI)
+			return !strings.Contains(text, "8080") && !strings.Contains(text, m.Stranger.V4.String())
+		})
+		m.must(t, exitOK, "verify")
+		same(t, "rules", before, m.rules(t))
+		s.Stop(t)
+	})
 }

@@ -315,6 +315,17 @@ func TestOpenBesides(t *testing.T) {
 		if n := strings.Count(m.read(t, localINI), "8081"); n != 2 { // name and value
 			t.Errorf("local.ini after the end has moved:\n%s", m.read(t, localINI))
 		}
+		// The kernel's clock is UTC, whatever that of the one who asks.
+		c := m.command("open", "8081/tcp", "--for", "3h")
+		c.Env = append(c.Env, "TZ=Asia/Kolkata")
+		if r := m.Host.Run(t, c); r.Code != exitOK {
+			t.Fatal(r.Stderr)
+		}
+		end := until(t, setting(m.read(t, localINI), "open", "tcp-8081"))
+		if in := time.Until(end); in < 2*time.Hour || in > 3*time.Hour || strings.Count(rules(), datestop(end)) != 4 {
+			t.Errorf("the end is in %v:\n%s", in, rules())
+		}
+		m.must(t, exitOK, "verify")
 		do("open 8081/tcp")
 		m.wantSetting(t, "open", "tcp-8081", "8081/tcp")
 		if strings.Contains(rules(), "datestop") {
@@ -491,6 +502,13 @@ func TestOpenFor(t *testing.T) {
 		m.restart(t)
 		over("after the end and a boot")
 
+		// What has ended is not in the way of the same thing.
+		m.must(t, exitOK, "open", "5432/tcp", "--for", "1h", "--name", "db", "--from", "192.0.2.0/24")
+		m.must(t, exitOK, "close", "db")
+		m.must(t, exitOK, "open", "8080/tcp")
+		m.wantSetting(t, "open", "tcp-8080", "8080/tcp")
+		m.wantOpen(t, map[string]string{"8080/tcp": everybody})
+		m.must(t, exitOK, "close", "8080/tcp")
 		// The next command that writes tidies up.
 		m.must(t, exitOK, "open", "8081/tcp")
 		for _, name := range []string{"tcp-8080", "udp-9000", "db"} {

@@ -323,6 +323,14 @@ func TestSSHRefused(t *testing.T) {
 		m.refused(t, exitUsage, []string{"ssh", command})
 	}
 	m.refused(t, exitFailed, []string{"ssh", "allow", "me"}, "address")
+	// Anybody can say so.
+	before := m.everything(t)
+	c := m.command("ssh", "allow", "me")
+	c.Env = append(c.Env, "SSH_CONNECTION=203.0.113.9 50000 192.0.2.1 22")
+	if r := m.Host.Run(t, c); r.Code != exitFailed {
+		t.Errorf("ssh allow me, by a variable: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	same(t, "after ssh allow me, by a variable", before, m.everything(t))
 	for _, a := range []string{
 		"127.0.0.1", "::1", "127.0.0.0/8", "224.0.0.1", "ff02::1", "224.0.0.0/4", "fe80::1", "169.254.1.1",
 		"0.0.0.0", "::", "0.0.0.0/0", "::/0", "192.168.1.5", "100.64.3.2", "fd00::5",
@@ -332,6 +340,8 @@ func TestSSHRefused(t *testing.T) {
 	m.refused(t, exitUsage, []string{"ssh", "allow", "198.51.100.7/24"}, "198.51.100.0/24")
 	// One that is wrong spoils the lot.
 	m.refused(t, exitUsage, []string{"ssh", "allow", "203.0.113.50", "127.0.0.1"}, "127.0.0.1")
+	m.refused(t, exitUsage, []string{"ssh", "remove", m.Client.V4.String(), "192.0.2.0/33"}, "192.0.2.0/33")
+	m.refused(t, exitFailed, []string{"ssh", "remove", m.Client.V4.String(), m.Client.V6.String()}, "--force")
 	for _, d := range []string{"none", "0", "0s", "1y", "400d", "721h", "-1h", "500ms", "8", "soon"} {
 		m.refused(t, exitUsage, []string{"ssh", "allow", "203.0.113.50", "--for", d}, "--for")
 	}
@@ -504,4 +514,30 @@ func TestSSHForced(t *testing.T) {
 	}
 	says(t, m.list(t, m.Client.V4.String()), "always")
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
+}
+
+// TestSSHDetected has the client found by his session, and not named.
+func TestSSHDetected(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	sshd := m.sshd(t)
+	client, stranger := m.Client.V4, m.Stranger.V4
+	sshd.must(t, exitOK, client, "bootstrap --profile web-only --no-service")
+	m.wantOpen(t, map[string]string{"22/tcp": "client4"})
+	says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, "nothing changed")
+	sshd.must(t, exitOK, client, "ssh allow "+stranger.String())
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
+	sshd.refused(t, client, "ssh remove "+client.String(), client.String(), "--force")
+	says(t, m.list(t, client.String()), "always")
+
+	// By another, who may.
+	sshd.must(t, exitOK, stranger, "ssh remove "+client.String())
+	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
+	for _, command := range []string{"plan --exit-code", "apply", "bootstrap --no-service"} {
+		m.must(t, exitOK, strings.Fields(command)...)
+	}
+	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
+	if line := m.list(t, client.String()); line != "" {
+		t.Errorf("ssh list has %q", line)
+	}
 }
