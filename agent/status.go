@@ -152,7 +152,8 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	}
 	s.Interfaces = facts.Interfaces
 	s.ssh(st, facts)
-	s.services(st, facts)
+	s.services(st)
+	s.listening(st, facts, a.reach(st, report.Inspection))
 	a.judge(&s, report)
 	s.warn(st, facts, report)
 	s.fill()
@@ -321,7 +322,7 @@ func first(list []netip.Prefix) netip.Prefix {
 	return list[0]
 }
 
-func (s *Status) services(st store.State, facts Facts) {
+func (s *Status) services(st store.State) {
 	for _, o := range st.Desired.Services() {
 		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On, From: []string{}, Source: o.Source}
 		if !o.Until.IsZero() {
@@ -332,9 +333,32 @@ func (s *Status) services(st store.State, facts Facts) {
 		}
 		s.Open = append(s.Open, open)
 	}
+}
+
+// reach gives what tells whether somebody outside may reach a port, over any
+// family: by what is in the kernel where that is known to differ from what was
+// decided in this, else by what was decided.
+func (a *Agent) reach(st store.State, in firewall.Inspection) func(firewall.Proto, uint16) bool {
+	return func(proto firewall.Proto, port uint16) bool {
+		of := func(list []firewall.Finding, f firewall.Family) bool {
+			return slices.ContainsFunc(list, func(o firewall.Finding) bool { return o.Family == f })
+		}
+		for _, f := range a.Families {
+			switch {
+			case of(in.Open, f):
+				return true
+			case of(in.Shut, f):
+			case st.Desired.Reachable(proto, port):
+				return true
+			}
+		}
+		return slices.ContainsFunc(in.Foreign, func(f firewall.Foreign) bool { return f.Reaches(proto, port) })
+	}
+}
+
+func (s *Status) listening(st store.State, facts Facts, reach func(firewall.Proto, uint16) bool) {
 	for _, l := range facts.Listeners {
-		ls := ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
-			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port)}
+		ls := ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process, Reachable: s.State == NotBootstrapped || reach(l.Proto, l.Port)}
 		if !ls.Reachable {
 			ls.OpenWith = opens(l, st.Desired.Profile, facts.Profiles)
 		}

@@ -345,11 +345,34 @@ func admits(rule string) breadth {
 	return out
 }
 
+// portRanges reads ports as iptables-save prints them: 80, 8000:8010, or a list
+// of both.
+func portRanges(text string) []firewall.PortRange {
+	var list []firewall.PortRange
+	for _, word := range strings.Split(text, ",") {
+		var r firewall.PortRange
+		switch n, _ := fmt.Sscanf(word, "%d:%d", &r.First, &r.Last); n {
+		case 0:
+			continue
+		case 1:
+			r.Last = r.First
+		}
+		list = append(list, r)
+	}
+	return list
+}
+
 // foreign says what a deciding rule of another program does to us. It stands
 // before our jump, or behind it.
 func foreign(f firewall.Family, rule string, behind bool) firewall.Foreign {
 	out := firewall.Foreign{Family: f.String(), Chain: input, Rule: rule}
 	accepts := target(rule) == "ACCEPT"
+	if words, _ := split(rule); !slices.Contains(words, "!") {
+		if p := option(rule, "-p"); p != "all" {
+			out.Proto = firewall.Proto(p)
+		}
+		out.Ports = portRanges(option(rule, "--dport", "--dports"))
+	}
 	switch breadth := admits(rule); {
 	case breadth == everything:
 		out.Effect, out.Admits = "accepts new connections to every port", true
