@@ -16,6 +16,12 @@ type status struct {
 	SSH     struct {
 		Mode  string
 		Allow []string
+		You   string
+	}
+	Open []struct {
+		Name, Proto, Ports, Zone string
+		From                     []string
+		Source                   string
 	}
 	Families map[string]string
 	Drift    []struct{ Family, Chain, Kind, Want, Got string }
