@@ -27,7 +27,7 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 }
 
 func (a *Agent) announce(s Status) error {
-	text := s.message()
+	text := withoutAddresses(s.message()) // every user of the machine can read it
 	if text == "" {
 		return a.System.Remove(MessageFile)
 	}
@@ -57,6 +57,7 @@ func (s Status) message() string {
 		return ""
 	}
 	switch {
+	case s.State == FailsafeState: // what pins it cannot be used
 	case s.openToAnyone():
 		say("SSH is open to any address, because nobody is known. Pin it to yours: basicfw-agent ssh allow me")
 	case s.SSH.Mode == string(firewall.SSHPinned) && len(s.SSH.Allow) == 0:

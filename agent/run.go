@@ -260,6 +260,10 @@ func (a *Agent) publish(ctx context.Context, o RunOptions) {
 		a.Log.WithError(err).Warn("no status for monitoring")
 		return
 	}
+	// Whoever waits for the status then also finds the message.
+	if err := a.announce(s); err != nil {
+		a.Log.WithError(err).Warn("the login message could not be brought up to date")
+	}
 	s.redact()
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
@@ -267,8 +271,5 @@ func (a *Agent) publish(ctx context.Context, o RunOptions) {
 	}
 	if err != nil {
 		a.Log.WithError(err).Warn("no status for monitoring")
-	}
-	if err := a.announce(s); err != nil {
-		a.Log.WithError(err).Warn("the login message could not be brought up to date")
 	}
 }

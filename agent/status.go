@@ -450,17 +450,22 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 // addresses finds what may be an address in a text.
 var addresses = regexp.MustCompile(`[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]+`)
 
+// withoutAddresses is a text in which nobody's address can be read.
+func withoutAddresses(text string) string {
+	return addresses.ReplaceAllStringFunc(text, func(word string) string {
+		if _, err := netip.ParseAddr(strings.TrimRight(word, ".:")); err != nil {
+			return word
+		}
+		return "ADDRESS"
+	})
+}
+
 // redact takes out the addresses of clients, wherever a sentence or a rule may
 // have them. The host's own stay.
 func (s *Status) redact() {
 	hide := func(texts ...*string) {
 		for _, t := range texts {
-			*t = addresses.ReplaceAllStringFunc(*t, func(word string) string {
-				if _, err := netip.ParseAddr(strings.TrimRight(word, ".:")); err != nil {
-					return word
-				}
-				return "ADDRESS"
-			})
+			*t = withoutAddresses(*t)
 		}
 	}
 	if s.Unlock != nil {

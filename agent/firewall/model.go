@@ -124,7 +124,7 @@ func (s Service) String() string {
 		} else {
 			b.WriteString(", ")
 		}
-		b.WriteString(p.String())
+		b.WriteString(FormatPrefix(p))
 	}
 	if !s.Until.IsZero() {
 		b.WriteString(" until " + FormatTime(s.Until))

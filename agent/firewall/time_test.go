@@ -92,7 +92,7 @@ func TestParseFor(t *testing.T) {
 }
 
 func TestParseServiceUntil(t *testing.T) {
-	for _, text := range []string{"9000/udp until 2026-11-24T18:00:00Z", "9000/tcp on private from 10.0.0.0/8, 192.0.2.1/32 until 2026-11-24T18:00:00Z"} {
+	for _, text := range []string{"9000/udp until 2026-11-24T18:00:00Z", "9000/tcp on private from 10.0.0.0/8, 192.0.2.1 until 2026-11-24T18:00:00Z"} {
 		if s, err := ParseService("x", text); err != nil || s.String() != text || s.Until.IsZero() {
 			t.Errorf("%q: %q, %v", text, s, err)
 		}

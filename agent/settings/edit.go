@@ -136,7 +136,8 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 
 // known gives what a name stands for, be it open or closed.
 func (e Editor) known(name string) (firewall.Service, bool) {
-	for _, s := range e.Settings.Open {
+	d := firewall.Desired{Open: e.Settings.Open}
+	for _, s := range d.At(firewall.Moment{Time: e.Now}).Open {
 		if s.Name == name {
 			return s, true
 		}
@@ -239,10 +240,10 @@ func (e Editor) Close(r CloseRequest) (Edit, error) {
 		case s.Ports != r.Ports:
 			return out, fmt.Errorf("%s: only a part, or more, of what is open: %s: close %s", r, title(s), port(s))
 		default:
-			return out, fmt.Errorf("%s is open, but not in that way: %s", r, title(s))
+			out.say("nothing changed: %s is open, but not in that way: %s", r, title(s))
 		}
 	}
-	if len(out.Changes) == 0 {
+	if len(out.Changes)+len(out.Said) == 0 {
 		out.say("nothing changed: %s is not open", r)
 	}
 	return out, nil
