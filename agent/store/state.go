@@ -27,8 +27,9 @@ const (
 )
 
 // Schema is the version of state.json that this program writes. A file of a
-// later one is not read: it may mean what this program does not know.
-const Schema = 1
+// later one is not read: it may mean what this program does not know. Schema 1
+// knew no rule that ends.
+const Schema = 2
 
 // State is everything that was decided, and why.
 type State struct {
@@ -166,7 +167,7 @@ func (s *Store) Load() (State, error) {
 	switch {
 	case st.Schema > Schema:
 		return State{}, fmt.Errorf("%s is of a newer version of basicfw-agent (%s): install that version, or run \"basicfw-agent bootstrap\"", StateFile, system.Printable(st.Version))
-	case st.Schema != Schema:
+	case st.Schema < 1:
 		return State{}, fmt.Errorf("%s has no schema that is known: %d", StateFile, st.Schema)
 	}
 	if err := st.Ruleset.Check(); err != nil {

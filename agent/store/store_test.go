@@ -47,7 +47,7 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, bad := range map[string]string{
-		"empty": "", "truncated": string(good[:len(good)/2]), "garbage": "\x00\xff", "another schema": `{"schema": 2}`, "no schema": `{}`,
+		"empty": "", "truncated": string(good[:len(good)/2]), "garbage": "\x00\xff", "another schema": `{"schema": 3}`, "no schema": `{}`,
 		"a rule that is none": strings.Replace(string(good), `"in": "lo"`, `"in": "lo -j ACCEPT"`, 1),
 	} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {

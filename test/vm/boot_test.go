@@ -83,6 +83,8 @@ func testLife(t *testing.T, b built) {
 		}
 	})
 
+	t.Run("day two", func(t *testing.T) { s.checkDayTwo(t, m) })
+
 	t.Run("reboot with broken files", func(t *testing.T) {
 		good := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables")
 		m.Must(t, `set -e
@@ -110,11 +112,20 @@ func testLife(t *testing.T, b built) {
 				for (i = 0; i < 30000; i++) printf "10.%d.%d.%d,\n", i / 65536, i / 256 % 256, i % 256
 				print "} }\n}"
 			}' >/etc/nftables.conf
-			systemctl enable nftables`)
+			systemctl enable nftables
+			basicfw-agent open 60000/tcp --for 30m
+			basicfw-agent open 5432/tcp --for 20s
+			basicfw-agent ssh allow `+s.wire.Stranger.V4.String()+` --for 20s`)
 		defer m.Must(t, "systemctl disable nftables; mv /root/nftables.conf /etc/nftables.conf")
 		since := time.Now()
 		m.Reboot(t)
 		s.checkBoot(t, m, since)
+		// What was open for a while is still open, or has ended meanwhile.
+		s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 60000).Close()
+		s.wantSettings(t, m, "60000/tcp until ", true)
+		s.wantSettings(t, m, "5432", false)
+		s.wantSettings(t, m, s.wire.Stranger.V4.String(), false)
+		m.Must(t, "basicfw-agent close 60000/tcp")
 		s.checkProtected(t, m, webMail)
 		if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {
 			t.Errorf("the firewall began to load at %d us, and nftables.service flushed what there was by %d us", began, done)

@@ -6,7 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -254,13 +254,20 @@ func (s *site) checkReach(t *testing.T, open []uint16) {
 func (s *site) checkLogin(t *testing.T) {
 	t.Helper()
 	for _, to := range s.wire.Machine.Both() {
-		r := s.wire.Outsider.Run(t, lab.Command{Args: []string{"ssh", "-i", s.key, "-b", s.wire.Client.Like(to).String(), "-F", "none",
-			"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "ConnectTimeout=60",
-			"debian@" + to.String(), "echo logged in"}})
-		if r.Code != 0 || r.Stdout != "logged in\n" {
-			t.Errorf("logging in to %v over SSH: exit code %d\n%s%s", to, r.Code, r.Stdout, r.Stderr)
+		if out, code := s.login(t, s.wire.Client.Like(to), "echo logged in", time.Minute); code != 0 || !strings.Contains(out, "logged in\n") {
+			t.Errorf("logging in to %v over SSH: exit code %d\n%s", to, code, out)
 		}
 	}
+}
+
+// login runs a command over SSH from an address, and gives what it prints and
+// its exit code.
+func (s *site) login(t *testing.T, from netip.Addr, command string, limit time.Duration) (string, int) {
+	t.Helper()
+	r := s.wire.Outsider.Run(t, lab.Command{Args: []string{"ssh", "-i", s.key, "-b", from.String(), "-F", "none",
+		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+		"-o", fmt.Sprintf("ConnectTimeout=%d", limit/time.Second), "debian@" + s.wire.Machine.Like(from).String(), command}})
+	return r.Stdout + r.Stderr, r.Code
 }
 
 func read(t *testing.T, file string) string {

@@ -19,7 +19,7 @@ type Image struct{ Disk, Kernel, Initrd string }
 
 // packages are the guest's: what a cloud image has, and rpm.
 const packages = "systemd,systemd-sysv,udev,dbus,iproute2,iptables,nftables," +
-	"openssh-server,cloud-init,rpm,curl,linux-image-cloud-amd64"
+	"openssh-server,sudo,cloud-init,rpm,curl,linux-image-cloud-amd64"
 
 // ListenPorts are those that something in the guest listens on, sshd's apart:
 // the ports of the profile web+mail and others.

@@ -1,0 +1,103 @@
+//go:build vm
+
+package vm
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// checkDayTwo opens and closes on a machine whose service runs in its sandbox:
+// rules, settings, status and login message have to follow.
+func (s *site) checkDayTwo(t *testing.T, m *Machine) {
+	stranger := s.wire.Stranger.V4
+	closed := func(port uint16) {
+		t.Helper()
+		for _, to := range s.wire.Machine.Both() {
+			if c, err := s.wire.Dial(s.wire.Stranger.Like(to), to, port, greeting(port), silence); err == nil {
+				c.Close()
+				t.Errorf("port %d of %v answers", port, to)
+			}
+		}
+	}
+	open := func(port uint16) {
+		t.Helper()
+		for _, to := range s.wire.Machine.Both() {
+			s.dial(t, s.wire.Stranger.Like(to), to, port).Close()
+		}
+	}
+	closed(60000)
+	m.Must(t, "basicfw-agent open 60000/tcp")
+	open(60000)
+	s.wantPublic(t, m, `"name": "tcp-60000"`, true)
+	m.Must(t, "basicfw-agent close 60000/tcp && basicfw-agent close 443/tcp")
+	closed(60000)
+	closed(443)
+	s.wantPublic(t, m, `"name": "https"`, false)
+	m.Must(t, "basicfw-agent open 443/tcp")
+	open(443)
+
+	// What is open for a while ends, and the service clears it away.
+	m.Must(t, "basicfw-agent open 60000/tcp --for 15s")
+	open(60000)
+	s.wantSettings(t, m, "60000", false)
+	closed(60000)
+	if out, code := m.Run(t, "iptables-save | grep basicfw-tcp-60000"); code == 0 {
+		t.Errorf("a rule is left: %s", out)
+	}
+
+	// Somebody is shut out, and gets in again from the console.
+	if out, code := s.login(t, stranger, "true", silence); code == 0 {
+		t.Fatalf("a stranger could log in: %s", out)
+	}
+	m.Must(t, "basicfw-agent unlock --for 10m")
+	if out := m.Must(t, "cat /etc/motd.d/basicfw"); !strings.Contains(out, "basicfw-agent lock") {
+		t.Errorf("the login message says %q", out)
+	}
+	out, code := s.login(t, stranger, "sudo basicfw-agent ssh allow me && sudo basicfw-agent lock; sudo basicfw-agent status", time.Minute)
+	if code != 0 || !strings.Contains(out, stranger.String()+" may log in") || !strings.Contains(out, "\nyou         "+stranger.String()+", who may log in again") {
+		t.Errorf("as the stranger: exit code %d\n%s", code, out)
+	}
+	if out, code := s.login(t, stranger, "sudo basicfw-agent ssh remove "+stranger.String(), time.Minute); code != 1 || !strings.Contains(out, "could not log in again") {
+		t.Errorf("removing oneself: exit code %d\n%s", code, out)
+	}
+	m.Must(t, "basicfw-agent ssh remove "+stranger.String())
+	if out, code := s.login(t, stranger, "true", silence); code == 0 {
+		t.Errorf("a stranger could log in again: %s", out)
+	}
+	// The service takes the message away when the time is over.
+	m.Must(t, "basicfw-agent unlock --for 3s")
+	until(t, answerLimit, "the login message to go", func() error {
+		if out, code := m.Run(t, "cat /etc/motd.d/basicfw"); code == 0 {
+			return fmt.Errorf("it says %s", out)
+		}
+		return nil
+	})
+	if out, code := m.Run(t, "journalctl -b -u basicfw-agent --no-pager | grep -E 'level=(warning|error)'"); code == 0 {
+		t.Errorf("the service has complained:\n%s", out)
+	}
+}
+
+// wantPublic waits until the status for monitoring has a text, or has it not.
+func (s *site) wantPublic(t *testing.T, m *Machine, text string, there bool) {
+	t.Helper()
+	s.wantText(t, m, "/run/basicfw-agent/status.json", text, there)
+}
+
+// wantSettings waits until the settings that commands write have a text, or not.
+func (s *site) wantSettings(t *testing.T, m *Machine, text string, there bool) {
+	t.Helper()
+	s.wantText(t, m, "/etc/basicfw/local.ini", text, there)
+}
+
+func (s *site) wantText(t *testing.T, m *Machine, file, text string, there bool) {
+	t.Helper()
+	until(t, answerLimit, fmt.Sprintf("%s to hold %s: %v", file, text, there), func() error {
+		if out := m.Must(t, "cat "+file); strings.Contains(out, text) != there {
+			return fmt.Errorf("it holds\n%s", out)
+		}
+		return nil
+	})
+}
