@@ -49,7 +49,9 @@ func (a *app) editSettings(ctx context.Context, w *wiring, force bool, what func
 	}
 	return a.converge(ctx, w, s, convergeRequest{local: local, service: service, force: force, show: func(st store.State) {
 		a.sayAll(edit.Said)
-		fmt.Fprintf(a.stdout, "  kept in %s\n", local.Path)
+		if slices.ContainsFunc(edit.Changes, func(c settings.Change) bool { return c.Value != "" }) {
+			fmt.Fprintf(a.stdout, "  kept in %s\n", local.Path)
+		}
 		if touchesSSH(edit.Changes) {
 			fmt.Fprintf(a.stdout, "  ssh is on %s\n", sshSentence(st))
 		}
