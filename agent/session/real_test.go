@@ -256,7 +256,8 @@ PermitRootLogin yes
 
 	// A session that listens itself, for ssh -R, and goes on when sshd ends.
 	control := file("control")
-	forward := slices.Insert(ssh("192.0.2.1"), 5, "-f", "-N", "-M", "-S", control, "-R", "0.0.0.0:9000:127.0.0.1:9")
+	// Only so does -f wait until the port is there (ssh_config(5)).
+	forward := slices.Insert(ssh("192.0.2.1"), 5, "-o", "ExitOnForwardFailure=yes", "-f", "-N", "-M", "-S", control, "-R", "0.0.0.0:9000:127.0.0.1:9")
 	must(forward...)
 	t.Cleanup(func() { run("ip", "netns", "exec", client, "ssh", "-S", control, "-O", "exit", "192.0.2.1") })
 	look := func() report {
