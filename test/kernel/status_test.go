@@ -17,9 +17,16 @@ type status struct {
 		Mode  string
 		Allow []string
 	}
-	Families map[string]string
-	Drift    []struct{ Family, Chain, Kind, Want, Got string }
-	Foreign  []struct{ Family, Chain, Rule, Effect string }
+	Families  map[string]string
+	Drift     []struct{ Family, Chain, Kind, Want, Got string }
+	Foreign   []struct{ Family, Chain, Rule, Effect string }
+	Bypass    []forwarded
+	Listening []struct {
+		Proto     string
+		Port      uint16
+		Process   string
+		Reachable bool
+	}
 	Warnings []string
 	Next     []string
 }
@@ -61,7 +68,8 @@ func (m *machine) status(t *testing.T, code int) status {
 		"drift":      {"family", "chain", "kind", "want", "got"},
 		"foreign":    {"family", "chain", "rule", "effect"},
 		"persisted":  {"path", "ok"},
-		"bypass":     nil, "conflicts": nil, "warnings": nil, "next": nil,
+		"bypass":     {"family", "proto", "port", "on", "to", "by", "program"},
+		"conflicts":  nil, "warnings": nil, "next": nil,
 	} {
 		if want == nil {
 			if !strings.HasPrefix(string(keys[key]), "[") {
