@@ -123,8 +123,8 @@ func (e *engine) must(t *testing.T, args ...string) string {
 	return r.Stdout
 }
 
-// image makes the image of which all containers are: the guest alone.
-func (e *engine) image(t *testing.T) {
+// buildGuest builds what runs in the containers.
+func buildGuest(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "guest")
 	build := exec.Command("go", "build", "-o", binary, "github.com/basicfw/basicfw-agent/test/kernel/guest")
@@ -132,7 +132,13 @@ func (e *engine) image(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building the guest: %v\n%s", err, out)
 	}
-	data, err := os.ReadFile(binary)
+	return binary
+}
+
+// image makes the image of which all containers are: the guest alone.
+func (e *engine) image(t *testing.T) {
+	t.Helper()
+	data, err := os.ReadFile(buildGuest(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -301,4 +307,77 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	m.must(t, exitOK, "uninstall")
 	works("after uninstall")
 	e.must(t, "rm", "-f", "db")
+}
+
+// netavark is what newer versions of it write for podman: rules of nftables'
+// own, of which iptables-save knows nothing.
+const netavark = `table inet netavark {
+	chain PREROUTING {
+		type nat hook prerouting priority dstnat; policy accept;
+		fib daddr type local jump NETAVARK-HOSTPORT-DNAT
+	}
+	chain OUTPUT {
+		type nat hook output priority -100; policy accept;
+		fib daddr type local jump NETAVARK-HOSTPORT-DNAT
+	}
+	chain NETAVARK-HOSTPORT-DNAT {
+		tcp dport 5432 jump nv_2f259bab_10_88_0_0_nm16_dnat
+		tcp dport 5432 jump nv_2f259bab_fd00----_nm64_dnat
+	}
+	chain nv_2f259bab_10_88_0_0_nm16_dnat {
+		tcp dport 5432 dnat ip to 10.88.0.2:5432
+	}
+	chain nv_2f259bab_fd00----_nm64_dnat {
+		tcp dport 5432 dnat ip6 to [fd00::2]:5432
+	}
+}
+`
+
+// TestForwardedByNftables has the same without iptables: a container, by hand,
+// and the rules that netavark writes today.
+func TestForwardedByNftables(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.MustRun(t, "ip", "netns", "add", "guest")
+		for _, line := range []string{
+			"link add podman0 type veth peer name eth0 netns guest",
+			"addr add 10.88.0.1/16 dev podman0", "addr add fd00::1/64 dev podman0 nodad", "link set podman0 up",
+			"-n guest addr add 10.88.0.2/16 dev eth0", "-n guest addr add fd00::2/64 dev eth0 nodad", "-n guest link set eth0 up", "-n guest link set lo up",
+			"-n guest route add default via 10.88.0.1", "-n guest route add default via fd00::1",
+		} {
+			m.Host.MustRun(t, append([]string{"ip"}, strings.Fields(line)...)...)
+		}
+		if err := m.Host.Do(func() error {
+			for _, path := range []string{"/proc/sys/net/ipv4/ip_forward", "/proc/sys/net/ipv6/conf/all/forwarding"} {
+				if err := os.WriteFile(path, []byte("1"), 0); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		guest := m.Host.Start(t, lab.Command{Args: []string{"ip", "netns", "exec", "guest", buildGuest(t), "listen", "5432"}})
+		t.Cleanup(func() { guest.Stop(t) })
+		m.Host.Listen(t, 5432, 8080)
+		m.bootstrap(t)
+		for _, to := range m.Server.Both() {
+			m.wantReach(t, to, 5432, false, false)
+		}
+		if r := m.Host.Run(t, lab.Command{Args: []string{"nft", "-f", "-"}, Stdin: netavark}); r.Code != 0 {
+			t.Fatal(r.Stderr)
+		}
+		for _, to := range m.Server.Both() {
+			m.wantReach(t, to, 5432, true, true)
+			m.wantReach(t, to, 8080, false, false)
+		}
+		s := m.status(t, exitOK)
+		if diff := cmp.Diff([]forwarded{{ipv4, "tcp", "5432", "", "10.88.0.2:5432", "podman"}, {ipv6, "tcp", "5432", "", "[fd00::2]:5432", "podman"}}, s.Bypass); diff != "" {
+			t.Errorf("bypass (-want +got):\n%s", diff)
+		}
+		says(t, m.must(t, exitOK, "status").Stdout, "protected, but 5432/tcp is published by podman past this firewall\n")
+		m.must(t, exitOK, "uninstall")
+		for _, to := range m.Server.Both() {
+			m.wantReach(t, to, 5432, true, true)
+		}
+	})
 }
