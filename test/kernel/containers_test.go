@@ -160,11 +160,12 @@ func (e *engine) image(t *testing.T) {
 	}
 }
 
-// start runs a container that listens on a port, with further options.
+// start runs a container, with further options, and waits until it listens.
 func (e *engine) start(t *testing.T, name, port string, options ...string) {
 	t.Helper()
-	args := slices.Concat(e.run, []string{"--name", name}, options, []string{"guest", "/guest", "listen", port})
-	e.must(t, args...)
+	e.must(t, slices.Concat(e.run, []string{"--name", name}, options, []string{"guest", "/guest", "listen", port})...)
+	listens := slices.Concat(e.cli, []string{"exec", name, "/guest", "dial", "127.0.0.1:" + port})
+	lab.Poll(t, name+" to listen", func() bool { return e.m.Host.Run(t, e.command(listens...)).Code == 0 })
 }
 
 // docker is dockerd with IPv6 in its default network.
@@ -356,8 +357,12 @@ func TestForwardedByNftables(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		guest := m.Host.Start(t, lab.Command{Args: []string{"ip", "netns", "exec", "guest", buildGuest(t), "listen", "5432"}})
+		binary := buildGuest(t)
+		guest := m.Host.Start(t, lab.Command{Args: []string{"ip", "netns", "exec", "guest", binary, "listen", "5432"}})
 		t.Cleanup(func() { guest.Stop(t) })
+		lab.Poll(t, "the guest to listen", func() bool {
+			return m.Host.Run(t, lab.Command{Args: []string{"ip", "netns", "exec", "guest", binary, "dial", "127.0.0.1:5432"}}).Code == 0
+		})
 		m.Host.Listen(t, 5432, 8080)
 		m.bootstrap(t)
 		for _, to := range m.Server.Both() {
