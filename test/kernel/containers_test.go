@@ -29,7 +29,6 @@ type engine struct {
 	program string // as status names it
 	cli     []string
 	run     []string          // the command that runs a container, its network too
-	guest   string            // the file in the image
 	address map[string]string // of the first container, as a rule has it
 	pid     string            // of the first process of the namespace it is in
 }
