@@ -82,6 +82,17 @@ type Agent struct {
 	Version   string
 	Families  []firewall.Family // that the kernel has
 	Now       func() time.Time
+	// Boot names this boot and tells how long ago it began.
+	Boot func() (name string, uptime time.Duration, err error)
+}
+
+// Moment is now.
+func (a *Agent) Moment() firewall.Moment {
+	m := firewall.Moment{Time: a.Now()}
+	if name, uptime, err := a.Boot(); err == nil {
+		m.Boot, m.Uptime = name, uptime
+	}
+	return m
 }
 
 // Change is a file that belongs to a change of the rules: it is written with
@@ -206,7 +217,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
-	paths := slices.Clone(o.Record)
+	paths := append(slices.Clone(o.Record), MessageFile)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
 	}
@@ -371,6 +382,14 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		}
 		if err := a.Store.SaveOriginal(p.original); err != nil {
 			return out, fmt.Errorf("recording what is there: %w", err)
+		}
+	}
+	// The service can write below this directory, but not make it: to it the
+	// rest of /etc is read-only.
+	if dir := filepath.Dir(MessageFile); p.first && !a.System.Exists(dir) {
+		undo = append(undo, func() error { return a.System.RemoveDir(dir) })
+		if err := a.System.MkdirAll(dir, 0o755); err != nil {
+			return out, err
 		}
 	}
 	if o.Clear {

@@ -138,7 +138,8 @@ func newBench(t *testing.T) *bench {
 	log.SetOutput(io.Discard)
 	b.kernel, b.service = &fakeKernel{step: step}, &fakeService{step: step}
 	b.agent = &Agent{System: sys, Kernel: b.kernel, Rules: iptables.Files{}, Store: store.New(sys), Service: b.service,
-		Conntrack: fakeConntrack{}, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now}
+		Conntrack: fakeConntrack{}, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now,
+		Boot: func() (string, time.Duration, error) { return "", 0, nil }}
 	return b
 }
 
@@ -372,7 +373,7 @@ func TestRunFallsBack(t *testing.T) {
 			var ready string
 			err := b.agent.Run(ctx, RunOptions{Ports: noPorts, Instance: func() string { return "" },
 				Look:  func() ([]firewall.Interface, error) { return nil, nil },
-				Facts: func() Facts { return Facts{SSHPorts: []uint16{22}} }, Every: time.Hour,
+				Facts: func() Facts { return Facts{SSHPorts: []uint16{22}} }, Every: time.Hour, Changed: func() {},
 				Ready: func(s string) { ready = s; cancel() }})
 			if err != nil || !strings.Contains(ready, tt.want) || b.kernel.loads == 0 {
 				t.Errorf("ready %q, %v, %d loads", ready, err, b.kernel.loads)

@@ -24,6 +24,8 @@ type Facts struct {
 	Instance  string
 	Surprises []string // sentences about what would surprise the owner
 	Conntrack ConntrackUse
+	// Profiles are those that could be chosen.
+	Profiles []firewall.Profile
 }
 
 // Ports gives what was found of sshd.

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -16,6 +17,11 @@ type RunOptions struct {
 	Ports    Ports
 	Look     func() ([]firewall.Interface, error)
 	Instance func() string // cloud-init's instance-id as far as it is known yet
+	// Changed is called when a command has changed something.
+	Changed func()
+	// Prune gives the settings that commands wrote, without what has ended; nil
+	// is nothing to change.
+	Prune func() (*Change, error)
 	// Ready is called once the rules stand, with a sentence for the service
 	// manager.
 	Ready func(status string)
@@ -36,33 +42,61 @@ const StatusFile = store.RunDir + "/status.json"
 
 // Run loads and verifies the rules, says that it is ready, and then looks at
 // what a boot cannot know at its beginning: the interfaces, once they are up,
-// and the instance-id, once cloud-init has it. It ends with the context and
-// leaves the rules.
+// and the instance-id, once cloud-init has it. It follows what commands change,
+// and clears away what has ended. It ends with the context and leaves the rules.
 func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 	status, err := a.enforce(ctx, o)
 	if err != nil {
 		return err
 	}
+	changes, err := a.System.Watch(ctx, store.StateFile)
+	if err != nil {
+		a.Log.WithError(err).Warn("what commands change is followed only now and then")
+	}
 	a.publish(ctx, o)
 	o.Ready(status)
 	tick := time.NewTicker(o.Every)
 	defer tick.Stop()
-	published := a.Now()
+	published, failed := a.Now(), false
 	for {
+		end := a.nextEnd(failed)
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-changes:
+			// By a command, or by ourselves a moment ago.
+			o.Changed()
+			a.publish(ctx, o)
+			published = a.Now()
+			continue
+		case <-end:
 		case <-tick.C:
 		}
 		changed, err := a.look(ctx, o)
-		if err != nil {
+		if failed = err != nil; failed {
 			a.Log.WithError(err).Error("the rules could not follow what changed on this machine")
 		}
-		if changed || a.Now().Sub(published) >= time.Hour {
+		if changed && changes == nil || a.Now().Sub(published) >= time.Hour {
 			a.publish(ctx, o)
 			published = a.Now()
 		}
 	}
+}
+
+// nextEnd fires when something that lasts for a while is over; after a failure
+// not before the next look.
+func (a *Agent) nextEnd(failed bool) <-chan time.Time {
+	st, err := a.Store.Load()
+	if err != nil || failed {
+		return nil
+	}
+	m := a.Moment()
+	end := st.Desired.Ends(m)
+	if end.IsZero() {
+		return nil
+	}
+	// Its last second is a part of it.
+	return time.After(max(end.Add(time.Second).Sub(m.Time), 0))
 }
 
 // enforce makes the rules stand: those that were applied last; where they are
@@ -174,7 +208,12 @@ func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error
 	if err != nil {
 		return false, err
 	}
-	next := st
+	next := st.At(a.Moment())
+	ended := !reflect.DeepEqual(next.Desired, st.Desired)
+	was, err := firewall.Compile(next.Desired)
+	if err != nil {
+		return false, err
+	}
 	if id := o.Instance(); id != "" && st.InstanceID != "" && id != st.InstanceID && next.Desired.SSH.Mode == firewall.SSHPinned {
 		next.Desired.SSH.Mode = firewall.SSHLimited
 		if next.Desired.SSH.Limit.IsZero() {
@@ -187,18 +226,27 @@ func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error
 		return false, err
 	}
 	// Both by this program, so that an upgrade alone changes no rule.
-	was, err := firewall.Compile(st.Desired)
+	rules, err := firewall.Compile(next.Desired)
 	if err != nil {
 		return false, err
 	}
-	if next.Ruleset, err = firewall.Compile(next.Desired); err != nil {
-		return false, err
-	}
-	if was.Equal(next.Ruleset) {
+	if !was.Equal(rules) {
+		next.Ruleset = rules
+		a.Log.WithField("client", next.Client.Source).Info("the rules follow what changed on this machine")
+	} else if !ended {
 		return false, nil
 	}
-	a.Log.WithField("client", next.Client.Source).Info("the rules follow what changed on this machine")
-	_, err = a.Converge(ctx, next, Options{})
+	var options Options
+	if ended {
+		a.Log.Info("something that was open for a while has ended")
+		change, err := o.Prune()
+		if err != nil {
+			a.Log.WithError(err).Warn("it stays in the settings, where it has no effect any more")
+		} else if change != nil {
+			options.Files = append(options.Files, *change)
+		}
+	}
+	_, err = a.Converge(ctx, next, options)
 	return err == nil, err
 }
 
@@ -211,6 +259,10 @@ func (a *Agent) publish(ctx context.Context, o RunOptions) {
 	if err != nil {
 		a.Log.WithError(err).Warn("no status for monitoring")
 		return
+	}
+	// Whoever waits for the status then also finds the message.
+	if err := a.announce(s); err != nil {
+		a.Log.WithError(err).Warn("the login message could not be brought up to date")
 	}
 	s.redact()
 	data, err := json.MarshalIndent(s, "", "  ")

@@ -20,6 +20,7 @@ const (
 	Drifted         = "drifted"          // not as decided, and not wide open
 	Unprotected     = "unprotected"      // something is open that should not be
 	FailsafeState   = "failsafe"         // closed, but not by what was decided
+	Unlocked        = "unlocked"         // somebody is let in for a while, as unlock has it
 	NotBootstrapped = "not-bootstrapped" // nothing was decided yet
 )
 
@@ -47,7 +48,7 @@ type Status struct {
 	LastVerified *time.Time           `json:"last_verified"`
 	Conntrack    ConntrackUse         `json:"conntrack"`
 	Pending      *struct{}            `json:"pending"` // what waits for a confirmation
-	Unlock       *struct{}            `json:"unlock"`  // who is let in for a while
+	Unlock       *UnlockStatus        `json:"unlock"`  // who is let in for a while
 	Conflicts    []string             `json:"conflicts"`
 	Warnings     []string             `json:"warnings"`
 	Next         []string             `json:"next"` // commands to run, most useful first
@@ -75,10 +76,19 @@ type SSHStatus struct {
 	// none.
 	Limit string   `json:"limit,omitempty"`
 	Seen  []string `json:"seen,omitempty"`
+	// Timed are those of Allow that end, each with when.
+	Timed []TimedSource `json:"timed,omitempty"`
 	// You is the address that asks, where it asks over SSH; YouMay whether it
-	// could log in again.
+	// could log in again, and YouWhy why.
 	You    string `json:"you,omitempty"`
 	YouMay bool   `json:"you_may,omitempty"`
+	YouWhy string `json:"you_why,omitempty"`
+}
+
+// TimedSource is a network that may log in for a while.
+type TimedSource struct {
+	From  string    `json:"from"`
+	Until time.Time `json:"until"`
 }
 
 // OpenStatus is a service that may be reached.
@@ -89,6 +99,8 @@ type OpenStatus struct {
 	Zone   string   `json:"zone"`
 	From   []string `json:"from"`
 	Source string   `json:"source"`
+	// Until is when it ends, if it does.
+	Until *time.Time `json:"until,omitempty"`
 }
 
 // ListeningStatus is a listening socket, and whether peers can reach it.
@@ -97,6 +109,15 @@ type ListeningStatus struct {
 	Port      uint16 `json:"port"`
 	Process   string `json:"process"`
 	Reachable bool   `json:"reachable"`
+	// OpenWith is the command that opens it, where it is not reachable.
+	OpenWith string `json:"open_with"`
+}
+
+// UnlockStatus is who is let in for a while, besides what was decided.
+type UnlockStatus struct {
+	From  []string  `json:"from"` // empty is anywhere
+	Until time.Time `json:"until"`
+	All   bool      `json:"all"` // to everything, not only over SSH
 }
 
 // FamiliesStatus is how each family stands: protected, drifted, unprotected,
@@ -126,6 +147,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 		return s, err
 	}
 	st := report.State
+	st.Desired = st.Desired.At(a.Moment()) // the kernel has ended the rest
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
 	s.Foreign = report.Inspection.Foreign
@@ -139,7 +161,9 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	}
 	s.Interfaces = facts.Interfaces
 	s.ssh(st, facts)
-	s.services(st, facts)
+	s.unlock(st)
+	s.services(st)
+	s.listening(st, facts, a.reach(st, report.Inspection))
 	a.judge(&s, report)
 	s.warn(st, facts, report)
 	s.fill()
@@ -209,9 +233,11 @@ func (a *Agent) judge(s *Status, r Report) {
 				s.Why = r.Drift[0].String()
 			}
 		}
+	case s.Unlock != nil:
+		s.State = Unlocked
 	case r.State.Failsafe != "":
 		s.State = FailsafeState
-		s.Why = "closed, but not by your settings: " + r.State.Failsafe
+		s.Why = failsafeWhy(r.State)
 		s.Next = append(s.Next, "basicfw-agent bootstrap")
 	default:
 		s.State = Protected
@@ -221,6 +247,8 @@ func (a *Agent) judge(s *Status, r Report) {
 	}
 }
 
+func failsafeWhy(st store.State) string { return "closed, but not by your settings: " + st.Failsafe }
+
 // sentence is the first finding as one, or "".
 func sentence(findings []firewall.Finding) string {
 	if len(findings) == 0 {
@@ -229,40 +257,142 @@ func sentence(findings []firewall.Finding) string {
 	return findings[0].Family.String() + ": " + findings[0].Why
 }
 
+// SSHOf says who may log in by what was decided.
+func SSHOf(st store.State) SSHStatus {
+	ssh := st.Desired.SSH
+	s := SSHStatus{Ports: ssh.Ports, Mode: string(ssh.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
+	if ssh.Mode == firewall.SSHPinned && st.Client.Source == "none" { // so it was not the client
+		s.Source, s.Reason = "settings", st.WhyAllowed(first(ssh.Allow), time.Time{})
+	}
+	if l := ssh.Limit; ssh.Mode == firewall.SSHLimited && !l.IsZero() {
+		s.Limit = l.String()
+	}
+	for _, p := range ssh.Allow {
+		s.Allow = append(s.Allow, firewall.FormatPrefix(p))
+	}
+	for _, t := range ssh.Timed {
+		s.Allow = append(s.Allow, firewall.FormatPrefix(t.From))
+		s.Timed = append(s.Timed, TimedSource{firewall.FormatPrefix(t.From), t.Until})
+	}
+	return s
+}
+
 func (s *Status) ssh(st store.State, facts Facts) {
-	s.SSH = SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
-	if l := st.Desired.SSH.Limit; st.Desired.SSH.Mode == firewall.SSHLimited && !l.IsZero() {
-		s.SSH.Limit = l.String()
-	}
-	for _, p := range st.Desired.SSH.Allow {
-		s.SSH.Allow = append(s.SSH.Allow, Address(p))
-	}
+	ssh := st.Desired.SSH
+	s.SSH = SSHOf(st)
 	for _, p := range facts.Seen {
-		s.SSH.Seen = append(s.SSH.Seen, Address(p))
+		s.SSH.Seen = append(s.SSH.Seen, firewall.FormatPrefix(p))
 	}
-	if facts.Session == nil || st.Desired.SSH.Mode == "" {
+	if facts.Session == nil || ssh.Mode == "" {
 		return
 	}
 	s.SSH.You = facts.Session.From.String()
-	s.SSH.YouMay = st.Desired.SSH.Mode == firewall.SSHLimited || st.Desired.SSH.Allows(facts.Session.From)
+	by, may := ssh.AllowedBy(facts.Session.From)
+	s.SSH.YouMay = may || ssh.Mode == firewall.SSHLimited
+	switch {
+	case may:
+		s.SSH.YouWhy = st.WhyAllowed(by.From, by.Until)
+		if !by.From.IsSingleIP() {
+			s.SSH.YouWhy = "as a part of " + by.From.String() + ", " + s.SSH.YouWhy
+		}
+		if !by.Until.IsZero() {
+			s.SSH.YouWhy = "until " + firewall.FormatTime(by.Until) + ", " + s.SSH.YouWhy
+		}
+	case s.SSH.YouMay:
+		s.SSH.YouWhy = "as any address may"
+	case len(s.SSH.Allow) == 0:
+		s.SSH.YouWhy = "nobody may"
+	default:
+		s.SSH.YouWhy = "only " + strings.Join(s.SSH.Allow, ", ") + " may"
+	}
 }
 
-func (s *Status) services(st store.State, facts Facts) {
+// opens gives the command that opens what a listener waits for: where another
+// profile has all that this one has, and this too, the least of those.
+func opens(l Listener, now firewall.Profile, others []firewall.Profile) string {
+	var best *firewall.Profile
+	for i, p := range others {
+		has := func(s firewall.Service) bool {
+			return slices.ContainsFunc(p.Services, func(o firewall.Service) bool { return o.String() == s.String() })
+		}
+		wants := func(s firewall.Service) bool { return s.Proto == l.Proto && s.Ports == firewall.Port(l.Port) }
+		lacks := func(s firewall.Service) bool { return !has(s) }
+		if slices.ContainsFunc(p.Services, wants) && !slices.ContainsFunc(now.Services, lacks) && (best == nil || len(p.Services) < len(best.Services)) {
+			best = &others[i]
+		}
+	}
+	if best != nil && best.Name != now.Name {
+		return "basicfw-agent bootstrap --profile " + best.Name
+	}
+	return fmt.Sprintf("basicfw-agent open %d/%s", l.Port, l.Proto)
+}
+
+func (s *Status) unlock(st store.State) {
+	u := st.Desired.Unlock
+	if u == nil {
+		return
+	}
+	s.Unlock = &UnlockStatus{From: []string{}, Until: u.Until, All: u.All}
+	for _, p := range u.From {
+		s.Unlock.From = append(s.Unlock.From, firewall.FormatPrefix(p))
+	}
+	s.SSH.Mode = "unlocked"
+}
+
+func first(list []netip.Prefix) netip.Prefix {
+	if len(list) == 0 {
+		return netip.Prefix{}
+	}
+	return list[0]
+}
+
+func (s *Status) services(st store.State) {
 	for _, o := range st.Desired.Services() {
 		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On, From: []string{}, Source: o.Source}
+		if !o.Until.IsZero() {
+			open.Until = &o.Until
+		}
 		for _, p := range o.From {
-			open.From = append(open.From, Address(p))
+			open.From = append(open.From, firewall.FormatPrefix(p))
 		}
 		s.Open = append(s.Open, open)
 	}
+}
+
+// reach gives what tells whether somebody outside may reach a port, over any
+// family: by what is in the kernel where that is known to differ from what was
+// decided in this, else by what was decided.
+func (a *Agent) reach(st store.State, in firewall.Inspection) func(firewall.Proto, uint16) bool {
+	return func(proto firewall.Proto, port uint16) bool {
+		of := func(list []firewall.Finding, f firewall.Family) bool {
+			return slices.ContainsFunc(list, func(o firewall.Finding) bool { return o.Family == f })
+		}
+		for _, f := range a.Families {
+			switch {
+			case of(in.Open, f):
+				return true
+			case of(in.Shut, f):
+			case st.Desired.Reachable(proto, port), st.Desired.Unlock != nil && st.Desired.Unlock.All:
+				return true
+			}
+		}
+		return slices.ContainsFunc(in.Foreign, func(f firewall.Foreign) bool { return f.Reaches(proto, port) })
+	}
+}
+
+func (s *Status) listening(st store.State, facts Facts, reach func(firewall.Proto, uint16) bool) {
 	// What is forwarded is reached whatever INPUT says, though a proxy may
 	// listen on the port here, such as Docker's.
 	forwarded := func(l Listener) bool {
 		return slices.ContainsFunc(s.Bypass, func(b firewall.Bypass) bool { return b.Covers(l.Proto, l.Port) })
 	}
 	for _, l := range facts.Listeners {
-		s.Listening = append(s.Listening, ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
-			Reachable: s.State == NotBootstrapped || st.Desired.Reachable(l.Proto, l.Port) || forwarded(l)})
+		ls := ListeningStatus{Proto: string(l.Proto), Port: l.Port, Process: l.Process,
+			Reachable: s.State == NotBootstrapped || reach(l.Proto, l.Port) || forwarded(l)}
+		if !ls.Reachable {
+			ls.OpenWith = opens(l, st.Desired.Profile, facts.Profiles)
+		}
+		s.Listening = append(s.Listening, ls)
 	}
 }
 
@@ -276,19 +406,32 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 		return
 	}
 	ssh := st.Desired.SSH
-	if ssh.Mode == firewall.SSHLimited && st.Client.Source != "any" {
-		warn("SSH is open to any address: %s", st.Client.Reason)
-		s.Next = append(s.Next, "basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
+	who := "YOUR-ADDRESS"
+	if s.SSH.You != "" {
+		who = "me"
 	}
-	if ssh.Mode == firewall.SSHPinned {
+	if s.openToAnyone() {
+		warn("SSH is open to any address: %s", st.Client.Reason)
+		s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
+	}
+	switch {
+	case ssh.Mode == firewall.SSHPinned && len(s.SSH.Allow) == 0:
+		warn("SSH is for nobody: only the console is a way in")
+		s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
+	case ssh.Mode == firewall.SSHPinned:
 		for _, f := range firewall.Families {
-			if !slices.ContainsFunc(ssh.Allow, func(p netip.Prefix) bool { return firewall.FamilyOf(p) == f }) {
+			if !slices.ContainsFunc(ssh.Allow, func(p netip.Prefix) bool { return firewall.FamilyOf(p) == f }) &&
+				!slices.ContainsFunc(ssh.Timed, func(t firewall.TimedSource) bool { return firewall.FamilyOf(t.From) == f }) {
 				warn("SSH over %v is for nobody: no address of that family is known", f)
 			}
 		}
 		if s.SSH.You != "" && !s.SSH.YouMay {
 			warn("you come from %s, which may not log in again", s.SSH.You)
+			s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
 		}
+	}
+	if s.Unlock != nil { // behind "ssh allow", for who is in by this alone
+		s.Next = append(s.Next, "basicfw-agent lock")
 	}
 	for _, o := range st.Desired.Services() {
 		if len(st.Desired.InterfacesOf(o.On)) == 0 {
@@ -304,52 +447,31 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 	s.Warnings = append(s.Warnings, facts.Surprises...)
 }
 
-// bypasses puts together what was found in several places, each once. What is
-// forwarded to this host itself comes to INPUT after all (so netavark does with
-// DNS), and a private address that is not this host's is no port of it (such as
-// a cluster's of a service).
-func bypasses(interfaces []firewall.Interface, lists ...[]firewall.Bypass) []firewall.Bypass {
-	own := func(p netip.Prefix) bool {
-		return slices.ContainsFunc(interfaces, func(i firewall.Interface) bool {
-			return slices.ContainsFunc(i.Addresses, func(a netip.Prefix) bool { return p.Contains(a.Addr()) })
-		})
-	}
-	var out []firewall.Bypass
-	for _, b := range slices.Concat(lists...) {
-		if to := b.Target(); to.IsLoopback() || to.IsValid() && own(netip.PrefixFrom(to, to.BitLen())) {
-			continue
-		}
-		if on, ok := b.Destination(); ok && on.Addr().IsPrivate() && !own(on) {
-			continue
-		}
-		same := func(o firewall.Bypass) bool {
-			o.By, o.Program = b.By, b.Program
-			return o == b
-		}
-		if !slices.ContainsFunc(out, same) {
-			out = append(out, b)
-		}
-	}
-	return out
-}
-
 // addresses finds what may be an address in a text.
 var addresses = regexp.MustCompile(`[0-9A-Fa-f]*[.:][0-9A-Fa-f.:]+`)
+
+// withoutAddresses is a text in which nobody's address can be read.
+func withoutAddresses(text string) string {
+	return addresses.ReplaceAllStringFunc(text, func(word string) string {
+		if _, err := netip.ParseAddr(strings.TrimRight(word, ".:")); err != nil {
+			return word
+		}
+		return "ADDRESS"
+	})
+}
 
 // redact takes out the addresses of clients, wherever a sentence or a rule may
 // have them. The host's own stay.
 func (s *Status) redact() {
 	hide := func(texts ...*string) {
 		for _, t := range texts {
-			*t = addresses.ReplaceAllStringFunc(*t, func(word string) string {
-				if _, err := netip.ParseAddr(strings.TrimRight(word, ".:")); err != nil {
-					return word
-				}
-				return "ADDRESS"
-			})
+			*t = withoutAddresses(*t)
 		}
 	}
-	s.SSH.Allow, s.SSH.Seen, s.SSH.You = []string{}, nil, ""
+	if s.Unlock != nil {
+		s.Unlock.From = []string{}
+	}
+	s.SSH.Allow, s.SSH.Timed, s.SSH.Seen, s.SSH.You, s.SSH.YouWhy = []string{}, nil, nil, "", ""
 	for i := range s.Open {
 		s.Open[i].From = []string{}
 	}
@@ -387,14 +509,6 @@ func (s *Status) fill() {
 	if s.SSH.Mode == "" && s.State == NotBootstrapped {
 		s.SSH.Mode = "unlocked"
 	}
-}
-
-// Address is a network as people write it: a single address without its bits.
-func Address(p netip.Prefix) string {
-	if p.IsSingleIP() {
-		return p.Addr().String()
-	}
-	return p.String()
 }
 
 func empty[T any](list *[]T) {

@@ -43,6 +43,9 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 		}
 		return err
 	}
+	if org.File(MessageFile) == nil { // a record of version 0.1, or none
+		org.Files = append(org.Files, store.File{Path: MessageFile})
+	}
 	for _, file := range org.Files {
 		if err := a.giveBack(file); err != nil {
 			return fmt.Errorf("giving back %s: %w", file.Path, err)

@@ -30,6 +30,10 @@ type Input struct {
 	Previous *store.State
 	// Redetect decides anew what was detected before.
 	Redetect bool
+	// Now is when this is decided: what has ended by then is left out.
+	Now firewall.Moment
+	// Unlock is what an unlocking lets in meanwhile. Decisions do not end it.
+	Unlock *firewall.Unlock
 }
 
 // InvalidError says that what the user asked for cannot be done as it stands:
@@ -67,7 +71,8 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	}
 
 	d := &st.Desired
-	d.Open, d.Interfaces, d.Trusted, d.LogDrops = s.Open, in.Facts.Interfaces, s.Trusted, s.LogDrops
+	d.Open, d.Closed = s.Open, s.Closed
+	d.Interfaces, d.Trusted, d.LogDrops = in.Facts.Interfaces, s.Trusted, s.LogDrops
 	st.Profile = chooseProfile(in)
 	d.Profile, _, err = in.Profiles.Get(st.Profile.Name)
 	if err != nil {
@@ -85,18 +90,52 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 		d.SSH.Ports, st.SSHFixed = s.SSHPorts, true
 		st.SSHPorts = []string{"set by " + in.origin("ssh.ports")}
 	}
-	st.Client, warnings, err = chooseClient(in)
-	if err != nil {
+	if st.Client, warnings, err = chooseClient(in); err != nil {
 		return st, nil, &InvalidError{err: err, OnlyClient: true}
 	}
-	d.SSH.Allow, d.SSH.Mode = st.Client.Allow, firewall.SSHPinned
-	if s.Allow.Mode == settings.AllowAny || len(st.Client.Allow) == 0 {
-		d.SSH.Mode = firewall.SSHLimited
+	allow(&st, in)
+	for _, name := range s.Closed {
+		is := func(o firewall.Service) bool { return o.Name == name }
+		if !slices.ContainsFunc(d.Profile.Services, is) && !slices.ContainsFunc(s.Replaced, is) {
+			warnings = append(warnings, fmt.Sprintf("%s: open.%s = closed has no effect: nothing else opens a service of that name", s.Sources["open."+name], name))
+		}
 	}
+	d.Unlock = in.Unlock
+	*d = d.At(in.Now)
 	if st.Ruleset, err = firewall.Compile(*d); err != nil {
 		return st, nil, &InvalidError{err: err}
 	}
 	return st, warnings, nil
+}
+
+// allow puts together who may log in: the client and those that the settings
+// list. What has an end pins nothing by itself: nobody would be left after it.
+func allow(st *store.State, in Input) {
+	s, ssh := in.Settings, &st.Desired.SSH
+	named := st.Client.Reason
+	if st.Client.Source == "any" {
+		named = "named by " + in.origin("ssh.client_ip")
+	}
+	for _, p := range st.Client.Allow {
+		ssh.Allow = append(ssh.Allow, p)
+		st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: named})
+	}
+	why := "allowed by " + in.origin("ssh.allow")
+	for _, p := range s.Allow.List {
+		if !slices.Contains(ssh.Allow, p) {
+			ssh.Allow = append(ssh.Allow, p)
+			st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: why})
+		}
+	}
+	ssh.Timed = firewall.SSH{Timed: s.Allow.Timed}.At(in.Now.Time).Timed
+	for _, t := range ssh.Timed {
+		st.Allowed = append(st.Allowed, store.Allowed{From: t.From, Until: t.Until, Reason: why})
+	}
+	ssh.Nobody = s.Allow.Mode == settings.AllowNone
+	ssh.Mode = firewall.SSHPinned
+	if s.Allow.Mode == settings.AllowAny || len(ssh.Allow) == 0 && !ssh.Nobody {
+		ssh.Mode = firewall.SSHLimited
+	}
 }
 
 // origin is where a setting came from, without the line: that may change while
@@ -154,8 +193,8 @@ func chooseProfile(in Input) store.Choice {
 func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 	s, p := in.Settings, in.Previous
 	switch {
-	case s.Allow.Mode == settings.AllowList:
-		c.Allow, c.Source = s.Allow.List, "settings"
+	case s.Allow.Mode == settings.AllowList, s.Allow.Mode == settings.AllowNone:
+		c.Source = "settings"
 		if len(s.ClientIP) > 0 {
 			warnings = append(warnings, fmt.Sprintf("client_ip (%s) has no effect: %s says with \"allow\" who may log in", s.Sources["ssh.client_ip"], s.Sources["ssh.allow"]))
 		}
@@ -185,7 +224,7 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 		if len(in.Facts.Seen) > 0 {
 			var seen []string
 			for _, a := range in.Facts.Seen {
-				seen = append(seen, agent.Address(a))
+				seen = append(seen, firewall.FormatPrefix(a))
 			}
 			c.Reason += "; logged in were " + strings.Join(seen, ", ")
 		}

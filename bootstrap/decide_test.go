@@ -54,7 +54,7 @@ func input(t *testing.T, ini string) Input {
 func summary(st store.State) string {
 	var allow []string
 	for _, p := range st.Desired.SSH.Allow {
-		allow = append(allow, agent.Address(p))
+		allow = append(allow, firewall.FormatPrefix(p))
 	}
 	return fmt.Sprintf("%s %s; %s %s %v %s", st.Profile.Name, st.Profile.Source, st.Desired.SSH.Mode, st.Client.Source, st.Desired.SSH.Ports, strings.Join(allow, " "))
 }

@@ -63,11 +63,7 @@ func UserData(o UserDataOptions) ([]byte, error) {
 	if len(clients) > 0 {
 		var list []string
 		for _, c := range clients {
-			if c.IsSingleIP() {
-				list = append(list, c.Addr().String())
-			} else {
-				list = append(list, c.String())
-			}
+			list = append(list, firewall.FormatPrefix(c))
 		}
 		flags = append(flags, "--client-ip", strings.Join(list, ","))
 	}

@@ -114,6 +114,9 @@ func (f *File) open(k settings.Key) error {
 	if err != nil {
 		return err
 	}
+	if !s.Until.IsZero() {
+		return fmt.Errorf("until: what a profile opens has no end: put it into [open] of the settings")
+	}
 	s.Source = fmt.Sprintf("%s:%d", f.Path, k.Line)
 	f.Services = append(f.Services, s)
 	return nil

@@ -103,6 +103,15 @@ func (s *Set) List() []Entry {
 	return list
 }
 
+// All gives what all profiles open, in the order of their names.
+func (s *Set) All() []firewall.Profile {
+	var list []firewall.Profile
+	for _, name := range slices.Sorted(maps.Keys(s.profiles)) {
+		list = append(list, s.profiles[name])
+	}
+	return list
+}
+
 func noProfile(name string, known []string) error {
 	return fmt.Errorf("no profile %s: there are %s", firewall.Quote(name), strings.Join(known, ", "))
 }

@@ -23,6 +23,15 @@ func Quote(text string) string {
 	return strconv.Quote(text[:cut]) + "..."
 }
 
+// FormatPrefix is a network as people write it: a single address without its
+// bits.
+func FormatPrefix(p netip.Prefix) string {
+	if p.IsSingleIP() {
+		return p.Addr().String()
+	}
+	return p.String()
+}
+
 // ParseSource reads who may log in over SSH: an address, or a network in CIDR
 // form. White space around it is trimmed, since templates end in newlines; an
 // address becomes a network of one; IPv4-mapped IPv6 becomes IPv4. What cannot

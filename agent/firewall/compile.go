@@ -15,8 +15,11 @@ const LogPrefix = "basicfw drop: "
 // Limits of the baseline. They bound what an attacker can make the host say
 // or write, and are far above what a person does.
 var (
-	pingRate  = Rate{10, Second} // echo requests, each source
-	logRate   = Rate{5, Second}  // lines in the kernel's log, all sources
+	pingRate = Rate{10, Second} // echo requests, each source
+	logRate  = Rate{5, Second}  // lines in the kernel's log, all sources
+	// New SSH connections of each source, where the owner has said nothing.
+	defaultSSHLimit = Rate{30, Minute}
+
 	pingBurst = uint32(20)
 	logBurst  = uint32(10)
 )
@@ -46,7 +49,7 @@ func Compile(d Desired) (Ruleset, error) {
 func Failsafe(sshPorts []uint16) Desired {
 	return Desired{
 		Profile:  Profile{Name: "failsafe", Title: "Failsafe", Ping: true},
-		SSH:      SSH{Ports: sshPorts, Mode: SSHLimited, Limit: Rate{30, Minute}},
+		SSH:      SSH{Ports: sshPorts, Mode: SSHLimited, Limit: defaultSSHLimit},
 		LogDrops: true,
 	}
 }
@@ -59,7 +62,7 @@ func check(d Desired) error {
 	if d.SSH.Mode != SSHPinned && d.SSH.Mode != SSHLimited {
 		errs = append(errs, fmt.Errorf("unknown SSH mode %q", d.SSH.Mode))
 	}
-	if d.SSH.Mode == SSHPinned && len(d.SSH.Allow) == 0 {
+	if d.SSH.Mode == SSHPinned && len(d.SSH.Allow) == 0 && !d.SSH.Nobody {
 		errs = append(errs, errors.New("SSH is pinned to nobody"))
 	}
 	names := map[string]bool{}
@@ -110,6 +113,7 @@ type compiler struct {
 func (c *compiler) chains() []Chain {
 	in := Chain{Name: InputChain}
 	add := func(rules ...Rule) { in.Rules = append(in.Rules, rules...) }
+	add(c.unlockAll()...)
 	add(c.trust()...)
 	add(c.probes()...)
 	add(c.icmp()...)
@@ -120,6 +124,43 @@ func (c *compiler) chains() []Chain {
 	}
 	add(c.rest()...)
 	return append([]Chain{in}, c.extra...)
+}
+
+// unlockComment is on the rules that let somebody in for a while.
+const unlockComment = "basicfw-unlock"
+
+// unlockAll is no filtering at all, for a while. What else there is goes on to
+// have the kernel track connections, so that they live on afterwards.
+func (c *compiler) unlockAll() []Rule {
+	if u := c.d.Unlock; u != nil && u.All {
+		return []Rule{{Until: u.Until, Comment: unlockComment, Target: Accept}}
+	}
+	return nil
+}
+
+// unlockSSH lets in over SSH, for a while.
+func (c *compiler) unlockSSH() []Rule {
+	u := c.d.Unlock
+	if u == nil || u.All {
+		return nil
+	}
+	rule := Rule{State: StateNew, Until: u.Until, Comment: unlockComment, Target: Accept}
+	if len(u.From) == 0 {
+		limit := c.d.SSH.Limit
+		if limit.IsZero() {
+			limit = defaultSSHLimit
+		}
+		rule.Limit = c.perSource("u", limit, limit.N)
+		return []Rule{rule}
+	}
+	var rules []Rule
+	for _, p := range u.From {
+		if FamilyOf(p) == c.family {
+			rule.Src = source(p)
+			rules = append(rules, rule)
+		}
+	}
+	return rules
 }
 
 // trust is rows 1 to 3: what needs no look at the packet.
@@ -205,6 +246,12 @@ func (c *compiler) ssh() []Rule {
 			chain.Rules = append(chain.Rules, Rule{Src: source(p), State: StateNew, Comment: "basicfw-ssh", Target: Accept})
 		}
 	}
+	for _, t := range c.d.SSH.Timed {
+		if FamilyOf(t.From) == c.family {
+			chain.Rules = append(chain.Rules, Rule{Src: source(t.From), State: StateNew, Until: t.Until, Comment: "basicfw-ssh", Target: Accept})
+		}
+	}
+	chain.Rules = append(chain.Rules, c.unlockSSH()...)
 	if c.d.SSH.Mode == SSHLimited {
 		rule := Rule{State: StateNew, Comment: "basicfw-ssh-limit", Target: Accept}
 		if !c.d.SSH.Limit.IsZero() {
@@ -242,7 +289,7 @@ func (c *compiler) service(s Service) []Rule {
 		return nil // nobody of this family may reach it
 	}
 	comment := "basicfw-" + s.Name
-	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateNew, Comment: comment, Target: Accept}
+	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateNew, Until: s.Until, Comment: comment, Target: Accept}
 	switch {
 	case len(sources) == 1:
 		rule.Src = source(sources[0])

@@ -1,6 +1,9 @@
 package firewall
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Kinds of Drift.
 const (
@@ -40,8 +43,17 @@ type Foreign struct {
 	Chain  string `json:"chain"`
 	Rule   string `json:"rule"`
 	Effect string `json:"effect"`
-	// Admits is set where the rule lets more in than we do.
-	Admits bool `json:"-"`
+	// Admits is set where the rule lets more in than we do: of a protocol and
+	// some ports, where it says any; else it may be of all.
+	Admits bool        `json:"-"`
+	Proto  Proto       `json:"-"`
+	Ports  []PortRange `json:"-"`
+}
+
+// Reaches tells whether the rule lets somebody in to a port.
+func (f Foreign) Reaches(proto Proto, port uint16) bool {
+	return f.Admits && (f.Proto == "" || f.Proto == proto) &&
+		(len(f.Ports) == 0 || slices.ContainsFunc(f.Ports, func(r PortRange) bool { return r.Contains(port) }))
 }
 
 // Lines compares two lists of lines and gives what has to happen to got for it

@@ -6,8 +6,10 @@ package firewall
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Family is an IP version. Its value is the version's number.
@@ -101,6 +103,8 @@ type Service struct {
 	// From are the networks that may reach it; empty means anywhere. Their
 	// host bits are zero.
 	From []netip.Prefix `json:"from,omitempty"`
+	// Until is when it ends, in whole seconds of UTC; zero is never.
+	Until time.Time `json:"until,omitzero"`
 	// Source says where the service was asked for: "profile web-only" for one
 	// that is built in, "/etc/basicfw/local.ini:12". It decides nothing.
 	Source string `json:"source,omitempty"`
@@ -120,7 +124,10 @@ func (s Service) String() string {
 		} else {
 			b.WriteString(", ")
 		}
-		b.WriteString(p.String())
+		b.WriteString(FormatPrefix(p))
+	}
+	if !s.Until.IsZero() {
+		b.WriteString(" until " + FormatTime(s.Until))
 	}
 	return b.String()
 }
@@ -187,39 +194,87 @@ type SSH struct {
 	Ports []uint16       `json:"ports"`
 	Mode  SSHMode        `json:"mode"`
 	Allow []netip.Prefix `json:"allow,omitempty"`
+	// Timed are let in like Allow, each until its time. They alone pin nothing:
+	// when the last one's time is over, nobody would be left.
+	Timed []TimedSource `json:"timed,omitempty"`
+	// Nobody is set where an empty Allow is meant: SSH is pinned to nobody.
+	Nobody bool `json:"nobody,omitempty"`
 	// Limit is for each source, an IPv4 address or an IPv6 /64, where Mode is
 	// SSHLimited. Zero is none.
 	Limit Rate `json:"limit"`
 }
 
-// Allows tells whether an address is on the Allow list.
-func (s SSH) Allows(a netip.Addr) bool {
+// TimedSource is a network that is let in until a time.
+type TimedSource struct {
+	From  netip.Prefix `json:"from"`
+	Until time.Time    `json:"until"`
+}
+
+// AllowedBy gives the network of the Allow list that an address is in; where
+// there is none, the one of Timed that lets it in the longest, and until when.
+func (s SSH) AllowedBy(a netip.Addr) (by TimedSource, ok bool) {
 	for _, p := range s.Allow {
 		if p.Contains(a.Unmap()) {
-			return true
+			return TimedSource{From: p}, true
 		}
 	}
-	return false
+	for _, t := range s.Timed {
+		if t.From.Contains(a.Unmap()) && t.Until.After(by.Until) {
+			by, ok = t, true
+		}
+	}
+	return by, ok
 }
 
 // Desired is everything that the ruleset follows from.
 type Desired struct {
-	Profile    Profile     `json:"profile"`
-	Open       []Service   `json:"open,omitempty"` // besides the profile's
+	Profile Profile   `json:"profile"`
+	Open    []Service `json:"open,omitempty"` // besides the profile's
+	// Closed are names of services that stay closed, whatever the profile says.
+	Closed     []string    `json:"closed,omitempty"`
 	Interfaces []Interface `json:"interfaces,omitempty"`
 	// Trusted are names of interfaces where everything is accepted; a last
 	// "*" stands for any rest of the name.
 	Trusted  []string `json:"trusted,omitempty"`
 	SSH      SSH      `json:"ssh"`
 	LogDrops bool     `json:"log_drops"`
+	// Unlock lets somebody in for a while, besides all that.
+	Unlock *Unlock `json:"unlock,omitempty"`
 }
 
-// Services are the profile's services and those opened besides. A name that
-// both have is the latter's.
+// Unlock lets in over SSH, or with All to everything, until a time.
+type Unlock struct {
+	From  []netip.Prefix `json:"from,omitempty"` // empty is anywhere, limited as SSH is
+	All   bool           `json:"all,omitempty"`
+	Since time.Time      `json:"since"`
+	Until time.Time      `json:"until"`
+	// Boot names the boot in which it began, and Uptime is how long that will
+	// have been up when it ends. No change of the clock moves that.
+	Boot   string        `json:"boot,omitempty"`
+	Uptime time.Duration `json:"uptime,omitempty"`
+}
+
+// Moment is a point of time, by the clock and by what no change of the clock
+// moves.
+type Moment struct {
+	Time   time.Time
+	Boot   string // names this boot; "" is not known
+	Uptime time.Duration
+}
+
+// over tells whether an unlocking has ended. Within one boot it is also held to
+// the time that really went by. A clock that stands before its beginning was
+// set back by somebody knows how much.
+func (u Unlock) over(m Moment) bool {
+	return over(u.Until, m.Time) || m.Time.Before(u.Since) || u.Boot != "" && u.Boot == m.Boot && m.Uptime > u.Uptime
+}
+
+// Services are the profile's services, less those that are closed, and those
+// opened besides. A name that both have is the latter's.
 func (d Desired) Services() []Service {
 	var all []Service
 	for _, s := range d.Profile.Services {
-		if !hasService(d.Open, s.Name) {
+		if !hasService(d.Open, s.Name) && !slices.Contains(d.Closed, s.Name) {
 			all = append(all, s)
 		}
 	}
@@ -259,7 +314,7 @@ var ReservedNames = []string{
 	"broadcast", "dhcp", "established", "guest-dhcp", "guest-dns", "icmp-error",
 	"input", "invalid", "log", "loopback", "mld", "multicast", "nd",
 	"new-not-syn", "null", "ping", "spoofed-loopback", "ssh", "ssh-drop",
-	"ssh-limit", "ssh-log", "trusted", "xmas",
+	"ssh-limit", "ssh-log", "trusted", "unlock", "xmas",
 }
 
 // CheckServiceName says what is wrong with a service's name, or nil.

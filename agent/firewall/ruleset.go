@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"reflect"
 	"strings"
+	"time"
 )
 
 // InputChain is the chain that INPUT jumps to. Every chain of ours begins with
@@ -84,8 +85,10 @@ type Rule struct {
 	DstType  string       `json:"dst_type,omitempty"` // "BROADCAST" or "MULTICAST"
 	Limit    *Limit       `json:"limit,omitempty"`
 	HopLimit uint8        `json:"hop_limit,omitempty"` // IPv6 only
-	Comment  string       `json:"comment"`
-	Target   string       `json:"target"`
+	// Until is the last second, UTC, in which the rule matches; zero is no end.
+	Until   time.Time `json:"until,omitzero"`
+	Comment string    `json:"comment"`
+	Target  string    `json:"target"`
 	// LogPrefix stands before each line that a Log target writes, at level
 	// debug (7).
 	LogPrefix string `json:"log_prefix,omitempty"`
@@ -185,6 +188,8 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		return fmt.Errorf("unknown type of destination %q", r.DstType)
 	case !isWord(r.Comment, 60):
 		return fmt.Errorf("bad comment %q", r.Comment)
+	case !r.Until.IsZero() && CheckTime(r.Until) != nil:
+		return CheckTime(r.Until)
 	case r.Target == Log && (r.LogPrefix == "" || len(r.LogPrefix) > 29 || strings.Trim(r.LogPrefix, "abcdefghijklmnopqrstuvwxyz: ") != ""):
 		return fmt.Errorf("bad log prefix %q", r.LogPrefix)
 	case r.Target != Log && r.LogPrefix != "":

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -15,9 +16,9 @@ const (
 
 // ParseService reads a service as settings and profiles write it:
 //
-//	PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]
+//	PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]] [until TIME]
 //
-// The error joins everything that is wrong with it (errors.Join).
+// with a TIME as ParseTime reads it, which only settings may have. The error joins everything that is wrong with it (errors.Join).
 func ParseService(name, value string) (Service, error) {
 	var errs []error
 	note := func(err error) {
@@ -38,16 +39,22 @@ func ParseService(name, value string) (Service, error) {
 		return Service{}, errors.Join(errs...)
 	}
 	var err error
-	s.Ports, s.Proto, err = parsePorts(fields[0])
+	s.Ports, s.Proto, err = ParsePorts(fields[0])
 	note(err)
 	rest := strings.Fields(strings.ReplaceAll(strings.Join(fields[1:], " "), ",", " , "))
+	if i := slices.Index(rest, "until"); i >= 0 {
+		if s.Until, err = ParseTime(strings.Join(rest[i+1:], " ")); err != nil {
+			note(fmt.Errorf("until: %w", err))
+		}
+		rest = rest[:i]
+	}
 	if len(rest) > 0 && rest[0] == "on" {
 		if len(rest) < 2 || rest[1] == "," || rest[1] == "from" {
 			note(fmt.Errorf("nothing stands behind \"on\": want %s", zonesForm))
 			rest = rest[1:]
 		} else {
 			s.On = rest[1]
-			note(checkOn(s.On))
+			note(CheckOn(s.On))
 			rest = rest[2:]
 		}
 	}
@@ -65,9 +72,9 @@ func ParseService(name, value string) (Service, error) {
 	return s, nil
 }
 
-// parsePorts reads PORT[-PORT]/tcp|udp. Its errors show the right form with
+// ParsePorts reads PORT[-PORT]/tcp|udp. Its errors show the right form with
 // the user's own numbers where that can be.
-func parsePorts(text string) (PortRange, Proto, error) {
+func ParsePorts(text string) (PortRange, Proto, error) {
 	ports, proto, hasProto := strings.Cut(text, "/")
 	if lower := strings.ToLower(ports); lower == "tcp" || lower == "udp" { // tcp/80
 		ports, proto = proto, lower
@@ -115,11 +122,11 @@ func isNumber(text string) bool {
 	return text != "" && strings.Trim(text, "0123456789") == "" && (text == "0" || text[0] != '0')
 }
 
-// checkOn says what is wrong with the word behind "on", or nil. Almost every
+// CheckOn says what is wrong with the word behind "on", or nil. Almost every
 // interface's name has a digit in it, and no zone's has. So a word of letters
 // alone that is no zone counts as a misspelt zone, which would otherwise be an
 // interface that never comes, and a service that silently stays closed.
-func checkOn(word string) error {
+func CheckOn(word string) error {
 	switch Zone(word) {
 	case AnyZone, PublicZone, PrivateZone, VirtualZone:
 		return nil

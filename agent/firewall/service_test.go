@@ -22,7 +22,7 @@ func TestParseService(t *testing.T) {
 		{"80/tcp on cni-podman0", "80/tcp on cni-podman0"},
 		{"80/tcp on mars*", "80/tcp on mars*"},
 		{"5432/tcp on private from 10.0.0.0/8", "5432/tcp on private from 10.0.0.0/8"},
-		{"80/tcp from 10.0.0.1", "80/tcp from 10.0.0.1/32"},
+		{"80/tcp from 10.0.0.1", "80/tcp from 10.0.0.1"},
 		{"80/tcp from 10.0.0.0/8,fd00::/8 ,192.168.0.0/16 , 10.0.0.0/8", "80/tcp from 10.0.0.0/8, fd00::/8, 192.168.0.0/16"},
 		{"80/tcp from ::ffff:10.0.0.0/104", "80/tcp from 10.0.0.0/8"},
 	} {

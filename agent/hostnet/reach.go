@@ -3,6 +3,8 @@ package hostnet
 import (
 	"fmt"
 	"net/netip"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
 // privateBlocks are the ranges that the internet does not route: RFC 1918,
@@ -76,10 +78,7 @@ func (h Host) CheckNamed(p netip.Prefix) (warning string, err error) {
 	if !inPrivateBlock(p) || h.Reaches(p) {
 		return "", nil
 	}
-	who := p.String()
-	if p.IsSingleIP() {
-		who = p.Addr().String()
-	}
+	who := firewall.FormatPrefix(p)
 	if h.HasPublicAddress() {
 		return "", fmt.Errorf("client %s is a private address that no network or route of this host leads to: "+
 			"name the address that this host sees, the public one of the client's network", who)

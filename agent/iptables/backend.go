@@ -157,6 +157,12 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 	if err != nil {
 		return err
 	}
+	// Before 1.4.11 times are of the process's time zone, and off by the hour of
+	// an uninitialised tm_isdst (netfilter's b1319cc0, 8ad33a34): no end at
+	// all is better than one that nobody can count on.
+	if !t.atLeast(1, 4, 11) && haveEnds(want) {
+		return fmt.Errorf("%v cannot end a rule at a time, 1.4.11 can: open it for good (without --for), and close it again", t)
+	}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
 		if err := b.change(ctx, t, f, old, func(anew bool) []string { return loadLines(old, want[f], clear, anew) }); err != nil {
@@ -175,6 +181,18 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 		return b.back(ctx, was, firewall.Before{}, fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0]))
 	}
 	return nil
+}
+
+// haveEnds tells whether a rule is to end by itself.
+func haveEnds(want map[firewall.Family][]chain) bool {
+	for _, chains := range want {
+		for _, c := range chains {
+			if slices.ContainsFunc(c.Rules, func(r string) bool { return strings.Contains(r, "-m time ") }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // back gives the rules back as they were, for the sake of err. Of added, the

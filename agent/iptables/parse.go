@@ -350,6 +350,12 @@ func admits(rule string) breadth {
 func foreign(f firewall.Family, rule string, behind bool) firewall.Foreign {
 	out := firewall.Foreign{Family: f.String(), Chain: input, Rule: rule}
 	accepts := target(rule) == "ACCEPT"
+	if words, _ := split(rule); !slices.Contains(words, "!") {
+		if p := option(rule, "-p"); p != "all" {
+			out.Proto = firewall.Proto(p)
+		}
+		out.Ports = portRanges(option(rule, "--dport", "--dports"))
+	}
 	switch breadth := admits(rule); {
 	case breadth == everything:
 		out.Effect, out.Admits = "accepts new connections to every port", true

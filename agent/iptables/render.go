@@ -81,6 +81,9 @@ func spec(f firewall.Family, r firewall.Rule) string {
 			}
 		}
 	}
+	if !r.Until.IsZero() {
+		arg("-m", "time", "--datestop", r.Until.UTC().Format("2006-01-02T15:04:05"))
+	}
 	arg("-m", "comment", "--comment", r.Comment)
 	if r.HopLimit != 0 { // last: ip6tables 1.4.7 refuses options behind it
 		arg("-m", "hl", "--hl-eq", strconv.Itoa(int(r.HopLimit)))

@@ -1,7 +1,9 @@
 package settings
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -35,6 +37,11 @@ func SetLocal(file string, data []byte, changes []Change) ([]byte, error) {
 	if strings.TrimSpace(text) == "" {
 		text = localHeader
 	}
+	// What is taken out goes last, so that no section is left empty in between.
+	changes = slices.Clone(changes)
+	slices.SortStableFunc(changes, func(a, b Change) int {
+		return cmp.Compare(min(len(b.Value), 1), min(len(a.Value), 1))
+	})
 	for _, c := range changes {
 		c.Value = strings.Join(strings.Fields(c.Value), " ") // templates end in newlines
 		text = setLine(text, c)
@@ -59,6 +66,29 @@ func (d *Document) value(section, key string) string {
 		}
 	}
 	return ""
+}
+
+// dropHeader takes out the header of a section whose last key was taken out,
+// with the blank line before it, if nothing else is in the section: no comment,
+// and no header that comes again.
+func dropHeader(lines []string, header, key int) {
+	blank := func(i int) bool { return strings.Trim(lines[i], " \t\r\n") == "" }
+	end := key + 1
+	for end < len(lines) && !strings.HasPrefix(strings.TrimLeft(lines[end], " \t"), "[") {
+		end++
+	}
+	if _, comment := splitComment(strings.TrimRight(lines[header], "\r\n")); comment != "" {
+		return
+	}
+	for i := header + 1; i < end; i++ {
+		if !blank(i) {
+			return
+		}
+	}
+	lines[header] = ""
+	if header > 0 && blank(header-1) {
+		lines[header-1] = ""
+	}
 }
 
 // setLine makes one change to a text that Parse has found right.
@@ -92,6 +122,9 @@ func setLine(text string, c Change) string {
 		i := k.Line - 1
 		if c.Value == "" {
 			lines[i] = ""
+			if len(section.Keys) == 1 {
+				dropHeader(lines, section.Line-1, i)
+			}
 		} else {
 			_, comment := splitComment(strings.TrimRight(lines[i], "\r\n"))
 			lines[i] = strings.TrimSuffix(entry, eol) + comment + eol

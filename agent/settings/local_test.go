@@ -34,6 +34,11 @@ func TestSetLocal(t *testing.T) {
 			"[open]\ndb = 5432/tcp on private from 10.0.0.0/8\n"},
 		{"taken out", "[open]\ndb = 5432/tcp ; mine\nweb = 80/tcp\n", []Change{{"open", "db", ""}, {"open", "none", ""}, {"log", "drops", ""}},
 			"[open]\nweb = 80/tcp\n"},
+		{"the last of its section", "[ssh]\nallow = any\n\n[open]\ndb = 5432/tcp\n\n[log]\ndrops = no\n", []Change{{"open", "db", ""}}, "[ssh]\nallow = any\n\n[log]\ndrops = no\n"},
+		{"the last but for a comment", "[open]\n; mine\ndb = 5432/tcp\n", []Change{{"open", "db", ""}}, "[open]\n; mine\n"},
+		{"the last of a section with a comment", "[open] ; mine\ndb = 5432/tcp\n", []Change{{"open", "db", ""}}, "[open] ; mine\n"},
+		{"the last of a section that comes again", "[open]\n[log]\n[open]\ndb = 5432/tcp\n", []Change{{"open", "db", ""}}, "[open]\n[log]\n[open]\n"},
+		{"the last, CR LF", "[ssh]\r\nallow = any\r\n\r\n[open]\r\ndb = 5432/tcp\r\n", []Change{{"open", "db", ""}}, "[ssh]\r\nallow = any\r\n"},
 		{"nothing to do", "[open]\n", nil, "[open]\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

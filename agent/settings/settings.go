@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -27,18 +28,46 @@ const Auto = "auto"
 // AllowMode is how it is said who may log in over SSH.
 type AllowMode string
 
-// The modes. AllowClient is the provisioning client, named or detected.
+// The modes. AllowClient is the provisioning client, named or detected, and
+// AllowList nobody but those who are listed.
 const (
 	AllowClient AllowMode = "client"
 	AllowAny    AllowMode = "any"
+	AllowNone   AllowMode = "none"
 	AllowList   AllowMode = "list"
 )
 
-// Allow is who may log in over SSH.
+// Allow is who may log in over SSH: those of the mode, and those that are
+// listed besides.
 type Allow struct {
 	Mode AllowMode
-	List []netip.Prefix // not empty where Mode is AllowList, else nil
+	List []netip.Prefix // not empty where Mode is AllowList, nil where it is AllowNone
+	// Timed may log in until a time. Mode is another than AllowList if there is
+	// nobody else.
+	Timed []firewall.TimedSource
 }
+
+// String gives the value as the settings write it.
+func (a Allow) String() string {
+	var words []string
+	if a.Mode != AllowList {
+		words = append(words, string(a.Mode))
+	}
+	for _, p := range a.List {
+		words = append(words, firewall.FormatPrefix(p))
+	}
+	for _, t := range a.Timed {
+		words = append(words, firewall.FormatPrefix(t.From)+" "+until+" "+firewall.FormatTime(t.Until))
+	}
+	return strings.Join(words, ", ")
+}
+
+// until stands between an address and the time until which it may log in.
+const until = "until"
+
+// Closed is the value of a service in [open] that is not to be reached, though
+// the profile or the owner's own settings open it.
+const Closed = "closed"
 
 // Settings is what the owner wants. Whatever was not said has its default. A
 // copy shares Open and Sources with the original.
@@ -60,7 +89,10 @@ type Settings struct {
 	Private []string // as Public
 	Trusted []string // nil is none
 
-	Open []firewall.Service // besides the profile's; Source says where each was asked for
+	Open   []firewall.Service // besides the profile's; Source says where each was asked for
+	Closed []string           // names of services that stay closed
+	// Replaced are services of the owner's file that local.ini says anew.
+	Replaced []firewall.Service
 
 	LogLevel string // a level of logrus
 	LogDrops bool
@@ -90,18 +122,33 @@ func Defaults() Settings {
 // was named must. The error is Errors with everything that is wrong in both;
 // the settings beside it hold everything that was right.
 func Load(sys *system.System, config string) (Settings, error) {
+	var local func(file string) (*Document, Errors)
+	if sys.Exists(LocalFile(config)) {
+		local = func(file string) (*Document, Errors) { return Read(sys, file) }
+	}
+	return load(sys, config, local)
+}
+
+// LoadEdited is Load with a text in the place of what is in local.ini.
+func LoadEdited(sys *system.System, config string, text []byte) (Settings, error) {
+	return load(sys, config, func(file string) (*Document, Errors) { return Parse(file, text) })
+}
+
+// LocalFile is where commands keep settings: beside the owner's.
+func LocalFile(config string) string {
+	return filepath.Join(filepath.Dir(cmp.Or(config, DefaultFile)), LocalName)
+}
+
+func load(sys *system.System, config string, local func(file string) (*Document, Errors)) (Settings, error) {
 	s := Defaults()
 	var errs Errors
-	named := config != ""
-	if !named {
-		config = DefaultFile
+	if file := cmp.Or(config, DefaultFile); config != "" || sys.Exists(file) {
+		doc, problems := Read(sys, file)
+		errs = append(errs, s.decode(doc, problems)...)
 	}
-	local := filepath.Join(filepath.Dir(config), LocalName)
-	for _, file := range []string{config, local} {
-		if sys.Exists(file) || named && file == config {
-			doc, problems := Read(sys, file)
-			errs = append(errs, s.decode(doc, problems)...)
-		}
+	if local != nil {
+		doc, problems := local(LocalFile(config))
+		errs = append(errs, s.decode(doc, problems)...)
 	}
 	if p, clash := s.zoneClash(); clash {
 		errs = append(errs, p)
@@ -258,19 +305,34 @@ func (s *Settings) setOpen(name, value, source string) error {
 	if value == "" {
 		return firewall.CheckServiceName(name)
 	}
-	service, err := firewall.ParseService(name, value)
+	var service firewall.Service
+	var err error
+	if value == Closed {
+		err = firewall.CheckServiceName(name)
+	} else {
+		service, err = firewall.ParseService(name, value)
+	}
 	if err != nil {
 		return err
 	}
 	service.Source = source
 	s.setSource("open", name, source)
-	for i := range s.Open {
-		if s.Open[i].Name == name {
-			s.Open[i] = service
-			return nil
-		}
+	s.Closed = slices.DeleteFunc(slices.Clone(s.Closed), func(c string) bool { return c == name })
+	i := slices.IndexFunc(s.Open, func(o firewall.Service) bool { return o.Name == name })
+	if i >= 0 {
+		s.Replaced = append(slices.Clone(s.Replaced), s.Open[i])
 	}
-	s.Open = append(s.Open, service)
+	switch {
+	case value == Closed && i >= 0:
+		s.Open = slices.Delete(slices.Clone(s.Open), i, i+1)
+		fallthrough
+	case value == Closed:
+		s.Closed = append(s.Closed, name)
+	case i >= 0:
+		s.Open[i] = service
+	default:
+		s.Open = append(s.Open, service)
+	}
 	return nil
 }
 
@@ -358,17 +420,54 @@ func parsePortList(value string) ([]uint16, error) {
 }
 
 func parseAllow(value string) (Allow, error) {
-	switch mode := AllowMode(value); mode {
-	case AllowClient, AllowAny:
-		return Allow{Mode: mode}, nil
+	const want = "want client, any or none, and addresses and CIDRs, each with \"until TIME\" behind it if it is to end"
+	words := strings.Fields(strings.ReplaceAll(value, ",", " "))
+	if len(words) == 0 {
+		return Allow{}, fmt.Errorf("%s holds no address", firewall.Quote(value))
 	}
-	for _, w := range strings.Fields(strings.ReplaceAll(value, ",", " ")) {
-		if w == string(AllowClient) || w == string(AllowAny) {
-			return Allow{}, fmt.Errorf("%s: %s stands alone: want client, any, or addresses and CIDRs", firewall.Quote(value), w)
+	var (
+		a    = Allow{Mode: AllowList}
+		errs []error
+	)
+	for i := 0; i < len(words); i++ {
+		switch mode := AllowMode(words[i]); mode {
+		case AllowClient, AllowAny, AllowNone:
+			if a.Mode != AllowList && a.Mode != mode {
+				errs = append(errs, fmt.Errorf("%s: %s and %s do not go together: %s", firewall.Quote(value), a.Mode, mode, want))
+			}
+			a.Mode = mode
+			continue
+		}
+		p, err := firewall.ParseSource(words[i])
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if i+1 == len(words) || words[i+1] != until {
+			if err == nil && !slices.Contains(a.List, p) {
+				a.List = append(a.List, p)
+			}
+			continue
+		}
+		end := ""
+		if i += 2; i < len(words) {
+			end = words[i]
+		}
+		t, timeErr := firewall.ParseTime(end)
+		if timeErr != nil {
+			errs = append(errs, fmt.Errorf("until: %w", timeErr))
+		}
+		if err == nil && timeErr == nil {
+			a.Timed = append(a.Timed, firewall.TimedSource{From: p, Until: t})
 		}
 	}
-	sources, errs := firewall.ParseSources(value)
-	return Allow{Mode: AllowList, List: sources}, errors.Join(errs...)
+	switch {
+	case len(errs) > 0:
+	case a.Mode == AllowNone && len(a.List) > 0:
+		errs = append(errs, fmt.Errorf("%s: none is nobody but those with an end: leave it out", firewall.Quote(value)))
+	case a.Mode == AllowList && len(a.List) == 0:
+		errs = append(errs, fmt.Errorf("%s: nobody is left when that has ended: want client, any, none, or an address that stays, too", firewall.Quote(value)))
+	}
+	return a, errors.Join(errs...)
 }
 
 // parseRate reads N/second, minute, hour or day, or off. 10000 in a second is

@@ -97,6 +97,8 @@ db = 5433/tcp
 			{Name: "media", Proto: "udp", Ports: firewall.PortRange{First: 40000, Last: 40100}, On: "any", Source: agent + "18"},
 			{Name: "games", Proto: "udp", Ports: firewall.Port(27015), On: "any", Source: local + "6"},
 		},
+		Replaced: []firewall.Service{{Name: "db", Proto: "tcp", Ports: firewall.Port(5432), On: "private",
+			From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Source: agent + "17"}},
 		LogLevel: "debug", LogDrops: false,
 		Sources: map[string]string{
 			"agent.profile": agent + "3", "agent.backend": agent + "4", "agent.on_conflict": agent + "5",
@@ -227,9 +229,18 @@ func TestSet(t *testing.T) {
 		{key: "ssh.ports", value: ",", wrong: `",": want auto, or ports`},
 		{key: "ssh.allow", value: "any", want: func(s *Settings) { s.Allow = Allow{Mode: AllowAny} }},
 		{key: "ssh.allow", value: "203.0.113.7\n2001:db8::/64\n", want: func(s *Settings) {
-			s.Allow = Allow{AllowList, []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("2001:db8::/64")}}
+			s.Allow = Allow{Mode: AllowList, List: []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("2001:db8::/64")}}
 		}},
-		{key: "ssh.allow", value: "client, 203.0.113.7", wrong: `client stands alone`},
+		{key: "ssh.allow", value: "203.0.113.7, client, 198.51.100.0/24 until 2026-11-24T18:00:00Z", want: func(s *Settings) {
+			s.Allow = Allow{Mode: AllowClient, List: []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32")},
+				Timed: []firewall.TimedSource{{From: netip.MustParsePrefix("198.51.100.0/24"), Until: time.Date(2026, 11, 24, 18, 0, 0, 0, time.UTC)}}}
+		}},
+		{key: "ssh.allow", value: "none", want: func(s *Settings) { s.Allow = Allow{Mode: AllowNone} }},
+		{key: "ssh.allow", value: "client, any", wrong: `client and any do not go together`},
+		{key: "ssh.allow", value: "none 203.0.113.7", wrong: `none is nobody but those with an end`},
+		{key: "ssh.allow", value: "203.0.113.7 until 2026-11-24T18:00:00Z", wrong: `nobody is left when that has ended`},
+		{key: "ssh.allow", value: "client 203.0.113.7 until", wrong: `until: "": want a time in UTC such as 2006-01-02T15:04:05Z`},
+		{key: "ssh.allow", value: "until 2026-11-24T18:00:00Z", wrong: `"until" is not an address` + "\n" + `"2026-11-24T18:00:00Z" is not an address`},
 		{key: "ssh.allow", value: "Any", wrong: `"Any" is not an address`},
 		{key: "ssh.allow", value: "0.0.0.0/0 ::/0", wrong: "use any\nuse any"},
 		{key: "ssh.allow", value: ", ,", wrong: "holds no address"},

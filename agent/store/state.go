@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -18,7 +19,7 @@ import (
 // Where things are.
 const (
 	Dir       = "/var/lib/basicfw"
-	stateFile = Dir + "/state.json"
+	StateFile = Dir + "/state.json"
 	backupDir = Dir + "/backup"
 	original  = backupDir + "/original.json"
 	RunDir    = "/run/basicfw-agent"
@@ -38,6 +39,9 @@ type State struct {
 	Profile Choice `json:"profile"`
 	Backend Choice `json:"backend"`
 	Client  Client `json:"client"`
+	// Allowed says of each network of Desired.SSH where it comes from. A state of
+	// version 0.1 has none: all were the client's.
+	Allowed []Allowed `json:"allowed,omitempty"`
 	// SSHFixed is set where the settings name sshd's ports.
 	SSHFixed bool `json:"ssh_fixed,omitempty"`
 	// SSHPorts says where each port of Desired.SSH.Ports comes from.
@@ -68,6 +72,40 @@ type Client struct {
 	Allow  []netip.Prefix `json:"allow,omitempty"`
 	Source string         `json:"source"` // "named", "session", "none", "any", "settings", "clone"
 	Reason string         `json:"reason"`
+}
+
+// Allowed is a network that may log in over SSH.
+type Allowed struct {
+	From   netip.Prefix `json:"from"`
+	Until  time.Time    `json:"until,omitzero"` // zero is always
+	Reason string       `json:"reason"`
+}
+
+// At gives the state without what has ended by a moment.
+func (st State) At(m firewall.Moment) State {
+	unlocked := st.Desired.Unlock != nil
+	st.Desired, st.Ruleset = st.Desired.At(m), st.Ruleset.At(m.Time)
+	if unlocked && st.Desired.Unlock == nil { // maybe not by the clock
+		st.Ruleset = st.Ruleset.Locked()
+	}
+	var left []Allowed
+	for _, a := range st.Allowed {
+		if a.Until.IsZero() || slices.Contains(st.Desired.SSH.Timed, firewall.TimedSource{From: a.From, Until: a.Until}) {
+			left = append(left, a)
+		}
+	}
+	st.Allowed = left
+	return st
+}
+
+// WhyAllowed says why a network may log in until a time.
+func (st State) WhyAllowed(from netip.Prefix, until time.Time) string {
+	for _, a := range st.Allowed {
+		if a.From == from && a.Until.Equal(until) {
+			return a.Reason
+		}
+	}
+	return st.Client.Reason
 }
 
 // Original is what bootstrap changed, as it was.
@@ -122,17 +160,17 @@ const maxState = 16 << 20
 // means that there is one and it cannot be used.
 func (s *Store) Load() (State, error) {
 	var st State
-	if err := s.read(stateFile, &st); err != nil {
+	if err := s.read(StateFile, &st); err != nil {
 		return State{}, err
 	}
 	switch {
 	case st.Schema > Schema:
-		return State{}, fmt.Errorf("%s is of a newer version of basicfw-agent (%s): install that version, or run \"basicfw-agent bootstrap\"", stateFile, system.Printable(st.Version))
+		return State{}, fmt.Errorf("%s is of a newer version of basicfw-agent (%s): install that version, or run \"basicfw-agent bootstrap\"", StateFile, system.Printable(st.Version))
 	case st.Schema != Schema:
-		return State{}, fmt.Errorf("%s has no schema that is known: %d", stateFile, st.Schema)
+		return State{}, fmt.Errorf("%s has no schema that is known: %d", StateFile, st.Schema)
 	}
 	if err := st.Ruleset.Check(); err != nil {
-		return State{}, fmt.Errorf("%s: %w", stateFile, err)
+		return State{}, fmt.Errorf("%s: %w", StateFile, err)
 	}
 	return st, nil
 }
@@ -140,7 +178,7 @@ func (s *Store) Load() (State, error) {
 // Save writes the state.
 func (s *Store) Save(st State) error {
 	st.Schema = Schema
-	return s.write(stateFile, st)
+	return s.write(StateFile, st)
 }
 
 // LoadOriginal reads what was there before bootstrap; ErrNone where nothing is
@@ -165,19 +203,19 @@ func (s *Store) Forget(everything bool) error {
 	if everything {
 		return s.sys.RemoveAll(Dir)
 	}
-	return s.sys.Remove(stateFile)
+	return s.sys.Remove(StateFile)
 }
 
 // SetAside keeps a state that cannot be read beside the one that replaces it.
 func (s *Store) SetAside() error {
-	data, err := s.sys.ReadLimited(stateFile, maxState)
+	data, err := s.sys.ReadLimited(StateFile, maxState)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	return s.sys.WriteFile(stateFile+".broken", data, 0o600)
+	return s.sys.WriteFile(StateFile+".broken", data, 0o600)
 }
 
 // read reads a file that only root may have written.

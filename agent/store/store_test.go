@@ -41,7 +41,7 @@ func TestState(t *testing.T) {
 	if err != nil || !got.Ruleset.Equal(st.Ruleset) {
 		t.Errorf("not what was saved: %v", err)
 	}
-	path := filepath.Join(root, stateFile)
+	path := filepath.Join(root, StateFile)
 	good, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)

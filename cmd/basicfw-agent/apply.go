@@ -65,10 +65,13 @@ func (a *app) bootstrapped(w *wiring) (service bool, err error) {
 
 // refuseLockout keeps the caller from shutting out the address that they come
 // from.
-func (a *app) refuseLockout(w *wiring, st store.State) error {
+func refuseLockout(w *wiring, st store.State) error {
 	s := w.found.Session
-	if s == nil || st.Desired.SSH.Mode != firewall.SSHPinned || st.Desired.SSH.Allows(s.From) {
+	if s == nil || st.Desired.SSH.Mode != firewall.SSHPinned {
 		return nil
 	}
-	return fmt.Errorf("you come from %s, which could not log in again: name it too, with --client-ip or in [ssh], or use \"basicfw-agent apply --force\"", s.From)
+	if _, may := st.Desired.SSH.AllowedBy(s.From); may {
+		return nil
+	}
+	return fmt.Errorf("you come from %s, which could not log in again, so nothing was changed: allow it too (\"basicfw-agent ssh allow me\"), or use --force", s.From)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"path/filepath"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -48,6 +47,7 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
 	cmd.Flags().BoolVar(&f.noService, "no-service", false, "do not register the service")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would change, and change nothing")
 	cmd.Flags().BoolVar(&f.orFailsafe, "or-failsafe", false, "if it fails, close the machine all the same, with SSH limited from anywhere")
+	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames, "backend": func() []string { return []string{"auto", "iptables"} }})
 	return cmd
 }
 
@@ -105,6 +105,12 @@ func (a *app) loadSettings(f bootstrapFlags) (settings.Settings, *agent.Change, 
 		}
 		changes = append(changes, settings.Change{Section: flag.section, Key: flag.key, Value: flag.value})
 	}
+	// A client that is named now lets its owner in, also where commands have
+	// listed who may log in without one.
+	if m := s.Allow.Mode; f.clientIP != "" && (m == settings.AllowList || m == settings.AllowNone) && strings.HasPrefix(s.Sources["ssh.allow"], a.localPath()+":") {
+		s.Allow.Mode = settings.AllowClient
+		changes = append(changes, settings.Change{Section: "ssh", Key: "allow", Value: s.Allow.String()})
+	}
 	if at := s.Sources["ssh.client_ip"]; f.forgetClient && strings.HasPrefix(at, a.localPath()+":") {
 		s.ClientIP = nil
 		changes = append(changes, settings.Change{Section: "ssh", Key: "client_ip"})
@@ -112,39 +118,44 @@ func (a *app) loadSettings(f bootstrapFlags) (settings.Settings, *agent.Change, 
 	if len(problems) > 0 {
 		return s, nil, problems
 	}
-	path := a.localPath()
+	local, err := a.localChange(changes)
+	return s, local, err
+}
+
+// localChange is local.ini as it becomes by changes of settings; nil is as it is.
+func (a *app) localChange(changes []settings.Change) (*agent.Change, error) {
 	if len(changes) == 0 {
-		return s, nil, nil
+		return nil, nil
 	}
-	data, err := a.sys.ReadFile(path)
+	path := a.localPath()
+	data, err := a.sys.ReadLimited(path, settings.MaxSize)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return s, nil, err
+		return nil, err
 	}
 	if data, err = settings.SetLocal(path, data, changes); err != nil {
-		return s, nil, err
+		return nil, err
 	}
-	return s, &agent.Change{Path: path, Data: data, Mode: 0o600}, nil
+	return &agent.Change{Path: path, Data: data, Mode: 0o600}, nil
 }
 
-// localPath is where commands keep settings: beside the owner's.
-func (a *app) localPath() string {
-	config := a.config
-	if config == "" {
-		config = settings.DefaultFile
-	}
-	return filepath.Join(filepath.Dir(config), settings.LocalName)
-}
+// localPath is where commands keep settings.
+func (a *app) localPath() string { return settings.LocalFile(a.config) }
 
-// convergeRequest is what bootstrap, apply and plan ask for.
+// convergeRequest is what the commands that change something ask for, and plan.
 type convergeRequest struct {
 	local                          *agent.Change
 	clear, service, dryRun         bool
 	redetect, force, exitCodeDrift bool
+	// show says what was done, if not showOutcome.
+	show func(store.State)
 }
 
 // converge decides and makes it so; plan and --dry-run only show it.
 func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r convergeRequest) error {
-	st, previous, err := a.decide(ctx, w, s, r)
+	st, previous, warnings, err := a.decide(w, s, r)
+	for _, warning := range warnings {
+		a.log.Warn(warning)
+	}
 	if err != nil {
 		return err
 	}
@@ -169,7 +180,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	}
 	o.Check = func(in firewall.Inspection) error { return a.refuseConflicts(ctx, in) }
 	if previous != nil && !r.force {
-		if err := a.refuseLockout(w, st); err != nil {
+		if err := refuseLockout(w, st); err != nil {
 			return err
 		}
 	}
@@ -177,39 +188,54 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	if err != nil {
 		return err
 	}
-	a.showOutcome(st, out)
+	if r.show != nil {
+		r.show(st)
+	} else {
+		a.showOutcome(st, out)
+	}
+	if out.Changed {
+		a.announce(w, st, out.Inspection)
+	}
 	return nil
 }
 
-// decide collects what is known and decides.
-func (a *app) decide(ctx context.Context, w *wiring, s settings.Settings, r convergeRequest) (store.State, *store.State, error) {
+// announce writes the login message. That it cannot is no failure of what was
+// done.
+func (a *app) announce(w *wiring, st store.State, in firewall.Inspection) {
+	if err := w.agent.Announce(st, w.found, in); err != nil {
+		a.log.WithError(err).Warn("the login message could not be brought up to date")
+	}
+}
+
+// decide collects what is known and decides. The warnings are for the user.
+func (a *app) decide(w *wiring, s settings.Settings, r convergeRequest) (st store.State, previous *store.State, warnings []string, err error) {
 	set, err := w.profiles()
 	if err != nil {
-		return store.State{}, nil, err
+		return st, nil, nil, err
 	}
-	previous, err := a.previous(w)
-	if err != nil {
-		return store.State{}, nil, err
+	if previous, err = a.previous(w); err != nil {
+		return st, nil, nil, err
 	}
 	// The name of what listens for mail is a part of the reason.
 	facts, err := w.facts(s, s.Profile == settings.Auto && (previous == nil || r.redetect))
 	if err != nil {
-		return store.State{}, nil, err
+		return st, nil, nil, err
 	}
-	in := bootstrap.Input{Settings: s, Local: a.localPath(), Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed, Redetect: r.redetect}
+	in := bootstrap.Input{Settings: s, Local: a.localPath(), Profiles: set, Facts: facts, CheckClient: w.host.CheckNamed,
+		Redetect: r.redetect, Now: w.agent.Moment()}
 	in.Previous = previous
 	if previous != nil && isClone(previous.InstanceID, facts.Instance) {
 		in.Previous = nil // a clone: another machine, and maybe another owner
-		fmt.Fprintf(a.stdout, "this is another instance (%q, was %q): deciding anew\n", facts.Instance, previous.InstanceID)
+		warnings = append(warnings, fmt.Sprintf("this is another instance (%q, was %q): deciding anew", facts.Instance, previous.InstanceID))
+	}
+	if in.Previous != nil {
+		in.Unlock = previous.Desired.Unlock
 	}
 	if previous != nil && previous.Failsafe != "" {
 		in.Previous = nil // nothing was decided
 	}
-	st, warnings, err := bootstrap.Decide(in)
-	for _, w := range warnings {
-		a.log.Warn(w)
-	}
-	return st, previous, err
+	st, more, err := bootstrap.Decide(in)
+	return st, previous, append(warnings, more...), err
 }
 
 // isClone tells whether an instance is another one than before. One that was
@@ -251,12 +277,14 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 		}
 		s.ClientIP = nil
 		s.Allow = settings.Allow{Mode: settings.AllowAny}
-		st, _, err := a.decide(ctx, w, s, convergeRequest{})
+		st, _, _, err := a.decide(w, s, convergeRequest{})
 		if err == nil {
 			st.Failsafe = cause.Error()
 			st.Client = store.Client{Source: "none", Reason: "the client that was named is refused: " + cause.Error()}
 			st.Service = o.Service
-			_, err = w.agent.Converge(ctx, st, o)
+			var out agent.Outcome
+			out, err = w.agent.Converge(ctx, st, o)
+			a.announce(w, st, out.Inspection)
 		}
 		if err == nil {
 			fmt.Fprintf(a.stdout, "closed by profile %s all the same, with SSH open to any address, limited\n", st.Profile.Name)
@@ -269,9 +297,11 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 		return err
 	}
 	st.Service = o.Service
-	if _, err := w.agent.Converge(ctx, st, o); err != nil {
+	out, err := w.agent.Converge(ctx, st, o)
+	if err != nil {
 		return err
 	}
+	a.announce(w, st, out.Inspection)
 	fmt.Fprintln(a.stdout, "closed by the failsafe rules: SSH open to any address, limited, and no other port")
 	return nil
 }
@@ -306,6 +336,6 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 		fmt.Fprintf(a.stdout, "  warning   %s\n", warning)
 	}
 	if st.Desired.SSH.Mode == firewall.SSHLimited && st.Client.Source != "any" {
-		fmt.Fprintln(a.stdout, "next: basicfw-agent bootstrap --client-ip YOUR-ADDRESS")
+		fmt.Fprintln(a.stdout, "next: basicfw-agent ssh allow YOUR-ADDRESS")
 	}
 }

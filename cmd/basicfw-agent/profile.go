@@ -39,6 +39,8 @@ func (a *app) profileCmd() *cobra.Command {
 		Use:   "show NAME",
 		Short: "Show what a profile opens",
 		Args:  oneArg("the name of a profile"),
+
+		ValidArgsFunction: noFiles(a.profileNames),
 		RunE: func(_ *cobra.Command, args []string) error {
 			set, err := profiles.Load(a.sys)
 			if err != nil {

@@ -38,7 +38,7 @@ an empty table.`,
 			if err != nil {
 				return err
 			}
-			st, _, err := a.decide(cmd.Context(), w, s, convergeRequest{})
+			st, _, _, err := a.decide(w, s, convergeRequest{})
 			if err != nil && !errors.Is(err, store.ErrNone) {
 				return err
 			}
@@ -53,6 +53,10 @@ an empty table.`,
 	}
 	cmd.Flags().StringVar(&families, "family", "ipv4,ipv6", "ipv4, ipv6, or both")
 	cmd.Flags().StringVar(&format, "format", "iptables", "iptables")
+	a.completeFlags(cmd, map[string]completer{
+		"family": func() []string { return []string{"ipv4", "ipv6", "ipv4,ipv6"} },
+		"format": func() []string { return []string{"iptables"} },
+	})
 	return cmd
 }
 

@@ -32,10 +32,17 @@ SIGTERM and leaves the rules.`,
 					a.log.SetLevel(level)
 				}
 			}
+			follow := func() {
+				if now, err := settings.Load(a.sys, a.config); err == nil {
+					s = now
+				}
+			}
 			return w.agent.Run(ctx, agent.RunOptions{
 				Ports:    w.ports,
 				Look:     func() ([]firewall.Interface, error) { return w.look(s) },
 				Instance: w.instance,
+				Changed:  follow,
+				Prune:    func() (*agent.Change, error) { return a.prune(w) },
 				Ready: func(status string) {
 					notify(a.log, "READY=1\nSTATUS="+status)
 					// What it took to get here is not needed any more.
@@ -43,7 +50,7 @@ SIGTERM and leaves the rules.`,
 				},
 				Every: time.Minute,
 				Facts: func() agent.Facts {
-					facts, err := w.facts(s, true)
+					facts, err := w.lookAt(s, true)
 					if err != nil {
 						a.log.WithError(err).Warn("not all of the status is known")
 					}

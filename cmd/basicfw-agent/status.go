@@ -129,10 +129,32 @@ func (s *screen) list(label string, items []string, max int) {
 }
 
 // printStatus writes the status for people: the verdict first, the next
-// command last, all on one screen.
+// command last, all on one screen. Closed listeners and forwarded ports are all
+// named where there is room.
 func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
+	most := max(len(st.Listening), len(st.Bypass))
+	s := layOut(st, now, most)
+	for room := most - 1; len(s.lines) > screenLines-2 && room > 1; room-- {
+		s = layOut(st, now, room)
+	}
 	fmt.Fprintln(out, paint(verdict(st), st.State, colour))
+	for _, l := range s.lines {
+		fmt.Fprintln(out, l)
+	}
+	if len(st.Next) > 0 {
+		fmt.Fprintf(out, "%-*s%s\n", labelWidth, "next", system.Printable(st.Next[0]))
+	}
+}
+
+// layOut is what stands between the verdict and the next command. At most room
+// lines are for closed listeners, and as many for forwarded ports; what is left
+// is for what is wrong.
+func layOut(st agent.Status, now time.Time, room int) screen {
 	var s screen
+	warnings := min(len(st.Warnings), 3) // listeners make way for as many
+	if len(st.Drift)+len(st.Foreign) > 0 {
+		room, warnings = min(room, 2), 1
+	}
 	if st.Why != "" {
 		s.wrap("why", st.Why, 2)
 	}
@@ -140,24 +162,31 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 		s.add("profile", fmt.Sprintf("%s: %s", st.Profile.Name, st.Profile.Reason))
 		s.wrap("ssh", sshLine(st.SSH), 2)
 		if st.SSH.You != "" {
-			s.add("you", fmt.Sprintf("%s, who may %slog in again", st.SSH.You, map[bool]string{false: "not "}[st.SSH.YouMay]))
+			s.add("you", fmt.Sprintf("%s, who may %slog in again: %s", st.SSH.You, map[bool]string{false: "NOT "}[st.SSH.YouMay], st.SSH.YouWhy))
 		}
 		s.wrap("open", openLine(st.Open), 2)
 	}
-	s.wrap("closed", closedLine(st), 2)
-	s.list("forwarded", bypassLines(st.Bypass), 2)
+	open, closed := listeningLines(st.Listening)
+	s.wrap("listening", open, 1)
+	label := "listening"
+	if open != "" {
+		label = ""
+	}
+	s.list(label, closed, room)
+	s.list("forwarded", bypassLines(st.Bypass), room)
 	s.wrap("interfaces", interfacesLine(st.Interfaces), 2)
 	if st.Backend.Reason != "" {
 		s.add("backend", st.Backend.Reason)
 	}
 	if decided(st) {
 		s.add("persisted", persistedLine(st.Persisted))
-		s.add("service", serviceLine(st.Service))
+		service := serviceLine(st.Service)
+		if st.LastVerified != nil {
+			service += "; verified " + ago(now, *st.LastVerified)
+		}
+		s.add("service", service)
 		if c := st.Conntrack; c.Max > 0 {
 			s.add("connections", fmt.Sprintf("%d of at most %d that the kernel tracks", c.Count, c.Max))
-		}
-		if st.LastVerified != nil {
-			s.add("verified", ago(now, *st.LastVerified))
 		}
 	}
 	var drift, foreign []string
@@ -167,17 +196,11 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 	for _, f := range st.Foreign {
 		foreign = append(foreign, fmt.Sprintf("%s %s: %s", f.Family, f.Rule, f.Effect))
 	}
-	// What is left of the screen goes to what is wrong.
-	room := func() int { return max(1, (screenLines-3-len(s.lines))/2) }
-	s.list("drift", drift, room())
-	s.list("foreign", foreign, room())
-	s.list("warning", st.Warnings, max(1, screenLines-2-len(s.lines)))
-	for _, l := range s.lines {
-		fmt.Fprintln(out, l)
-	}
-	if len(st.Next) > 0 {
-		fmt.Fprintf(out, "%-*s%s\n", labelWidth, "next", system.Printable(st.Next[0]))
-	}
+	half := func() int { return max(1, (screenLines-3-len(s.lines))/2) }
+	s.list("drift", drift, half())
+	s.list("foreign", foreign, half())
+	s.list("warning", st.Warnings, max(warnings, screenLines-2-len(s.lines)))
+	return s
 }
 
 // decided tells whether it is known what was decided for the machine.
@@ -191,7 +214,7 @@ func verdict(st agent.Status) string {
 			both = "IPv4; this kernel has no IPv6 (disabled)"
 		}
 		if len(st.Bypass) > 0 {
-			return fmt.Sprintf("protected, but %s past this firewall", bypassVerdict(st.Bypass))
+			return fmt.Sprintf("protected, but %s past this firewall", agent.BypassVerdict(st.Bypass))
 		}
 		admits := 0
 		for _, f := range st.Foreign {
@@ -203,6 +226,14 @@ func verdict(st agent.Status) string {
 			return fmt.Sprintf("protected, but %s of others in INPUT let more in", count(admits, "rule"))
 		}
 		return fmt.Sprintf("protected: profile %s on %s", st.Profile.Name, both)
+	case agent.Unlocked:
+		what := "SSH is open to any address, limited"
+		if st.Unlock.All {
+			what = "nothing is filtered"
+		} else if len(st.Unlock.From) > 0 {
+			what = "SSH is open to " + st.Unlock.From[0]
+		}
+		return fmt.Sprintf("unlocked: %s, until %s", what, firewall.FormatTime(st.Unlock.Until))
 	case agent.NotBootstrapped:
 		return "not bootstrapped: nothing is closed by basicfw-agent"
 	case agent.Drifted:
@@ -229,30 +260,37 @@ func sshLine(s agent.SSHStatus) string {
 	for i, p := range s.Ports {
 		ports[i] = fmt.Sprint(p)
 	}
-	who := "only " + strings.Join(s.Allow, ", ")
-	if s.Mode == string(firewall.SSHLimited) {
+	var allowed []string
+	for i, who := range s.Allow {
+		if t := i - (len(s.Allow) - len(s.Timed)); t >= 0 {
+			who += " until " + firewall.FormatTime(s.Timed[t].Until)
+		}
+		allowed = append(allowed, who)
+	}
+	list := strings.Join(allowed, ", ")
+	who := "only " + list
+	switch {
+	case s.Mode == agent.Unlocked:
+		who = "unlocked for a while"
+		if list != "" {
+			who += "; afterwards " + list
+		}
+	case s.Mode == string(firewall.SSHLimited):
 		who = "any address, without a limit"
 		if s.Limit != "" {
 			who = "any address, limited to " + s.Limit + " from each"
 		}
-		if len(s.Allow) > 0 {
-			who += "; without limit " + strings.Join(s.Allow, ", ")
+		if list != "" {
+			who += "; without limit " + list
 		}
+	case list == "":
+		who = "nobody"
 	}
 	return fmt.Sprintf("port %s: %s (%s)", strings.Join(ports, ", "), who, s.Reason)
 }
 
 // sshSentence is sshLine of a decision.
-func sshSentence(st store.State) string {
-	s := agent.SSHStatus{Ports: st.Desired.SSH.Ports, Mode: string(st.Desired.SSH.Mode), Reason: st.Client.Reason}
-	if l := st.Desired.SSH.Limit; !l.IsZero() {
-		s.Limit = l.String()
-	}
-	for _, p := range st.Desired.SSH.Allow {
-		s.Allow = append(s.Allow, agent.Address(p))
-	}
-	return sshLine(s)
-}
+func sshSentence(st store.State) string { return sshLine(agent.SSHOf(st)) }
 
 func openLine(open []agent.OpenStatus) string {
 	if len(open) == 0 {
@@ -269,6 +307,9 @@ func openLine(open []agent.OpenStatus) string {
 		} else if len(o.From) > 1 {
 			item += fmt.Sprintf(" from %d networks", len(o.From))
 		}
+		if o.Until != nil {
+			item += " until " + firewall.FormatTime(*o.Until)
+		}
 		items = append(items, item)
 	}
 	return strings.Join(items, ", ")
@@ -282,18 +323,44 @@ func openSentence(d firewall.Desired) string {
 	return openLine(open)
 }
 
-// closedLine names what listens and cannot be reached.
-func closedLine(st agent.Status) string {
-	var items []string
-	for _, l := range st.Listening {
-		if !l.Reachable {
-			items = append(items, strings.TrimSpace(fmt.Sprintf("%d/%s %s", l.Port, l.Proto, l.Process)))
+// listeningLines says of each listener whether it can be reached from outside:
+// those that can in one line, and for each of the others the command that
+// opens it.
+func listeningLines(list []agent.ListeningStatus) (open string, closed []string) {
+	var reached []string
+	for _, l := range list {
+		at := fmt.Sprintf("%d/%s", l.Port, l.Proto)
+		who := strings.TrimSpace(at + " " + system.Printable(l.Process))
+		if l.Reachable {
+			reached = append(reached, who)
+			continue
 		}
+		line := who + ": closed; open it: " + l.OpenWith
+		if utf8.RuneCountInString(line) > screenWidth-labelWidth {
+			line = at + ": closed; open it: " + l.OpenWith // the command is worth more
+		}
+		closed = append(closed, line)
 	}
-	if len(items) == 0 {
-		return ""
+	if len(reached) > 0 {
+		open = "open: " + strings.Join(reached, ", ")
 	}
-	return "listening behind the firewall: " + strings.Join(items, ", ")
+	return open, closed
+}
+
+func bypassLines(list []firewall.Bypass) []string {
+	var out []string
+	for _, b := range list {
+		line := b.Family + " " + agent.PortText(b)
+		if b.On != "" {
+			line += " on " + b.On
+		}
+		line += " to " + b.To
+		if b.Program != "" {
+			line += " by " + b.Program
+		}
+		out = append(out, fmt.Sprintf("%s (%s)", line, b.By))
+	}
+	return out
 }
 
 func interfacesLine(list []firewall.Interface) string {
@@ -316,7 +383,7 @@ func persistedLine(files []agent.PersistedFile) string {
 
 func serviceLine(s agent.ServiceStatus) string {
 	if !s.Registered {
-		return "not registered: the rules are not verified at boot"
+		return "NOT registered: no check at boot"
 	}
 	return fmt.Sprintf("registered, %s at boot, %s", map[bool]string{true: "enabled", false: "NOT enabled"}[s.Enabled],
 		map[bool]string{true: "running", false: "not running"}[s.Active])

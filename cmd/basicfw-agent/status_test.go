@@ -30,11 +30,12 @@ func TestPrintStatus(t *testing.T) {
 			Profile: store.Choice{Name: "web+mail", Source: "detected", Reason: "postfix listened on the mail port 25 at bootstrap"},
 			Backend: agent.BackendStatus{Name: "iptables", Reason: "iptables 1.8.9 (nf_tables); its programs are on this machine"},
 			SSH: agent.SSHStatus{Ports: []uint16{22}, Mode: "pinned", Allow: []string{"203.0.113.9", "2001:db8:1::/64"}, Source: "named",
-				Reason: "named by /etc/basicfw/local.ini", You: "203.0.113.9", YouMay: true},
+				Reason: "named by /etc/basicfw/local.ini", You: "203.0.113.9", YouMay: true, YouWhy: "named by /etc/basicfw/local.ini"},
 			Interfaces: []firewall.Interface{{Name: "lo", Zone: "loopback"}, {Name: "eth0", Zone: "public"}, {Name: "eth1", Zone: "private"}, {Name: "docker0", Zone: "virtual"}},
 			Open: []agent.OpenStatus{{Name: "http", Ports: "80", Proto: "tcp", Zone: "any"}, {Name: "https", Ports: "443", Proto: "tcp", Zone: "any"},
 				{Name: "db", Ports: "5432", Proto: "tcp", Zone: "private", From: []string{"10.0.0.0/8"}}},
-			Listening:    []agent.ListeningStatus{{Proto: "tcp", Port: 80, Process: "nginx", Reachable: true}, {Proto: "tcp", Port: 3306, Process: "mariadbd"}},
+			Listening: []agent.ListeningStatus{{Proto: "tcp", Port: 80, Process: "nginx", Reachable: true}, {Proto: "tcp", Port: 443, Process: "nginx", Reachable: true},
+				{Proto: "tcp", Port: 3306, Process: "mariadbd", OpenWith: "basicfw-agent open 3306/tcp"}},
 			Families:     agent.FamiliesStatus{IPv4: agent.Protected, IPv6: agent.Protected},
 			Persisted:    []agent.PersistedFile{{Path: "/etc/sysconfig/iptables", OK: true}, {Path: "/etc/sysconfig/ip6tables", OK: true}},
 			Service:      agent.ServiceStatus{Registered: true, Enabled: true, Active: true},
@@ -62,8 +63,41 @@ func TestPrintStatus(t *testing.T) {
 		"limited": func(s *agent.Status) {
 			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Limit: "30/min", Source: "none", Reason: "no client was named, and bootstrap ran in no SSH session"}
 			s.Warnings = []string{"SSH is open to any address: no client was named, and bootstrap ran in no SSH session"}
-			s.Next = []string{"basicfw-agent bootstrap --client-ip YOUR-ADDRESS"}
+			s.Next = []string{"basicfw-agent ssh allow YOUR-ADDRESS"}
 		},
+		"for-a-while": func(s *agent.Status) {
+			s.SSH.Allow = append(s.SSH.Allow, "198.51.100.7")
+			s.SSH.Timed = []agent.TimedSource{{From: "198.51.100.7", Until: now.Add(8 * time.Hour)}}
+			s.SSH.You, s.SSH.YouWhy = "198.51.100.7", "until 2026-11-23T18:00:00Z, allowed by /etc/basicfw/local.ini"
+			end := now.Add(time.Hour)
+			s.Open = append(s.Open, agent.OpenStatus{Name: "udp-9000", Ports: "9000", Proto: "udp", Zone: "any", Until: &end})
+		},
+		"shut-out": func(s *agent.Status) {
+			s.SSH.You, s.SSH.YouMay, s.SSH.YouWhy = "198.51.100.7", false, "only 203.0.113.9, 2001:db8:1::/64 may"
+			s.Warnings = []string{"you come from 198.51.100.7, which may not log in again"}
+			s.Next = []string{"basicfw-agent ssh allow me"}
+		},
+		"unlocked": func(s *agent.Status) {
+			s.State, s.SSH.Mode, s.Unlock = agent.Unlocked, "unlocked", &agent.UnlockStatus{Until: now.Add(15 * time.Minute)}
+			s.SSH.You, s.SSH.YouMay, s.SSH.YouWhy = "198.51.100.7", false, "only 203.0.113.9, 2001:db8:1::/64 may"
+			s.Warnings = []string{"you come from 198.51.100.7, which may not log in again"}
+			s.Next = []string{"basicfw-agent ssh allow me", "basicfw-agent lock"}
+		},
+		"unlocked-all": func(s *agent.Status) {
+			s.State, s.SSH.Mode, s.Unlock = agent.Unlocked, "unlocked", &agent.UnlockStatus{Until: now.Add(15 * time.Minute), All: true}
+			s.SSH.You = ""
+			s.Next = []string{"basicfw-agent lock"}
+		},
+		"nobody": func(s *agent.Status) {
+			s.SSH = agent.SSHStatus{Ports: []uint16{22}, Mode: "pinned", Source: "settings", Reason: "allowed by /etc/basicfw/local.ini"}
+			s.Warnings = []string{"SSH is for nobody: only the console is a way in"}
+			s.Next = []string{"basicfw-agent ssh allow YOUR-ADDRESS"}
+		},
+		"mail-closed": func(s *agent.Status) {
+			s.Listening = append(s.Listening, agent.ListeningStatus{Proto: "tcp", Port: 25, Process: "master", OpenWith: "basicfw-agent bootstrap --profile web+mail"},
+				agent.ListeningStatus{Proto: "udp", Port: 5353, Process: "avahi-daemon", OpenWith: "basicfw-agent open 5353/udp"})
+		},
+		"no-service": func(s *agent.Status) { s.Service = agent.ServiceStatus{} },
 		"failsafe": func(s *agent.Status) {
 			s.State, s.Open = agent.FailsafeState, nil
 			s.Why = "closed, but not by your settings: /etc/basicfw/agent.ini:3: agent.profil: unknown key"
@@ -79,7 +113,7 @@ func TestPrintStatus(t *testing.T) {
 			s.Warnings = many(30, "something is odd")
 			s.Listening = nil
 			for i := range 60 {
-				s.Listening = append(s.Listening, agent.ListeningStatus{Proto: "tcp", Port: uint16(3000 + i), Process: "java\x1b[31m"})
+				s.Listening = append(s.Listening, agent.ListeningStatus{Proto: "tcp", Port: uint16(3000 + i), Process: "java\x1b[31m", OpenWith: fmt.Sprintf("basicfw-agent open %d/tcp", 3000+i)})
 				s.Interfaces = append(s.Interfaces, firewall.Interface{Name: fmt.Sprintf("veth%d", i), Zone: "virtual"})
 				s.Open = append(s.Open, agent.OpenStatus{Name: fmt.Sprintf("s%d", i), Ports: "80", Proto: "tcp", Zone: "any"})
 				s.SSH.Allow = append(s.SSH.Allow, fmt.Sprintf("203.0.113.%d", i))

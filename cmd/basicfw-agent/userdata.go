@@ -32,5 +32,6 @@ machine before sshd answers. Printing it needs no root.`,
 	cmd.Flags().StringVar(&o.KeyURL, "gpg-key", "", "where the key is that must have signed the package: an https URL")
 	cmd.Flags().StringVar(&o.ClientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
 	cmd.Flags().StringVar(&o.Profile, "profile", "", "profile: auto, web-only, web+mail, or one of your own")
+	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames})
 	return cmd
 }

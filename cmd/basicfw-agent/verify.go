@@ -75,9 +75,11 @@ was decided, and name each difference. With --repair, mend them.`,
 				fmt.Fprintf(a.stdout, "%s; to repair: basicfw-agent verify --repair\n", count(len(r.Drift), "difference"))
 				return &silentError{exitDrift}
 			}
-			if _, err := w.agent.Mend(ctx, r); err != nil {
+			out, err := w.agent.Mend(ctx, r)
+			if err != nil {
 				return err
 			}
+			a.announce(w, r.State, out.Inspection)
 			fmt.Fprintf(a.stdout, "%s repaired\n", count(len(r.Drift), "difference"))
 			return nil
 		}),

@@ -35,6 +35,7 @@ type wiring struct {
 	sys     *system.System
 	host    hostnet.Host // after facts
 	found   agent.Facts  // after facts
+	looked  bool         // facts has looked
 }
 
 func (a *app) wire() (*wiring, error) {
@@ -51,7 +52,7 @@ func (a *app) wire() (*wiring, error) {
 	w.agent = &agent.Agent{
 		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
 		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},
-		Log: a.log, Version: version, Families: families, Now: time.Now,
+		Log: a.log, Version: version, Families: families, Now: time.Now, Boot: system.Boot,
 	}
 	return w, nil
 }
@@ -60,7 +61,18 @@ func (w *wiring) profiles() (*profiles.Set, error) { return profiles.Load(w.sys)
 
 // facts looks at the machine. What listens has its processes' names only where they
 // are asked for: they take the longest to find.
+//
+// A command looks once.
 func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
+	if w.looked {
+		return w.found, nil
+	}
+	f, err := w.lookAt(s, names)
+	w.found, w.looked = f, err == nil
+	return f, err
+}
+
+func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	var f agent.Facts
 	var err error
 	if w.host, err = hostnet.Detect(s.Public, s.Private); err != nil {
@@ -89,6 +101,11 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 		name = processes.Names(listening)
 	}
 	f.Listeners = listeners(listening, name)
+	if names {
+		if set, err := w.profiles(); err == nil {
+			f.Profiles = set.All()
+		}
+	}
 	if f.Forwarded, err = nftables.Forwarded(); err != nil {
 		w.agent.Log.WithError(err).Warn("not all ports are known that are forwarded past INPUT")
 	}
@@ -97,7 +114,6 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 	if c, err := hostnet.ReadConntrack(); err == nil {
 		f.Conntrack = agent.ConntrackUse{Count: c.Count, Max: c.Max}
 	}
-	w.found = f
 	return f, nil
 }
 

@@ -16,16 +16,24 @@ type status struct {
 	SSH     struct {
 		Mode  string
 		Allow []string
+		You   string
 	}
-	Families  map[string]string
-	Drift     []struct{ Family, Chain, Kind, Want, Got string }
-	Foreign   []struct{ Family, Chain, Rule, Effect string }
-	Bypass    []forwarded
+	Open []struct {
+		Name, Proto, Ports, Zone string
+		From                     []string
+		Source                   string
+	}
+	Families map[string]string
+	Drift    []struct{ Family, Chain, Kind, Want, Got string }
+	Foreign  []struct{ Family, Chain, Rule, Effect string }
+	Bypass   []forwarded
+
 	Listening []struct {
 		Proto     string
 		Port      uint16
 		Process   string
 		Reachable bool
+		OpenWith  string `json:"open_with"`
 	}
 	Warnings []string
 	Next     []string
@@ -132,6 +140,16 @@ func TestStatus(t *testing.T) {
 		}
 		first, _, _ = strings.Cut(m.must(t, exitDrift, "status").Stdout, "\n")
 		says(t, first, "unprotected")
+		wantListening(t, m.status(t, exitDrift), 8080, true)
+		m.iptables(t, ipv4, "-D", "INPUT", "1")
+		wantListening(t, m.status(t, exitOK), 8080, false)
+		for _, rule := range []string{"-p tcp --dport 8080", "-p tcp -m multiport --dports 443,8000:8090", "-s " + m.Client.V4.String()} {
+			m.iptables(t, ipv4, append(append([]string{"-I", "INPUT"}, strings.Fields(rule)...), "-j", "ACCEPT")...)
+			wantListening(t, m.status(t, exitOK), 8080, true)
+			m.iptables(t, ipv4, "-D", "INPUT", "1")
+		}
+		m.iptables(t, ipv4, "-I", "INPUT", "-p", "tcp", "--dport", "8081", "-j", "ACCEPT")
+		wantListening(t, m.status(t, exitOK), 8080, false)
 		m.iptables(t, ipv4, "-D", "INPUT", "1")
 
 		for _, family := range families() {
@@ -145,6 +163,21 @@ func TestStatus(t *testing.T) {
 		m.must(t, exitOK, "verify", "--repair")
 		m.must(t, exitOK, "status")
 	})
+}
+
+// wantListening fails where a listener is not said to be reachable or not, or
+// one that is not lacks the command that opens it.
+func wantListening(t *testing.T, s status, port uint16, reachable bool) {
+	t.Helper()
+	for _, l := range s.Listening {
+		if l.Proto == "tcp" && l.Port == port {
+			if l.Reachable != reachable || (l.OpenWith == "") != reachable {
+				t.Errorf("port %d is reachable: %v, opened with %q; want %v", port, l.Reachable, l.OpenWith, reachable)
+			}
+			return
+		}
+	}
+	t.Errorf("nothing listens on port %d: %v", port, s.Listening)
 }
 
 // wantScreen fails where a text does not fit a terminal of 80 x 24.
@@ -206,7 +239,7 @@ func TestNobodyNamed(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		r := m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
-		says(t, r.Stdout+r.Stderr, "--client-ip")
+		says(t, r.Stdout+r.Stderr, "ssh allow")
 		for _, to := range m.Server.Both() {
 			m.wantReach(t, to, 22, true, true)
 			m.wantReach(t, to, 8080, false, false)

@@ -1,8 +1,10 @@
 package lab_test
 
 import (
+	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -106,6 +108,54 @@ func TestSession(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestUDP proves that an answer is told from silence, also where the kernel
+// remembers an exchange with that port.
+func TestUDP(t *testing.T) {
+	t.Parallel()
+	lab.Need(t, "xtables-nft-multi")
+	l := lab.New(t)
+	l.Host.ListenUDP(t, 9000)
+	reach := func(want bool) {
+		t.Helper()
+		wait := map[bool]time.Duration{true: lab.Patient, false: lab.Brief}[want]
+		for _, to := range l.Server.Both() {
+			if err := l.Outsider.ReachUDP(l.Stranger.Like(to), to, 9000, wait); (err == nil) != want {
+				t.Errorf("want an answer %v, got %v", want, err)
+			}
+		}
+	}
+	reach(true)
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		l.Host.MustRun(t, "xtables-nft-multi", tables, "-A", "INPUT", "-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT")
+		l.Host.MustRun(t, "xtables-nft-multi", tables, "-A", "INPUT", "-p", "udp", "--dport", "9000", "-j", "ACCEPT")
+	}
+	reach(true)
+	for _, tables := range []string{"iptables", "ip6tables"} {
+		l.Host.MustRun(t, "xtables-nft-multi", tables, "-R", "INPUT", "2", "-p", "udp", "--dport", "9000", "-j", "DROP")
+	}
+	reach(false)
+}
+
+// TestFull writes to a full file system, and to what it hides.
+func TestFull(t *testing.T) {
+	t.Parallel()
+	lab.Need(t)
+	n := lab.NewNamespace(t)
+	dir := t.TempDir()
+	if err := os.WriteFile(dir+"/a", []byte("one\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	undo := n.Full(t, dir)
+	if got := n.MustRun(t, "cat", dir+"/a"); got != "one\n" {
+		t.Errorf("the file holds %q", got)
+	}
+	if r := n.Run(t, lab.Command{Args: []string{"sh", "-c", "echo two >" + dir + "/b"}}); r.Code == 0 {
+		t.Error("there is room for another file")
+	}
+	undo()
+	n.MustRun(t, "sh", "-c", "echo two >"+dir+"/b")
 }
 
 // TestNoIPv6 has a program see a kernel that knows no IPv6 sockets.

@@ -2,10 +2,12 @@ package lab
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 )
@@ -116,4 +118,75 @@ func (n *Namespace) Reach(from, to netip.Addr, port uint16, wait time.Duration) 
 		s.Close()
 	}
 	return err
+}
+
+// ListenUDP serves UDP ports on all addresses of both families. Whoever says
+// something hears it.
+func (n *Namespace) ListenUDP(t testing.TB, ports ...uint16) {
+	t.Helper()
+	for _, port := range ports {
+		for _, network := range []string{"udp4", "udp6"} {
+			var c net.PacketConn
+			err := n.Do(func() (err error) {
+				c, err = net.ListenPacket(network, fmt.Sprintf(":%d", port))
+				return err
+			})
+			if err != nil {
+				t.Fatalf("listening: %v", err)
+			}
+			t.Cleanup(func() { c.Close() })
+			go echo(c)
+		}
+	}
+}
+
+func echo(c net.PacketConn) {
+	buf := make([]byte, 1500)
+	for {
+		n, from, err := c.ReadFrom(buf)
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err == nil {
+			c.WriteTo(buf[:n], from)
+		}
+	}
+}
+
+// ReachUDP is Reach for one of ListenUDP's ports.
+func (n *Namespace) ReachUDP(from, to netip.Addr, port uint16, wait time.Duration) error {
+	// A port of its own each time: what belongs to an answered exchange passes
+	// a firewall by that alone.
+	d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
+	var c net.Conn
+	err := n.Do(func() (err error) {
+		c, err = d.Dial("udp", netip.AddrPortFrom(to, port).String())
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// A datagram may get lost, so it is said again meanwhile.
+	const again = 200 * time.Millisecond
+	word := time.Now().String()
+	buf := make([]byte, 1500)
+	for end := time.Now().Add(wait); ; {
+		if _, err = io.WriteString(c, word); err != nil {
+			return err
+		}
+		if err = c.SetReadDeadline(time.Now().Add(min(again, time.Until(end)))); err != nil {
+			return err
+		}
+		var size int
+		if size, err = c.Read(buf); err == nil {
+			if got := string(buf[:size]); got != word {
+				return fmt.Errorf("port %d: heard %q, not %q", port, got, word)
+			}
+			return nil
+		}
+		if !errors.Is(err, os.ErrDeadlineExceeded) || time.Now().After(end) {
+			return fmt.Errorf("port %d: %w", port, err)
+		}
+	}
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"runtime"
 	"syscall"
 	"testing"
@@ -197,6 +198,97 @@ func (n *Namespace) ReadOnly(t testing.TB, dir string) (undo func()) {
 		t.Helper()
 		if err := n.Do(func() error { return unix.Unmount(dir, 0) }); err != nil {
 			t.Fatalf("making %s writable again: %v", dir, err)
+		}
+	}
+}
+
+// Full makes a directory one of a file system that has no room left, for the
+// namespace alone, until undo is called. What was in the directory is there.
+func (n *Namespace) Full(t testing.TB, dir string) (undo func()) {
+	t.Helper()
+	err := n.Do(func() error {
+		files, err := readTree(dir)
+		if err != nil {
+			return err
+		}
+		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
+			return err
+		}
+		return errors.Join(writeTree(dir, files), fill(filepath.Join(dir, ".filler")))
+	})
+	if err != nil {
+		t.Fatalf("filling %s: %v", dir, err)
+	}
+	return func() {
+		t.Helper()
+		if err := n.Do(func() error { return unix.Unmount(dir, 0) }); err != nil {
+			t.Fatalf("making room in %s: %v", dir, err)
+		}
+	}
+}
+
+// entry is a directory or a regular file.
+type entry struct {
+	path string // below the directory
+	mode os.FileMode
+	data []byte
+}
+
+func readTree(dir string) ([]entry, error) {
+	var all []entry
+	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		fi, err := d.Info()
+		if err != nil {
+			return err
+		}
+		e := entry{mode: fi.Mode()}
+		if e.path, err = filepath.Rel(dir, path); err != nil {
+			return err
+		}
+		if fi.Mode().IsRegular() {
+			e.data, err = os.ReadFile(path)
+		}
+		all = append(all, e)
+		return err
+	})
+	return all, err
+}
+
+func writeTree(dir string, all []entry) error {
+	for _, e := range all {
+		path := filepath.Join(dir, e.path)
+		var err error
+		if e.mode.IsDir() {
+			err = os.MkdirAll(path, 0o700)
+		} else {
+			err = os.WriteFile(path, e.data, 0o600)
+		}
+		if err == nil {
+			err = os.Chmod(path, e.mode.Perm())
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill writes a file until there is no room.
+func fill(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	block := make([]byte, 4096)
+	for {
+		if _, err := f.Write(block); errors.Is(err, unix.ENOSPC) {
+			return nil
+		} else if err != nil {
+			return err
 		}
 	}
 }

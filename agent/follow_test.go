@@ -1,0 +1,149 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+// What was open for a while goes from the rules, from the state and from the
+// settings when it has ended, and not before.
+func TestLookClearsWhatEnded(t *testing.T) {
+	const local = "/etc/basicfw/local.ini"
+	for _, broken := range []bool{false, true} {
+		b := newBench(t)
+		begin := time.Now().UTC().Truncate(time.Second)
+		now := begin
+		b.agent.Now = func() time.Time { return now }
+		b.write(t, local, "with it")
+		st := decided(t, "192.0.2.9/32")
+		end := begin.Add(time.Minute)
+		st.Desired.Open = []firewall.Service{{Name: "x", Proto: firewall.TCP, Ports: firewall.Port(8080), On: "any", Until: end}}
+		st.Desired.SSH.Timed = []firewall.TimedSource{{From: netip.MustParsePrefix("192.0.2.10/32"), Until: end.Add(time.Hour)}}
+		st.Allowed = []store.Allowed{{From: netip.MustParsePrefix("192.0.2.10/32"), Until: end.Add(time.Hour), Reason: "test"}}
+		var err error
+		if st.Ruleset, err = firewall.Compile(st.Desired); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := b.agent.Converge(context.Background(), st, options()); err != nil {
+			t.Fatal(err)
+		}
+		b.write(t, local, "with it")
+		o := RunOptions{Instance: func() string { return "" }, Look: func() ([]firewall.Interface, error) { return nil, nil },
+			Prune: func() (*Change, error) {
+				if broken {
+					return nil, errors.New("a typing mistake")
+				}
+				return &Change{Path: local, Data: []byte("without it"), Mode: 0o600}, nil
+			}}
+		for _, c := range []struct {
+			after       time.Duration
+			changed     bool
+			open, timed int
+			settings    string
+		}{
+			{0, false, 1, 1, "with it"},
+			{time.Minute, false, 1, 1, "with it"},
+			{time.Minute + time.Second, true, 0, 1, "without it"},
+			{time.Minute + 2*time.Second, false, 0, 1, "without it"},
+			{2 * time.Hour, true, 0, 0, "without it"},
+		} {
+			now = begin.Add(c.after)
+			changed, err := b.agent.look(context.Background(), o)
+			if err != nil || changed != c.changed {
+				t.Errorf("after %v: changed %v, %v", c.after, changed, err)
+			}
+			st, err := b.agent.Store.Load()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(st.Desired.Open) != c.open || len(st.Desired.SSH.Timed) != c.timed || len(st.Allowed) != c.timed {
+				t.Errorf("after %v: %v, %v, %v", c.after, st.Desired.Open, st.Desired.SSH.Timed, st.Allowed)
+			}
+			if rules, err := firewall.Compile(st.Desired); err != nil || !b.kernel.rules.Equal(rules) {
+				t.Errorf("after %v: the kernel has other rules, %v", c.after, err)
+			}
+			want := c.settings
+			if broken {
+				want = "with it"
+			}
+			if data, _ := os.ReadFile(b.root + local); string(data) != want {
+				t.Errorf("after %v: the settings are %q, want %q", c.after, data, want)
+			}
+		}
+	}
+}
+
+// The login message is there only while something needs the owner.
+func TestMessage(t *testing.T) {
+	pinned := SSHStatus{Mode: "pinned", Allow: []string{"192.0.2.9"}, Source: "named"}
+	for _, tt := range []struct {
+		name   string
+		status Status
+		want   []string // what its lines say; none is no message
+	}{
+		{"protected", Status{State: Protected, SSH: pinned}, nil},
+		{"not bootstrapped", Status{State: NotBootstrapped, SSH: SSHStatus{Mode: "unlocked"}}, nil},
+		{"nobody is known", Status{State: Protected, SSH: SSHStatus{Mode: "limited", Source: "none"}}, []string{"basicfw-agent ssh allow me"}},
+		{"any is what the owner wants", Status{State: Protected, SSH: SSHStatus{Mode: "limited", Source: "any"}}, nil},
+		{"nobody", Status{State: Protected, SSH: SSHStatus{Mode: "pinned", Source: "settings"}}, []string{"SSH is for nobody"}},
+		{"failsafe", Status{State: FailsafeState, Why: "because", SSH: pinned}, []string{"because. Run: basicfw-agent bootstrap"}},
+		{"drifted", Status{State: Drifted, Why: "because\x1b[31m", SSH: pinned}, []string{"because?[31m. Run: basicfw-agent status"}},
+		{"forwarded", Status{State: Protected, SSH: pinned, Bypass: []firewall.Bypass{
+			{Family: "ipv4", Proto: "tcp", Port: "5432", Program: "Docker"}, {Family: "ipv6", Proto: "tcp", Port: "5432", Program: "Docker"}}},
+			[]string{"5432/tcp is published by Docker past this firewall"}},
+	} {
+		got := tt.status.message()
+		lines := strings.Split(strings.TrimSuffix(got, "\n"), "\n")
+		if got == "" {
+			lines = nil
+		}
+		if len(lines) != len(tt.want) {
+			t.Errorf("%s: %q", tt.name, got)
+			continue
+		}
+		for i, want := range tt.want {
+			if !strings.HasPrefix(lines[i], "basicfw: ") || !strings.Contains(lines[i], want) {
+				t.Errorf("%s: %q, want %q", tt.name, lines[i], want)
+			}
+		}
+	}
+}
+
+// Announce puts the message where it belongs and takes it away again, and
+// writes only what is new. Uninstall leaves neither it nor its directory.
+func TestAnnounce(t *testing.T) {
+	b := newBench(t)
+	st := decided(t, "192.0.2.9/32")
+	if _, err := b.agent.Converge(context.Background(), st, options()); err != nil {
+		t.Fatal(err)
+	}
+	open := st
+	open.Client.Source, open.Desired.SSH = "none", firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHLimited}
+	for _, c := range []struct {
+		st    store.State
+		there bool
+		steps int // that change something
+	}{{st, false, 0}, {open, true, 2}, {open, true, 0}, {st, false, 1}, {open, true, 2}} {
+		before := len(b.steps)
+		if err := b.agent.Announce(c.st, Facts{}, firewall.Inspection{}); err != nil {
+			t.Fatal(err)
+		}
+		if there := b.agent.System.Exists(MessageFile); there != c.there || len(b.steps)-before != c.steps {
+			t.Errorf("there %v, want %v; %q", there, c.there, b.steps[before:])
+		}
+	}
+	if err := b.agent.Uninstall(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	if b.agent.System.Exists("/etc/motd.d") {
+		t.Error("something is left in /etc/motd.d")
+	}
+}

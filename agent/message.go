@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
+)
+
+// MessageFile is shown at every login (pam_motd(8)). It is there only while
+// something needs the owner.
+const MessageFile = "/etc/motd.d/basicfw"
+
+// Announce brings the login message up to date after a change that succeeded.
+func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) error {
+	s := Status{State: Protected, Bypass: bypasses(facts.Interfaces, in.Bypass, facts.Forwarded)}
+	if st.Failsafe != "" {
+		s.State, s.Why = FailsafeState, failsafeWhy(st)
+	}
+	s.ssh(st, facts)
+	if s.unlock(st); s.Unlock != nil {
+		s.State = Unlocked
+	}
+	return a.announce(s)
+}
+
+func (a *Agent) announce(s Status) error {
+	text := withoutAddresses(s.message()) // every user of the machine can read it
+	if text == "" {
+		return a.System.Remove(MessageFile)
+	}
+	c := Change{Path: MessageFile, Data: []byte(text), Mode: 0o644}
+	if same, err := a.same(c); same || err != nil {
+		return err
+	}
+	return a.put(c)
+}
+
+// message is what needs the owner, a line each; "" is nothing.
+func (s Status) message() string {
+	var b strings.Builder
+	say := func(format string, args ...any) {
+		fmt.Fprintf(&b, "basicfw: %s\n", system.Printable(fmt.Sprintf(format, args...)))
+	}
+	switch s.State {
+	case Drifted, Unprotected, FailsafeState:
+		next := "status"
+		if s.State == FailsafeState {
+			next = "bootstrap"
+		}
+		say("this machine is not as it was decided: %s. Run: basicfw-agent %s", s.Why, next)
+	case Unlocked:
+		say("this machine is unlocked until %s. Close it again: basicfw-agent lock", firewall.FormatTime(s.Unlock.Until))
+	case NotBootstrapped:
+		return ""
+	}
+	switch {
+	case s.State == FailsafeState: // what pins it cannot be used
+	case s.openToAnyone():
+		say("SSH is open to any address, because nobody is known. Pin it to yours: basicfw-agent ssh allow me")
+	case s.SSH.Mode == string(firewall.SSHPinned) && len(s.SSH.Allow) == 0:
+		say("SSH is for nobody. Let yourself in again: basicfw-agent ssh allow ADDRESS")
+	}
+	if len(s.Bypass) > 0 {
+		say("%s past this firewall. See: basicfw-agent status", BypassVerdict(s.Bypass))
+	}
+	return b.String()
+}
+
+// openToAnyone tells whether SSH is open to any address without the owner
+// having said so.
+func (s Status) openToAnyone() bool {
+	return s.SSH.Mode == string(firewall.SSHLimited) && s.SSH.Source != "any"
+}

@@ -1,0 +1,67 @@
+package system
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+)
+
+// Watch tells when a file is replaced, made or removed, until the context
+// ends. Changes that come while one has not been taken yet are one. The file's
+// directory must be there.
+func (s *System) Watch(ctx context.Context, path string) (<-chan struct{}, error) {
+	dir, name := filepath.Split(s.Path(path))
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, fmt.Errorf("watching %s: %w", path, err)
+	}
+	// A file of Go's waits without a thread, and Close ends a Read.
+	f := os.NewFile(uintptr(fd), "inotify")
+	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_DELETE); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("watching %s: %w", path, err)
+	}
+	changed := make(chan struct{}, 1)
+	context.AfterFunc(ctx, func() { f.Close() })
+	go func() {
+		defer f.Close()
+		buf := make([]byte, 16<<10)
+		for {
+			n, err := f.Read(buf)
+			if err != nil {
+				return
+			}
+			if !names(buf[:n], name) {
+				continue
+			}
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}
+	}()
+	return changed, nil
+}
+
+// names tells whether one of the events is about a name, or whether events
+// were lost (inotify(7)).
+func names(events []byte, name string) bool {
+	for len(events) >= unix.SizeofInotifyEvent {
+		mask := binary.NativeEndian.Uint32(events[4:])
+		length := int(binary.NativeEndian.Uint32(events[12:]))
+		events = events[unix.SizeofInotifyEvent:]
+		if length > len(events) {
+			return true
+		}
+		if mask&unix.IN_Q_OVERFLOW != 0 || string(bytes.TrimRight(events[:length], "\x00")) == name {
+			return true
+		}
+		events = events[length:]
+	}
+	return false
+}

@@ -1,0 +1,543 @@
+package kernel_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// list is what "ssh list" prints of an address, or "".
+func (m *machine) list(t *testing.T, address string) string {
+	t.Helper()
+	for _, l := range strings.Split(m.must(t, exitOK, "ssh", "list").Stdout, "\n") {
+		if slices.Contains(strings.Fields(l), address) {
+			return l
+		}
+	}
+	return ""
+}
+
+// wantAllowed fails where "ssh allow" in local.ini is another list.
+func (m *machine) wantAllowed(t *testing.T, want ...string) {
+	t.Helper()
+	var got []string
+	for _, entry := range strings.Split(setting(m.read(t, localINI), "ssh", "allow"), ",") {
+		got = append(got, strings.TrimSpace(entry))
+	}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("local.ini allows %q, want %q", got, want)
+	}
+}
+
+// TestSSHAllow lets others log in and shuts them out again, on a machine that
+// knows its client.
+func TestSSHAllow(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80)
+		m.bootstrap(t)
+		before := m.rules(t)
+		m.wantOpen(t, map[string]string{"80/tcp": everybody, "22/tcp": "client4 client6"})
+		stranger, network := m.Stranger.V4.String(), "2001:db8:0:2::/64"
+
+		says(t, m.must(t, exitOK, "ssh", "allow", stranger).Stdout, stranger)
+		m.wantAllowed(t, "client", stranger)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6 stranger4"})
+		m.untouched(t, "ssh", "allow", stranger)
+		m.must(t, exitOK, "ssh", "allow", network, "203.0.113.0/24", "--for", "2h")
+		m.wantOpen(t, map[string]string{"22/tcp": everybody})
+
+		s := m.status(t, exitOK)
+		want := []string{m.Client.V4.String(), m.Client.V6.String(), stranger, network, "203.0.113.0/24"}
+		if s.SSH.Mode != "pinned" || !sameSet(s.SSH.Allow, want) {
+			t.Errorf("status: SSH %+v, want pinned to %v", s.SSH, want)
+		}
+		for address, words := range map[string][]string{
+			m.Client.V4.String(): {"always"}, m.Client.V6.String(): {"always"}, stranger: {"always", localINI},
+			network: {localINI}, "203.0.113.0/24": {localINI},
+		} {
+			line := m.list(t, address)
+			if line == "" {
+				t.Errorf("ssh list has no line of %s: %s", address, m.must(t, exitOK, "ssh", "list").Stdout)
+			}
+			says(t, line, words...)
+			if temporary := len(words) == 1 && words[0] == localINI; temporary == strings.Contains(line, "always") {
+				t.Errorf("ssh list: until when? %s", line)
+			}
+		}
+		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "plan", "--exit-code")
+		m.restart(t)
+		m.wantOpen(t, map[string]string{"22/tcp": everybody})
+		m.must(t, exitOK, "verify")
+
+		// The end moves, and goes.
+		m.must(t, exitOK, "ssh", "allow", network, "--for", "3h")
+		_, entry, _ := strings.Cut(setting(m.read(t, localINI), "ssh", "allow"), network)
+		end := until(t, entry)
+		if in := time.Until(end); in < 2*time.Hour || in > 3*time.Hour+time.Second {
+			t.Errorf("allowed for 3 hours, and the end is in %v", in)
+		}
+		m.must(t, exitOK, "ssh", "allow", network)
+		says(t, m.list(t, network), "always")
+		m.wantOpen(t, map[string]string{"80/tcp": everybody})
+		m.untouched(t, "ssh", "remove", "198.51.100.99")
+		m.refused(t, exitUsage, []string{"ssh", "remove", m.Stranger.V6.String()}, network)
+		m.refused(t, exitUsage, []string{"ssh", "remove", "203.0.113.9"}, "203.0.113.0/24")
+		m.must(t, exitOK, "ssh", "remove", stranger, network)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+		m.must(t, exitOK, "ssh", "remove", "203.0.113.0/24")
+		same(t, "rules once all others are shut out", before, m.rules(t))
+		m.must(t, exitOK, "verify")
+	})
+}
+
+// sameSet tells whether two lists differ by their order at most.
+func sameSet(a, b []string) bool {
+	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
+}
+
+// TestSSHAllowFor lets a stranger log in for a while. The kernel ends that, no
+// service runs; who may log in for good, and who is in, stays.
+func TestSSHAllowFor(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80)
+		m.bootstrap(t)
+		before := m.rules(t)
+		var inside []*lab.Session
+		end := beforeEnd(t, func(while string) time.Time {
+			m.must(t, exitOK, "ssh", "allow", m.Stranger.V4.String(), m.Stranger.V6.String(), "--for", while)
+			return until(t, setting(m.read(t, localINI), "ssh", "allow"))
+		}, func() error {
+			look := func(when string) error {
+				if got := m.reached("22/tcp", everybody, time.Second); got != everybody {
+					return fmt.Errorf("%s: SSH is reached by %q", when, got)
+				}
+				return nil
+			}
+			for _, to := range m.Server.Both() {
+				s, err := m.Outsider.Dial(m.Stranger.Like(to), to, 22, time.Second)
+				if err != nil {
+					return err
+				}
+				t.Cleanup(s.Close)
+				inside = append(inside, s)
+			}
+			if err := look("at once"); err != nil {
+				return err
+			}
+			m.restart(t)
+			return look("after a boot")
+		})
+		if text := m.rules(t); strings.Count(text, datestop(end)) != 2 {
+			t.Errorf("want the end %v in the rules of both families:\n%s", end, text)
+		}
+		waitFor(t, end)
+		for _, when := range []string{"after the end", "after the end and a boot"} {
+			m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody})
+			s := m.status(t, exitOK)
+			if s.State != "protected" || s.SSH.Mode != "pinned" || !sameSet(s.SSH.Allow, []string{m.Client.V4.String(), m.Client.V6.String()}) {
+				t.Errorf("%s: state %q, SSH %+v", when, s.State, s.SSH)
+			}
+			for _, a := range m.Stranger.Both() {
+				if line := m.list(t, a.String()); line != "" {
+					t.Errorf("%s: ssh list has %q", when, line)
+				}
+			}
+			m.must(t, exitOK, "verify")
+			if when == "after the end" {
+				for _, s := range inside {
+					if err := s.Talk(); err != nil {
+						t.Errorf("who had logged in is thrown out: %v", err)
+					}
+				}
+				m.restart(t)
+			}
+		}
+		m.must(t, exitOK, "open", "8081/tcp")
+		if text := m.read(t, localINI); strings.Contains(text, "until") {
+			t.Errorf("the next command does not tidy up:\n%s", text)
+		}
+		m.must(t, exitOK, "close", "8081/tcp")
+		same(t, "rules once a command has tidied up", before, m.rules(t))
+	})
+}
+
+// TestSSHAllowPins begins on a machine that knows nobody: SSH is open to any.
+func TestSSHAllowPins(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80)
+		m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
+		client, stranger := m.Client.V4.String(), m.Stranger.V4.String()
+		first := func() string {
+			line, _, _ := strings.Cut(m.must(t, exitOK, "ssh", "list").Stdout, "\n")
+			return line
+		}
+		says(t, first(), "any")
+		m.wantOpen(t, map[string]string{"22/tcp": everybody, "80/tcp": everybody})
+
+		// For a while: that says nothing of who is to come in later.
+		m.must(t, exitOK, "ssh", "allow", stranger, "--for", "1h")
+		if s := m.status(t, exitOK); s.SSH.Mode != "limited" {
+			t.Errorf("allowed for a while, and the mode is %q", s.SSH.Mode)
+		}
+		says(t, first(), "any")
+		if line := m.list(t, stranger); line == "" || strings.Contains(line, "always") {
+			t.Errorf("ssh list: %q", line)
+		}
+		m.wantOpen(t, map[string]string{"22/tcp": everybody})
+
+		m.must(t, exitOK, "ssh", "allow", client)
+		s := m.status(t, exitOK)
+		if s.SSH.Mode != "pinned" || !sameSet(s.SSH.Allow, []string{client, stranger}) {
+			t.Errorf("once a client is allowed: SSH %+v", s.SSH)
+		}
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
+		if strings.Contains(first(), "any ") {
+			t.Errorf("ssh list begins with %q", first())
+		}
+		says(t, strings.Join(s.Warnings, "\n"), "IPv6")
+		m.must(t, exitOK, "ssh", "remove", stranger)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4"})
+		m.must(t, exitOK, "plan", "--exit-code")
+
+		// Nobody.
+		m.refused(t, exitFailed, []string{"ssh", "remove", client}, "--force")
+		m.must(t, exitOK, "ssh", "remove", client, "--force")
+		m.wantAllowed(t, "none")
+		m.wantOpen(t, map[string]string{"22/tcp": nobody, "80/tcp": everybody})
+		says(t, m.must(t, exitOK, "status").Stdout, "nobody")
+		says(t, first(), "nobody")
+		if s := m.status(t, exitOK); s.State != "protected" || len(s.SSH.Allow) != 0 || s.SSH.Mode != "pinned" {
+			t.Errorf("with SSH for nobody: %+v", s)
+		}
+		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "plan", "--exit-code")
+		m.restart(t)
+		m.wantOpen(t, map[string]string{"22/tcp": nobody})
+		m.must(t, exitOK, "verify")
+		m.untouched(t, "ssh", "remove", client)
+
+		// For a while is beside nobody, and not in place of it.
+		m.must(t, exitOK, "ssh", "allow", stranger, "--for", "1h")
+		m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
+		m.must(t, exitOK, "ssh", "allow", client)
+		m.must(t, exitOK, "ssh", "remove", stranger)
+		m.wantAllowed(t, client)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4"})
+	})
+}
+
+// TestSSHAllowAny has the owner say that SSH is for any.
+func TestSSHAllowAny(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22)
+		m.write(t, agentINI, "[agent]\nprofile = web-only\n[ssh]\nallow = any\nlimit = 2/minute\n", 0o640)
+		owner := m.tree(t, true, "etc/basicfw/agent.ini")
+		m.must(t, exitOK, "bootstrap", "--no-service")
+		limited := func(from netip.Addr) {
+			t.Helper()
+			lab.Poll(t, from.String()+" to be over the limit", func() bool {
+				return m.Outsider.Reach(from, m.Server.V4, 22, lab.Brief) != nil
+			})
+		}
+		limited(m.Client.V4)
+		m.must(t, exitOK, "ssh", "allow", m.Client.V4.String())
+		m.wantAllowed(t, "any", m.Client.V4.String())
+		for range 20 {
+			if err := m.Outsider.Reach(m.Client.V4, m.Server.V4, 22, lab.Patient); err != nil {
+				t.Fatalf("allowed, and held back by the limit: %v", err)
+			}
+		}
+		if err := m.Outsider.Reach(m.Stranger.V4, m.Server.V4, 22, lab.Patient); err != nil {
+			t.Errorf("SSH is for any, and not for a stranger: %v", err)
+		}
+		limited(m.Stranger.V4)
+		if s := m.status(t, exitOK); s.SSH.Mode != "limited" {
+			t.Errorf("status: SSH %+v", s.SSH)
+		}
+		// It is not the last: any may log in.
+		m.must(t, exitOK, "ssh", "remove", m.Client.V4.String())
+		limited(m.Client.V4)
+		m.must(t, exitOK, "verify")
+		same(t, "the owner's file", owner, m.tree(t, true, "etc/basicfw/agent.ini"))
+	})
+}
+
+// TestSSHRemoveNamed takes away clients that the settings name.
+func TestSSHRemoveNamed(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22)
+		m.bootstrap(t)
+		client4, client6 := m.Client.V4.String(), m.Client.V6.String()
+		m.must(t, exitOK, "ssh", "remove", client4)
+		m.wantSetting(t, "ssh", "client_ip", client6)
+		m.wantOpen(t, map[string]string{"22/tcp": "client6"})
+		if line := m.list(t, client4); line != "" {
+			t.Errorf("ssh list has %q", line)
+		}
+		m.must(t, exitOK, "plan", "--exit-code")
+		m.refused(t, exitFailed, []string{"ssh", "remove", client6}, "--force")
+		m.must(t, exitOK, "ssh", "remove", client6, "--force")
+		if text := m.read(t, localINI); strings.Contains(text, client6) {
+			t.Errorf("the client is still named:\n%s", text)
+		}
+		m.wantOpen(t, map[string]string{"22/tcp": nobody})
+		m.must(t, exitOK, "plan", "--exit-code")
+		m.must(t, exitOK, "apply")
+		m.must(t, exitOK, "bootstrap", "--no-service")
+		m.wantOpen(t, map[string]string{"22/tcp": nobody})
+
+		// Named in the owner's file, which is not ours to write to.
+		m.must(t, exitOK, "uninstall")
+		m.write(t, localINI, "", 0o600)
+		m.write(t, agentINI, "[ssh]\nclient_ip = "+m.Client.String()+" ; me\n", 0o640)
+		owner := m.tree(t, true, "etc/basicfw/agent.ini")
+		m.must(t, exitOK, "bootstrap", "--no-service")
+		m.must(t, exitOK, "ssh", "remove", client4)
+		m.wantOpen(t, map[string]string{"22/tcp": "client6"})
+		m.must(t, exitOK, "plan", "--exit-code")
+		same(t, "the owner's file", owner, m.tree(t, true, "etc/basicfw/agent.ini"))
+	})
+}
+
+// TestSSHRefused names addresses that say nothing of where somebody comes
+// from, and times that are none.
+func TestSSHRefused(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.bootstrap(t)
+	for _, command := range []string{"allow", "remove"} {
+		for _, a := range []string{"", "CI_MISSING_JINJA_VAR/x", "office.example.com", "192.0.2.10 -j", "192.0.2.10\n[open]", "192.0.2.10;x"} {
+			m.refused(t, exitUsage, []string{"ssh", command, a})
+		}
+		m.refused(t, exitUsage, []string{"ssh", command})
+	}
+	m.refused(t, exitFailed, []string{"ssh", "allow", "me"}, "address")
+	// Anybody can say so.
+	before := m.everything(t)
+	c := m.command("ssh", "allow", "me")
+	c.Env = append(c.Env, "SSH_CONNECTION=203.0.113.9 50000 192.0.2.1 22")
+	if r := m.Host.Run(t, c); r.Code != exitFailed {
+		t.Errorf("ssh allow me, by a variable: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+	}
+	same(t, "after ssh allow me, by a variable", before, m.everything(t))
+	for _, a := range []string{
+		"127.0.0.1", "::1", "127.0.0.0/8", "224.0.0.1", "ff02::1", "224.0.0.0/4", "fe80::1", "169.254.1.1",
+		"0.0.0.0", "::", "0.0.0.0/0", "::/0", "192.168.1.5", "100.64.3.2", "fd00::5",
+	} {
+		m.refused(t, exitUsage, []string{"ssh", "allow", a}, a)
+	}
+	m.refused(t, exitUsage, []string{"ssh", "allow", "198.51.100.7/24"}, "198.51.100.0/24")
+	// One that is wrong spoils the lot.
+	m.refused(t, exitUsage, []string{"ssh", "allow", "203.0.113.50", "127.0.0.1"}, "127.0.0.1")
+	m.refused(t, exitUsage, []string{"ssh", "remove", m.Client.V4.String(), "192.0.2.0/33"}, "192.0.2.0/33")
+	m.refused(t, exitFailed, []string{"ssh", "remove", m.Client.V4.String(), m.Client.V6.String()}, "--force")
+	for _, d := range []string{"none", "0", "0s", "1y", "400d", "721h", "-1h", "500ms", "8", "soon"} {
+		m.refused(t, exitUsage, []string{"ssh", "allow", "203.0.113.50", "--for", d}, "--for")
+	}
+	m.refused(t, exitUsage, []string{"ssh", "allow", "203.0.113.50", "--for"}, "--for")
+	m.refused(t, exitUsage, []string{"ssh", "no-such"}, "no-such")
+	m.must(t, exitOK, "verify")
+}
+
+// sshServer is a real sshd on a machine, and what one needs to log in.
+type sshServer struct {
+	m   *machine
+	key string
+}
+
+// sshd starts sshd on the machine.
+func (m *machine) sshd(t *testing.T) *sshServer {
+	t.Helper()
+	lab.Need(t, "sshd", "ssh", "ssh-keygen")
+	dir := t.TempDir()
+	file := func(name string) string { return filepath.Join(dir, name) }
+	for _, key := range []string{"hostkey", "key"} {
+		m.Host.MustRun(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file(key))
+	}
+	config := fmt.Sprintf(`Port 22
+ListenAddress 0.0.0.0
+ListenAddress ::
+HostKey %s
+AuthorizedKeysFile %s
+PidFile none
+StrictModes no
+UsePAM no
+PermitRootLogin yes
+LogLevel ERROR
+`, file("hostkey"), file("key.pub"))
+	if err := os.WriteFile(file("config"), []byte(config), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	// It wants an empty directory there.
+	if err := os.Mkdir(filepath.Join(m.root, "run/sshd"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := strings.TrimSpace(m.Host.MustRun(t, "sh", "-c", "command -v sshd"))
+	p := m.Host.Start(t, lab.Command{Args: []string{path, "-D", "-e", "-f", file("config")}})
+	t.Cleanup(func() {
+		if r := p.Stop(t); t.Failed() {
+			t.Logf("sshd says:\n%s", r.Stderr)
+		}
+	})
+	s := &sshServer{m, file("key")}
+	lab.Poll(t, "sshd to listen", func() bool {
+		return strings.Count(m.Host.MustRun(t, "ss", "-Hltn", "sport = :22"), "LISTEN") == 2
+	})
+	return s
+}
+
+// run has somebody log in from an address and run commands of the program, one
+// after the other, in one session.
+func (s *sshServer) run(t *testing.T, from netip.Addr, commands ...string) lab.Result {
+	t.Helper()
+	to := s.m.Server.Like(from)
+	c := s.m.command()
+	script := "export " + strings.Join(c.Env, " ") + "; cd " + c.Dir
+	for _, command := range commands {
+		script += " && " + strings.Join(c.Args, " ") + " " + command
+	}
+	return s.m.Outsider.Run(t, lab.Command{Args: []string{"ssh", "-F", "/dev/null", "-i", s.key, "-b", from.String(),
+		"-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+		"-o", "LogLevel=ERROR", "root@" + to.String(), script}})
+}
+
+// must is run where the commands have to end with a certain exit code.
+func (s *sshServer) must(t *testing.T, code int, from netip.Addr, commands ...string) lab.Result {
+	t.Helper()
+	r := s.run(t, from, commands...)
+	if r.Code != code {
+		t.Fatalf("%q, typed by %v: exit code %d, want %d\nstdout: %s\nstderr: %s", commands, from, r.Code, code, r.Stdout, r.Stderr)
+	}
+	return r
+}
+
+// refused is machine.refused for what is typed in a session.
+func (s *sshServer) refused(t *testing.T, from netip.Addr, command string, words ...string) {
+	t.Helper()
+	before := s.m.everything(t)
+	r := s.must(t, exitFailed, from, command)
+	oneLine(t, r.Stderr, words...)
+	same(t, "after the refused "+command, before, s.m.everything(t))
+}
+
+// you is what status, typed in a session, says of who asks.
+func you(t *testing.T, text string) string {
+	t.Helper()
+	for _, l := range strings.Split(text, "\n") {
+		if strings.HasPrefix(l, "you ") {
+			return l
+		}
+	}
+	t.Errorf("status does not say who asks:\n%s", text)
+	return ""
+}
+
+// TestSSHInSession types commands in sessions of a real sshd, on a machine
+// that knows nobody at first.
+func TestSSHInSession(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		sshd := m.sshd(t)
+		m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
+		client4, client6, network := m.Client.V4, m.Client.V6, "2001:db8:0:1::/64"
+		m.wantOpen(t, map[string]string{"22/tcp": everybody})
+		says(t, you(t, sshd.must(t, exitOK, client4, "status").Stdout), client4.String())
+
+		// It would pin SSH to somebody else.
+		sshd.refused(t, client4, "ssh allow 203.0.113.50", client4.String(), "--force")
+		m.wantOpen(t, map[string]string{"22/tcp": everybody})
+
+		says(t, sshd.must(t, exitOK, client6, "ssh allow me").Stdout, network)
+		m.wantAllowed(t, "client", network)
+		m.wantOpen(t, map[string]string{"22/tcp": "client6"})
+		says(t, sshd.must(t, exitOK, client6, "ssh allow me").Stdout, "nothing changed")
+		sshd.must(t, exitOK, client6, "ssh allow "+client4.String()+" 203.0.113.50")
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+		for _, from := range m.Client.Both() {
+			line := you(t, sshd.must(t, exitOK, from, "status").Stdout)
+			says(t, line, from.String())
+			if strings.Contains(line, " not ") {
+				t.Errorf("status says to who may log in: %s", line)
+			}
+			var s status
+			if err := json.Unmarshal([]byte(sshd.must(t, exitOK, from, "status --json").Stdout), &s); err != nil || s.SSH.You != from.String() {
+				t.Errorf("status --json: %v, you are %q, want %v", err, s.SSH.You, from)
+			}
+		}
+		wantScreen(t, sshd.must(t, exitOK, client6, "status").Stdout)
+
+		// One's own address.
+		sshd.refused(t, client4, "ssh remove "+client4.String(), client4.String(), "--force")
+		sshd.refused(t, client6, "ssh remove "+network, "--force")
+		sshd.must(t, exitOK, client6, "ssh remove 203.0.113.50")
+		r := sshd.must(t, exitOK, client4, "ssh remove "+client4.String()+" --force", "status")
+		line := you(t, r.Stdout)
+		says(t, line, client4.String(), " not ")
+		m.wantOpen(t, map[string]string{"22/tcp": "client6"})
+		// The last.
+		sshd.refused(t, client6, "ssh remove "+network, "--force")
+		r = sshd.must(t, exitOK, client6, "ssh remove "+network+" --force", "status")
+		says(t, you(t, r.Stdout), " not ")
+		m.wantOpen(t, map[string]string{"22/tcp": nobody})
+		m.wantAllowed(t, "none")
+		m.must(t, exitOK, "verify")
+	})
+}
+
+// TestSSHForced shuts oneself out, because one says so.
+func TestSSHForced(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "legacy")
+	sshd := m.sshd(t)
+	m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
+	// For a while pins nobody, so nobody is shut out.
+	sshd.must(t, exitOK, m.Client.V4, "ssh allow 203.0.113.50 --for 1h")
+	sshd.refused(t, m.Client.V4, "ssh allow "+m.Stranger.V4.String(), "--force")
+	r := sshd.must(t, exitOK, m.Client.V4, "ssh allow "+m.Stranger.V4.String()+" --force", "status")
+	says(t, you(t, r.Stdout), m.Client.V4.String(), " not ")
+	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
+	// Who is shut out lets himself in for a while from another address.
+	sshd.must(t, exitOK, m.Stranger.V4, "ssh allow "+m.Client.V4.String()+" --for 1h")
+	r = sshd.must(t, exitOK, m.Client.V4, "ssh allow me", "status")
+	if line := you(t, r.Stdout); strings.Contains(line, " not ") {
+		t.Error(line)
+	}
+	says(t, m.list(t, m.Client.V4.String()), "always")
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
+}
+
+// TestSSHDetected has the client found by his session, and not named.
+func TestSSHDetected(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	sshd := m.sshd(t)
+	client, stranger := m.Client.V4, m.Stranger.V4
+	sshd.must(t, exitOK, client, "bootstrap --profile web-only --no-service")
+	m.wantOpen(t, map[string]string{"22/tcp": "client4"})
+	says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, "nothing changed")
+	sshd.must(t, exitOK, client, "ssh allow "+stranger.String())
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
+	sshd.refused(t, client, "ssh remove "+client.String(), client.String(), "--force")
+	says(t, m.list(t, client.String()), "always")
+
+	// By another, who may.
+	sshd.must(t, exitOK, stranger, "ssh remove "+client.String())
+	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
+	for _, command := range []string{"plan --exit-code", "apply", "bootstrap --no-service"} {
+		m.must(t, exitOK, strings.Fields(command)...)
+	}
+	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
+	if line := m.list(t, client.String()); line != "" {
+		t.Errorf("ssh list has %q", line)
+	}
+}
