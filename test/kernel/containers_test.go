@@ -41,10 +41,9 @@ func newEngine(t *testing.T, m *machine, program string) *engine {
 	t.Helper()
 	lab.Need(t, "unshare", "nsenter")
 	e := &engine{m: m, program: program}
-	etc, lib := filepath.Join(t.TempDir(), "etc"), t.TempDir()
-	m.Host.MustRun(t, "cp", "-a", "/etc", etc)
-	m.Host.Bind(t, etc, "/etc")
-	m.Host.Bind(t, lib, "/var/lib")
+	m.Host.Bind(t, t.TempDir(), "/var/lib")
+	m.Host.MustRun(t, "sh", "-ec", "mkdir /run/etc; mount -t tmpfs tmpfs /run/etc; mkdir /run/etc/upper /run/etc/work; "+
+		"mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work overlay /etc")
 	group := filepath.Join("/sys/fs/cgroup", e.group())
 	if err := m.Host.Do(func() error { return unix.Mount("cgroup2", "/sys/fs/cgroup", "cgroup2", 0, "") }); err != nil {
 		t.Fatalf("mounting cgroup2: %v", err)
