@@ -19,7 +19,7 @@ demo: build ## first boot, status, a scan, a repair: in a throwaway network name
 	test/demo ./basicfw-agent
 
 test: ## all tests but those that boot a machine
-	test/install iproute2 iptables nftables nmap procps rpm rpmlint cloud-init systemd openssh-server iputils-ping gpg gpg-agent groff-base man-db
+	test/install iproute2 iptables nftables nmap procps docker.io containerd podman netavark rpm rpmlint cloud-init systemd openssh-server iputils-ping gpg gpg-agent groff-base man-db
 	go test -count=1 ./...
 
 test-vm: rpm ## boot tests: a virtual machine, cloud-init, the RPM, a reboot

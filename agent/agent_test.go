@@ -29,11 +29,12 @@ type fakeKernel struct {
 	rules   firewall.Ruleset
 	removed bool // others' deciding rules were taken out
 	foreign []firewall.Foreign
+	bypass  []firewall.Bypass
 	loads   int
 }
 
 func (k *fakeKernel) Inspect(_ context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
-	in := firewall.Inspection{Backend: "fake", Present: !k.rules.IsZero(), Snapshot: k.rules}
+	in := firewall.Inspection{Backend: "fake", Present: !k.rules.IsZero(), Snapshot: k.rules, Bypass: k.bypass}
 	for _, f := range firewall.Families {
 		*in.Before.Family(f) = firewall.FamilyBefore{Input: "ACCEPT", Output: "ACCEPT"}
 	}

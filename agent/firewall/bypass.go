@@ -17,7 +17,7 @@ type Bypass struct {
 	// On is the address of this host that is forwarded, or a network; empty
 	// where all are.
 	On string `json:"on"`
-	To string `json:"to"` // as the rule says it: "172.17.0.2:80"
+	To string `json:"to"` // as a rule says it: "172.17.0.2:80", "[fd00::2]:8000-8010"
 	By string `json:"by"` // the table and the chain that do it
 	// Program is whose rule it is, as far as names tell; else empty.
 	Program string `json:"program"`
@@ -44,10 +44,14 @@ func (b Bypass) Covers(proto Proto, port uint16) bool {
 
 // Target is the address that it is forwarded to; invalid where that is not one.
 func (b Bypass) Target() netip.Addr {
-	if to, err := netip.ParseAddrPort(b.To); err == nil {
-		return to.Addr()
+	host := b.To
+	switch {
+	case strings.HasPrefix(host, "["):
+		host, _, _ = strings.Cut(host[1:], "]")
+	case strings.Count(host, ":") == 1:
+		host, _, _ = strings.Cut(host, ":")
 	}
-	to, _ := netip.ParseAddr(b.To)
+	to, _ := netip.ParseAddr(host)
 	return to
 }
 

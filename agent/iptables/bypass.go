@@ -109,6 +109,10 @@ func matches(words []string) (m match, ok bool) {
 			m.target = value
 		case "--to-destination", "--to":
 			m.to = value
+			// Behind a range of ports may be the one that its first stands for.
+			if i := strings.LastIndexByte(value, '/'); i > 0 && option == "--to-destination" {
+				m.to = value[:i]
+			}
 		case "--comment":
 			m.comment = value
 		default:

@@ -156,7 +156,7 @@ func TestForwarded(t *testing.T) {
 		"one address":        {base("inet", "ip6 daddr 2001:db8::1 tcp dport 80 dnat ip6 to [fd00::2]:80"), []firewall.Bypass{on("2001:db8::1", by6("tcp", "80", "[fd00::2]:80"))}},
 		"one network":        {base("ip", "ip daddr 192.0.2.0/24 tcp dport 80 dnat to 10.0.0.2"), []firewall.Bypass{on("192.0.2.0/24", by4("tcp", "80", "10.0.0.2"))}},
 		"one narrow network": {base("ip", "ip daddr 192.0.2.64/26 tcp dport 80 dnat to 10.0.0.2"), []firewall.Bypass{on("192.0.2.64/26", by4("tcp", "80", "10.0.0.2"))}},
-		"behind ct":          {base("ip", "ip daddr 192.0.2.1 tcp dport 80 ct mark 7 ct state new dnat to 10.0.0.2"), []firewall.Bypass{on("192.0.2.1", by4("tcp", "80", "10.0.0.2"))}},
+		"behind ct":          {base("ip", "ip daddr 192.0.2.1 ct mark 7 tcp dport 80 ct state new dnat to 10.0.0.2"), []firewall.Bypass{on("192.0.2.1", by4("tcp", "80", "10.0.0.2"))}},
 		"sctp":               {base("inet", "sctp dport 80 dnat ip6 to fd00::2"), []firewall.Bypass{by6("sctp", "80", "fd00::2")}},
 
 		"map of addresses": {base("ip", "dnat to tcp dport map { 80 : 10.0.0.2, 8000-8010 : 10.0.0.3 }"), []firewall.Bypass{by4("tcp", "80", "10.0.0.2"), by4("tcp", "8000-8010", "10.0.0.3")}},

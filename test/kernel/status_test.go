@@ -26,10 +26,12 @@ type status struct {
 	Families map[string]string
 	Drift    []struct{ Family, Chain, Kind, Want, Got string }
 	Foreign  []struct{ Family, Chain, Rule, Effect string }
+	Bypass   []forwarded
 
 	Listening []struct {
 		Proto     string
 		Port      uint16
+		Process   string
 		Reachable bool
 		OpenWith  string `json:"open_with"`
 	}
@@ -74,7 +76,8 @@ func (m *machine) status(t *testing.T, code int) status {
 		"drift":      {"family", "chain", "kind", "want", "got"},
 		"foreign":    {"family", "chain", "rule", "effect"},
 		"persisted":  {"path", "ok"},
-		"bypass":     nil, "conflicts": nil, "warnings": nil, "next": nil,
+		"bypass":     {"family", "proto", "port", "on", "to", "by", "program"},
+		"conflicts":  nil, "warnings": nil, "next": nil,
 	} {
 		if want == nil {
 			if !strings.HasPrefix(string(keys[key]), "[") {
