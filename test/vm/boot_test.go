@@ -115,7 +115,7 @@ func testLife(t *testing.T, b built) {
 			systemctl enable nftables
 			basicfw-agent open 60000/tcp --for 30m
 			basicfw-agent open 5432/tcp --for 20s
-			basicfw-agent ssh allow `+s.wire.Stranger.V4.String()+` --for 20s`)
+			basicfw-agent ssh allow `+s.wire.Router.V4.String()+` --for 20s`)
 		defer m.Must(t, "systemctl disable nftables; mv /root/nftables.conf /etc/nftables.conf")
 		since := time.Now()
 		m.Reboot(t)
@@ -124,7 +124,7 @@ func testLife(t *testing.T, b built) {
 		s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 60000).Close()
 		s.wantSettings(t, m, "60000/tcp until ", true)
 		s.wantSettings(t, m, "5432", false)
-		s.wantSettings(t, m, s.wire.Stranger.V4.String(), false)
+		s.wantSettings(t, m, s.wire.Router.V4.String(), false)
 		m.Must(t, "basicfw-agent close 60000/tcp")
 		s.checkProtected(t, m, webMail)
 		if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {

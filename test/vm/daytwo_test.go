@@ -12,7 +12,8 @@ import (
 // checkDayTwo opens and closes on a machine whose service runs in its sandbox:
 // rules, settings, status and login message have to follow.
 func (s *site) checkDayTwo(t *testing.T, m *Machine) {
-	stranger := s.wire.Stranger.V4
+	// The prober is at sshd's port as the stranger, and would use up the limit.
+	shutOut := s.wire.Router.V4
 	closed := func(port uint16) {
 		t.Helper()
 		for _, to := range s.wire.Machine.Both() {
@@ -49,22 +50,22 @@ func (s *site) checkDayTwo(t *testing.T, m *Machine) {
 	}
 
 	// Somebody is shut out, and gets in again from the console.
-	if out, code := s.login(t, stranger, "true", silence); code == 0 {
+	if out, code := s.login(t, shutOut, "true", silence); code == 0 {
 		t.Fatalf("a stranger could log in: %s", out)
 	}
 	m.Must(t, "basicfw-agent unlock --for 10m")
 	if out := m.Must(t, "cat /etc/motd.d/basicfw"); !strings.Contains(out, "basicfw-agent lock") {
 		t.Errorf("the login message says %q", out)
 	}
-	out, code := s.login(t, stranger, "sudo basicfw-agent ssh allow me && sudo basicfw-agent lock; sudo basicfw-agent status", time.Minute)
-	if code != 0 || !strings.Contains(out, stranger.String()+" may log in") || !strings.Contains(out, "\nyou         "+stranger.String()+", who may log in again") {
+	out, code := s.login(t, shutOut, "sudo basicfw-agent ssh allow me && sudo basicfw-agent lock; sudo basicfw-agent status", time.Minute)
+	if code != 0 || !strings.Contains(out, shutOut.String()+" may log in") || !strings.Contains(out, "\nyou         "+shutOut.String()+", who may log in again") {
 		t.Errorf("as the stranger: exit code %d\n%s", code, out)
 	}
-	if out, code := s.login(t, stranger, "sudo basicfw-agent ssh remove "+stranger.String(), time.Minute); code != 1 || !strings.Contains(out, "could not log in again") {
+	if out, code := s.login(t, shutOut, "sudo basicfw-agent ssh remove "+shutOut.String(), time.Minute); code != 1 || !strings.Contains(out, "could not log in again") {
 		t.Errorf("removing oneself: exit code %d\n%s", code, out)
 	}
-	m.Must(t, "basicfw-agent ssh remove "+stranger.String())
-	if out, code := s.login(t, stranger, "true", silence); code == 0 {
+	m.Must(t, "basicfw-agent ssh remove "+shutOut.String())
+	if out, code := s.login(t, shutOut, "true", silence); code == 0 {
 		t.Errorf("a stranger could log in again: %s", out)
 	}
 	// The service takes the message away when the time is over.
