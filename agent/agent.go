@@ -432,6 +432,9 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	if err := a.Store.Save(next); err != nil {
 		return out, fmt.Errorf("keeping the state: %w", err)
 	}
+	if err := a.Store.RemovePending(); err != nil { // one of another boot, or this very change
+		return out, err
+	}
 	if o.Service {
 		if err := a.register(&undo); err != nil {
 			return out, err

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
@@ -38,6 +39,9 @@ type Session struct {
 	Client netip.Prefix // an IPv4 address, an IPv6 /64, or a private IPv6 address
 	From   netip.Addr   // the very address
 	Reason string
+	// Began is how long the machine had been up when the session began; zero is
+	// not known.
+	Began time.Duration
 }
 
 // Listener is a socket that waits for peers on more than loopback.

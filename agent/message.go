@@ -20,7 +20,11 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 		s.State, s.Why = FailsafeState, failsafeWhy(st)
 	}
 	s.ssh(st, facts)
-	if s.unlock(st); s.Unlock != nil {
+	if p, err := a.Pending(); err == nil && p != nil {
+		s.State, s.Pending = PendingState, &PendingStatus{Until: p.Window.Until}
+	}
+	s.TakenBack = st.TakenBack
+	if s.unlock(st); s.Pending == nil && s.Unlock != nil {
 		s.State = Unlocked
 	}
 	return a.announce(s)
@@ -51,6 +55,8 @@ func (s Status) message() string {
 			next = "bootstrap"
 		}
 		say("this machine is not as it was decided: %s. Run: basicfw-agent %s", s.Why, next)
+	case PendingState:
+		say("new rules go at %s unless they are confirmed. Keep them: basicfw-agent confirm", firewall.FormatTime(s.Pending.Until))
 	case Unlocked:
 		say("this machine is unlocked until %s. Close it again: basicfw-agent lock", firewall.FormatTime(s.Unlock.Until))
 	case NotBootstrapped:
@@ -62,6 +68,9 @@ func (s Status) message() string {
 		say("SSH is open to any address, because nobody is known. Pin it to yours: basicfw-agent ssh allow me")
 	case s.SSH.Mode == string(firewall.SSHPinned) && len(s.SSH.Allow) == 0:
 		say("SSH is for nobody. Let yourself in again: basicfw-agent ssh allow ADDRESS")
+	}
+	if s.TakenBack != "" {
+		say("%s. See: basicfw-agent plan", s.TakenBack)
 	}
 	if len(s.Bypass) > 0 {
 		say("%s past this firewall. See: basicfw-agent status", BypassVerdict(s.Bypass))

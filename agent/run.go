@@ -49,7 +49,7 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 	if err != nil {
 		return err
 	}
-	changes, err := a.System.Watch(ctx, store.StateFile)
+	changes, err := a.System.Watch(ctx, store.StateFile, store.PendingFile)
 	if err != nil {
 		a.Log.WithError(err).Warn("what commands change is followed only now and then")
 	}
@@ -92,6 +92,11 @@ func (a *Agent) nextEnd(failed bool) <-chan time.Time {
 	}
 	m := a.Moment()
 	end := st.Desired.Ends(m)
+	if p, err := a.Pending(); err == nil && p != nil {
+		if t := p.Window.End(m); end.IsZero() || t.Before(end) {
+			end = t
+		}
+	}
 	if end.IsZero() {
 		return nil
 	}
@@ -106,6 +111,9 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 	defer unlock()
 	if _, err := a.Conntrack.Grow(ctx); err != nil {
 		a.Log.WithError(err).Warn("the kernel's table of connections could not be enlarged")
+	}
+	if _, err := a.expire(ctx); err != nil {
+		a.Log.WithError(err).Warn("a change that waited for a confirmation is not taken back yet")
 	}
 	r, err := a.Verify(ctx, o.Ports)
 	if err == nil {
@@ -204,6 +212,12 @@ func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error
 		return false, err // the next look tries again
 	}
 	defer unlock()
+	if expired, err := a.expire(ctx); expired || err != nil {
+		return expired, err
+	}
+	if p, err := a.Pending(); p != nil || err != nil {
+		return false, err // what is followed then would be another change
+	}
 	st, err := a.Store.Load()
 	if err != nil {
 		return false, err

@@ -20,6 +20,7 @@ const (
 	Drifted         = "drifted"          // not as decided, and not wide open
 	Unprotected     = "unprotected"      // something is open that should not be
 	FailsafeState   = "failsafe"         // closed, but not by what was decided
+	PendingState    = "pending"          // new rules stand, and go unless they are confirmed
 	Unlocked        = "unlocked"         // somebody is let in for a while, as unlock has it
 	NotBootstrapped = "not-bootstrapped" // nothing was decided yet
 )
@@ -47,12 +48,14 @@ type Status struct {
 	Service      ServiceStatus        `json:"service"`
 	LastVerified *time.Time           `json:"last_verified"`
 	Conntrack    ConntrackUse         `json:"conntrack"`
-	Pending      *struct{}            `json:"pending"` // what waits for a confirmation
+	Pending      *PendingStatus       `json:"pending"` // what waits for a confirmation
 	Unlock       *UnlockStatus        `json:"unlock"`  // who is let in for a while
 	Conflicts    []string             `json:"conflicts"`
 	Warnings     []string             `json:"warnings"`
 	Next         []string             `json:"next"` // commands to run, most useful first
 
+	// TakenBack says which change was taken back, and why.
+	TakenBack string `json:"taken_back,omitempty"`
 	// Why says in a sentence what follows from the state, where it is not
 	// protected.
 	Why string `json:"why,omitempty"`
@@ -113,6 +116,11 @@ type ListeningStatus struct {
 	OpenWith string `json:"open_with"`
 }
 
+// PendingStatus is a change that waits for a confirmation.
+type PendingStatus struct {
+	Until time.Time `json:"until"`
+}
+
 // UnlockStatus is who is let in for a while, besides what was decided.
 type UnlockStatus struct {
 	From  []string  `json:"from"` // empty is anywhere
@@ -147,6 +155,11 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 		return s, err
 	}
 	st := report.State
+	if p := report.Pending; p != nil { // it is what the kernel has
+		s.Pending = &PendingStatus{Until: p.Window.Until}
+		st = p.State
+		st.LastVerified = report.State.LastVerified
+	}
 	st.Desired = st.Desired.At(a.Moment()) // the kernel has ended the rest
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
@@ -156,6 +169,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s.Backend = BackendStatus{Name: st.Backend.Name, Reason: st.Backend.Reason}
 	s.Backend.Reason = strings.Trim(report.Inspection.Backend+"; "+st.Backend.Reason, "; ")
 	s.Conntrack = facts.Conntrack
+	s.TakenBack = st.TakenBack
 	if !st.LastVerified.IsZero() {
 		s.LastVerified = &st.LastVerified
 	}
@@ -233,6 +247,8 @@ func (a *Agent) judge(s *Status, r Report) {
 				s.Why = r.Drift[0].String()
 			}
 		}
+	case s.Pending != nil:
+		s.State = PendingState
 	case s.Unlock != nil:
 		s.State = Unlocked
 	case r.State.Failsafe != "":
@@ -429,6 +445,13 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 			warn("you come from %s, which may not log in again", s.SSH.You)
 			s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
 		}
+	}
+	if s.Pending != nil {
+		s.Next = append([]string{"basicfw-agent confirm"}, s.Next...)
+	}
+	if st.TakenBack != "" {
+		warn("%s", st.TakenBack)
+		s.Next = append(s.Next, "basicfw-agent plan")
 	}
 	if s.Unlock != nil { // behind "ssh allow", for who is in by this alone
 		s.Next = append(s.Next, "basicfw-agent lock")

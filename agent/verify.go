@@ -24,6 +24,9 @@ type Report struct {
 	Persisted  []PersistedFile
 	Service    ServiceStatus
 	Warnings   []string
+	// Pending is the change that waits for a confirmation. Its rules are wanted
+	// in the kernel, while the files are those of State.
+	Pending *store.Pending
 	// options are what Converge needs to mend it.
 	options Options
 }
@@ -46,7 +49,10 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 	if !st.SSHFixed {
 		a.follow(&r, ports)
 	}
-	if r.Inspection, err = a.Kernel.Inspect(ctx, r.State.Ruleset); err != nil {
+	if r.Pending, err = a.Pending(); err != nil {
+		r.Warnings = append(r.Warnings, err.Error())
+	}
+	if r.Inspection, err = a.Kernel.Inspect(ctx, r.wanted()); err != nil {
 		return Report{}, err
 	}
 	r.Drift = slices.Clone(r.Inspection.Drift)
@@ -67,6 +73,14 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 		}
 	}
 	return r, nil
+}
+
+// wanted are the rules that should be in the kernel.
+func (r Report) wanted() firewall.Ruleset {
+	if r.Pending != nil {
+		return r.Pending.State.Ruleset
+	}
+	return r.State.Ruleset
 }
 
 // follow makes the wanted state's SSH ports those where sshd is.
@@ -140,6 +154,10 @@ func (a *Agent) verifyFiles(r *Report) error {
 
 // Mend brings the machine back to what r wants.
 func (a *Agent) Mend(ctx context.Context, r Report) (Outcome, error) {
+	if r.Pending != nil {
+		// The files have their turn when it is confirmed or taken back.
+		return Outcome{Inspection: r.Inspection, Changed: true}, a.Kernel.Load(ctx, r.wanted(), r.Inspection, false)
+	}
 	return a.Converge(ctx, r.State, r.options)
 }
 

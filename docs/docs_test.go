@@ -222,7 +222,8 @@ func TestSettings(t *testing.T) {
 // TestStatus: every state and every key of status --json is in the manual.
 func TestStatus(t *testing.T) {
 	man := page(t, "basicfw-agent.8")
-	for _, state := range []string{agent.Protected, agent.Drifted, agent.Unprotected, agent.FailsafeState, agent.NotBootstrapped} {
+	for _, state := range []string{agent.Protected, agent.Drifted, agent.Unprotected, agent.FailsafeState,
+		agent.PendingState, agent.Unlocked, agent.NotBootstrapped} {
 		if !has(man["STATUS/States"], state) {
 			t.Errorf("the manual does not have the state %s", state)
 		}

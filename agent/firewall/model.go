@@ -244,29 +244,9 @@ type Desired struct {
 
 // Unlock lets in over SSH, or with All to everything, until a time.
 type Unlock struct {
-	From  []netip.Prefix `json:"from,omitempty"` // empty is anywhere, limited as SSH is
-	All   bool           `json:"all,omitempty"`
-	Since time.Time      `json:"since"`
-	Until time.Time      `json:"until"`
-	// Boot names the boot in which it began, and Uptime is how long that will
-	// have been up when it ends. No change of the clock moves that.
-	Boot   string        `json:"boot,omitempty"`
-	Uptime time.Duration `json:"uptime,omitempty"`
-}
-
-// Moment is a point of time, by the clock and by what no change of the clock
-// moves.
-type Moment struct {
-	Time   time.Time
-	Boot   string // names this boot; "" is not known
-	Uptime time.Duration
-}
-
-// over tells whether an unlocking has ended. Within one boot it is also held to
-// the time that really went by. A clock that stands before its beginning was
-// set back by somebody knows how much.
-func (u Unlock) over(m Moment) bool {
-	return over(u.Until, m.Time) || m.Time.Before(u.Since) || u.Boot != "" && u.Boot == m.Boot && m.Uptime > u.Uptime
+	From []netip.Prefix `json:"from,omitempty"` // empty is anywhere, limited as SSH is
+	All  bool           `json:"all,omitempty"`
+	Window
 }
 
 // Services are the profile's services, less those that are closed, and those

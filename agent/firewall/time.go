@@ -44,7 +44,7 @@ func over(until, now time.Time) bool { return !until.IsZero() && now.Unix() > un
 func (d Desired) At(m Moment) Desired {
 	d.Open = without(d.Open, func(s Service) bool { return over(s.Until, m.Time) })
 	d.SSH = d.SSH.At(m.Time)
-	if d.Unlock != nil && d.Unlock.over(m) {
+	if d.Unlock != nil && d.Unlock.Over(m) {
 		d.Unlock = nil
 	}
 	return d
@@ -83,10 +83,7 @@ func (d Desired) Ends(m Moment) time.Time {
 		earlier(t.Until)
 	}
 	if u := d.Unlock; u != nil {
-		earlier(u.Until)
-		if u.Boot != "" && u.Boot == m.Boot {
-			earlier(m.Time.Add(u.Uptime - m.Uptime))
-		}
+		earlier(u.End(m))
 	}
 	return first
 }

@@ -109,7 +109,7 @@ func TestParseServiceUntil(t *testing.T) {
 // time that went by, whatever happens to the clock.
 func TestUnlockEnds(t *testing.T) {
 	begin := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
-	u := &Unlock{Since: begin, Until: begin.Add(15 * time.Minute), Boot: "a", Uptime: time.Hour + 15*time.Minute}
+	u := &Unlock{Window: NewWindow(Moment{Time: begin, Boot: "a", Uptime: time.Hour}, 15*time.Minute)}
 	d := Desired{Profile: Profile{Name: "p"}, SSH: SSH{Ports: []uint16{22}, Mode: SSHPinned, Nobody: true}, Unlock: u}
 	for _, tt := range []struct {
 		what   string

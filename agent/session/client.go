@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -17,6 +18,9 @@ type Client struct {
 	// its /64, for privacy addresses (RFC 8981) change in it.
 	Prefix netip.Prefix
 	Reason string // how that is known
+	// Began is how long the machine had been up when sshd's process for the
+	// connection began; zero is not known.
+	Began time.Duration
 }
 
 // newClient refuses addresses that say nothing of where somebody comes from.
@@ -72,7 +76,9 @@ func (p *Processes) fromConnection(value string, established []system.Socket) (C
 	}
 	for _, s := range established {
 		if s.Proto == "tcp" && s.Local == local && s.Remote == remote && p.authenticated(s) {
-			return newClient(remote.Addr(), "the SSH session that ran this command comes from there")
+			c, ok := newClient(remote.Addr(), "the SSH session that ran this command comes from there")
+			c.Began = p.ssh[s.Inode].began
+			return c, ok
 		}
 	}
 	return Client{}, false

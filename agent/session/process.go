@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -40,6 +41,9 @@ type holders struct {
 	listener int  // the main process, the one that listens, or 0
 	root     bool // one belongs to root
 	preauth  bool // one has not yet seen a key or a password
+	// began is when the first of root's began, since the machine did; zero is
+	// not known.
+	began time.Duration
 }
 
 // ReadProcesses looks at the processes there are. It opens the files of sshd's
@@ -91,12 +95,16 @@ func (p *Processes) addSSH(proc process) {
 	}
 	title := p.title(proc.pid)
 	main := p.isMain(proc, st, title)
+	began := p.began(proc.pid)
 	for _, inode := range p.sockets(proc.pid) {
 		h := p.ssh[inode]
 		h.root = h.root || st.root
 		h.preauth = h.preauth || isPreauth(proc.exe, title)
 		if main {
 			h.listener = proc.pid
+		}
+		if st.root && began > 0 && (h.began == 0 || began < h.began) {
+			h.began = began
 		}
 		p.ssh[inode] = h
 	}
@@ -230,6 +238,26 @@ func parseStatus(data []byte) (status, error) {
 		return status{}, errors.New("a status without PPid or Uid")
 	}
 	return st, nil
+}
+
+// began tells when a process began, since the machine did: field 22 of
+// proc(5)'s stat, in hundredths of a second (USER_HZ is 100 on every
+// architecture that we build for). Zero is not known.
+func (p *Processes) began(pid int) time.Duration {
+	data, err := p.read(pid, "stat", 4096)
+	if err != nil {
+		return 0
+	}
+	// The name, in parentheses, may hold anything.
+	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
+	if len(fields) < 20 {
+		return 0
+	}
+	ticks, err := strconv.ParseInt(fields[19], 10, 64)
+	if err != nil {
+		return 0
+	}
+	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
 // title is a process's command line, which sshd writes over.

@@ -22,8 +22,10 @@ const (
 	StateFile = Dir + "/state.json"
 	backupDir = Dir + "/backup"
 	original  = backupDir + "/original.json"
-	RunDir    = "/run/basicfw-agent"
-	lockFile  = RunDir + "/lock"
+	// PendingFile is the change that waits for a confirmation.
+	PendingFile = Dir + "/pending.json"
+	RunDir      = "/run/basicfw-agent"
+	lockFile    = RunDir + "/lock"
 )
 
 // Schema is the version of state.json that this program writes. A file of a
@@ -54,11 +56,21 @@ type State struct {
 	// Failsafe says why the failsafe ruleset stands in place of what the
 	// settings say; empty where it does not.
 	Failsafe string `json:"failsafe,omitempty"`
+	// TakenBack says which change was taken back, and why, since this was decided.
+	TakenBack string `json:"taken_back,omitempty"`
 	// Service is set where the service was registered.
 	Service bool `json:"service"`
 
 	Bootstrapped time.Time `json:"bootstrapped"`
 	LastVerified time.Time `json:"last_verified"`
+}
+
+// Pending is a change whose rules are loaded, and which is not decided yet: the
+// state is what comes back when nobody confirms it in time.
+type Pending struct {
+	Schema int             `json:"schema"`
+	State  State           `json:"state"`
+	Window firewall.Window `json:"window"`
 }
 
 // Choice is something that was chosen among several, and why.
@@ -197,6 +209,31 @@ func (s *Store) SaveOriginal(o Original) error {
 	}
 	return s.write(original, o)
 }
+
+// LoadPending reads the change that waits for a confirmation; ErrNone where
+// none does.
+func (s *Store) LoadPending() (Pending, error) {
+	var p Pending
+	if err := s.read(PendingFile, &p); err != nil {
+		return Pending{}, err
+	}
+	if p.Schema != Schema {
+		return Pending{}, fmt.Errorf("%s has a schema that is not known here: %d", PendingFile, p.Schema)
+	}
+	if err := p.State.Ruleset.Check(); err != nil {
+		return Pending{}, fmt.Errorf("%s: %w", PendingFile, err)
+	}
+	return p, nil
+}
+
+// SavePending notes a change that waits.
+func (s *Store) SavePending(p Pending) error {
+	p.Schema = Schema
+	return s.write(PendingFile, p)
+}
+
+// RemovePending takes the note away.
+func (s *Store) RemovePending() error { return s.sys.Remove(PendingFile) }
 
 // Forget removes the state; with everything, also the record of what was there
 // before.

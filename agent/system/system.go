@@ -5,6 +5,7 @@ package system
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -428,4 +429,21 @@ func Printable(s string) string {
 		}
 		return r
 	}, s)
+}
+
+// Detach starts a program that goes on when this one, and the session that it
+// was started in, has ended. Nothing is heard of it any more.
+func (s *System) Detach(path string, args ...string) error {
+	line := strings.Join(append([]string{filepath.Base(path)}, args...), " ")
+	if err := s.step("detach", line); err != nil {
+		return fmt.Errorf("%s: %w", line, err)
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = []string{"LC_ALL=C", "PATH=" + cmp.Or(os.Getenv("PATH"), defaultPath)}
+	cmd.Dir = "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("starting %s: %w", line, err)
+	}
+	return cmd.Process.Release()
 }

@@ -7,15 +7,20 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
-// Watch tells when a file is replaced, made or removed, until the context
-// ends. Changes that come while one has not been taken yet are one. The file's
-// directory must be there.
-func (s *System) Watch(ctx context.Context, path string) (<-chan struct{}, error) {
+// Watch tells when one of several files of a directory is replaced, made or
+// removed, until the context ends. Changes that come while one has not been
+// taken yet are one. The directory must be there.
+func (s *System) Watch(ctx context.Context, path string, more ...string) (<-chan struct{}, error) {
 	dir, name := filepath.Split(s.Path(path))
+	wanted := []string{name}
+	for _, p := range more {
+		wanted = append(wanted, filepath.Base(p))
+	}
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return nil, fmt.Errorf("watching %s: %w", path, err)
@@ -36,7 +41,7 @@ func (s *System) Watch(ctx context.Context, path string) (<-chan struct{}, error
 			if err != nil {
 				return
 			}
-			if !names(buf[:n], name) {
+			if !names(buf[:n], wanted) {
 				continue
 			}
 			select {
@@ -48,9 +53,9 @@ func (s *System) Watch(ctx context.Context, path string) (<-chan struct{}, error
 	return changed, nil
 }
 
-// names tells whether one of the events is about a name, or whether events
-// were lost (inotify(7)).
-func names(events []byte, name string) bool {
+// names tells whether one of the events is about one of some names, or whether
+// events were lost (inotify(7)).
+func names(events []byte, wanted []string) bool {
 	for len(events) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(events[4:])
 		length := int(binary.NativeEndian.Uint32(events[12:]))
@@ -58,7 +63,7 @@ func names(events []byte, name string) bool {
 		if length > len(events) {
 			return true
 		}
-		if mask&unix.IN_Q_OVERFLOW != 0 || string(bytes.TrimRight(events[:length], "\x00")) == name {
+		if mask&unix.IN_Q_OVERFLOW != 0 || slices.Contains(wanted, string(bytes.TrimRight(events[:length], "\x00"))) {
 			return true
 		}
 		events = events[length:]

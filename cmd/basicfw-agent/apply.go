@@ -13,6 +13,7 @@ import (
 
 func (a *app) applyCmd() *cobra.Command {
 	var r convergeRequest
+	var confirm string
 	cmd := &cobra.Command{
 		Use:   "apply",
 		Short: "Bring changed settings into effect",
@@ -20,10 +21,25 @@ func (a *app) applyCmd() *cobra.Command {
 and load what follows. Where anything fails, all is as it was before. What was
 detected at bootstrap, the client and with "profile = auto" the profile, stays,
 unless --redetect asks for more. It is refused where the address that you come
-from over SSH would be shut out, unless forced.`,
+from over SSH would be shut out, unless forced or to be confirmed.
+
+With --confirm the new rules stand for that long only: the former ones come back,
+also at a reboot, unless "basicfw-agent confirm" is called in time, in a session
+that is newer than the change.`,
+		Example: `  basicfw-agent apply
+  basicfw-agent apply --confirm 5m`,
 		Args: noArgs,
-		RunE: a.alone(func(ctx context.Context, w *wiring) error { return a.follow(ctx, w, r) }),
 	}
+	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if cmd.Flags().Changed("confirm") {
+			var err error
+			if r.confirm, err = firewall.ParseFor(confirm); err != nil {
+				return usageError{fmt.Errorf("--confirm: %w", err)}
+			}
+		}
+		return a.alone(func(ctx context.Context, w *wiring) error { return a.follow(ctx, w, r) })(cmd, args)
+	}
+	cmd.Flags().StringVar(&confirm, "confirm", "", "for how long, such as 5m, unless confirmed")
 	cmd.Flags().BoolVar(&r.redetect, "redetect", false, "decide anew what was detected at bootstrap")
 	cmd.Flags().BoolVar(&r.force, "force", false, "even if the address that you come from is shut out")
 	return cmd

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -146,6 +147,7 @@ type convergeRequest struct {
 	local                          *agent.Change
 	clear, service, dryRun         bool
 	redetect, force, exitCodeDrift bool
+	confirm                        time.Duration // for how long, unless confirmed; zero is for good
 	// show says what was done, if not showOutcome.
 	show func(store.State)
 }
@@ -179,6 +181,12 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		return a.showPlan(st, previous, out, r)
 	}
 	o.Check = func(in firewall.Inspection) error { return a.refuseConflicts(ctx, in) }
+	if err := refusePending(w); err != nil {
+		return err
+	}
+	if r.confirm > 0 {
+		return a.tryFor(ctx, w, st, r.confirm, o)
+	}
 	if previous != nil && !r.force {
 		if err := refuseLockout(w, st); err != nil {
 			return err

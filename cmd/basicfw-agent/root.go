@@ -65,7 +65,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 	flags.StringVar(&a.config, "config", "", "settings file (default /etc/basicfw/agent.ini)")
 	flags.StringVar(&a.logLevel, "log-level", "", "error, warn, info or debug (default warn; for run, what the settings say)")
 	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
-		a.openCmd(), a.closeCmd(), a.sshCmd(), a.unlockCmd(), a.lockCmd(),
+		a.openCmd(), a.closeCmd(), a.sshCmd(), a.unlockCmd(), a.lockCmd(), a.confirmCmd(), a.expireCmd(),
 		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd())
 	return root
 }

@@ -226,6 +226,8 @@ func verdict(st agent.Status) string {
 			return fmt.Sprintf("protected, but %s of others in INPUT let more in", count(admits, "rule"))
 		}
 		return fmt.Sprintf("protected: profile %s on %s", st.Profile.Name, both)
+	case agent.PendingState:
+		return "pending: new rules stand, and go at " + firewall.FormatTime(st.Pending.Until) + " unless confirmed"
 	case agent.Unlocked:
 		what := "SSH is open to any address, limited"
 		if st.Unlock.All {

@@ -83,6 +83,14 @@ func TestPrintStatus(t *testing.T) {
 			s.Warnings = []string{"you come from 198.51.100.7, which may not log in again"}
 			s.Next = []string{"basicfw-agent ssh allow me", "basicfw-agent lock"}
 		},
+		"pending": func(s *agent.Status) {
+			s.State, s.Pending = agent.PendingState, &agent.PendingStatus{Until: now.Add(5 * time.Minute)}
+			s.Next = []string{"basicfw-agent confirm"}
+		},
+		"taken-back": func(s *agent.Status) {
+			s.Warnings = []string{"the change of 2026-11-23 09:50:00 UTC was taken back: nobody confirmed it within 5m0s"}
+			s.Next = []string{"basicfw-agent plan"}
+		},
 		"unlocked-all": func(s *agent.Status) {
 			s.State, s.SSH.Mode, s.Unlock = agent.Unlocked, "unlocked", &agent.UnlockStatus{Until: now.Add(15 * time.Minute), All: true}
 			s.SSH.You = ""

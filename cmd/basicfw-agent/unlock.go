@@ -68,11 +68,7 @@ func (a *app) unlock(ctx context.Context, w *wiring, from []netip.Prefix, length
 			a.log.Warn(warning)
 		}
 	}
-	now := w.agent.Moment()
-	u := &firewall.Unlock{From: from, All: all, Since: now.Time.UTC().Truncate(time.Second), Until: now.Time.Add(length).UTC().Truncate(time.Second)}
-	if now.Boot != "" {
-		u.Boot, u.Uptime = now.Boot, now.Uptime+length
-	}
+	u := &firewall.Unlock{From: from, All: all, Window: firewall.NewWindow(w.agent.Moment(), length)}
 	if err := firewall.CheckTime(u.Until); err != nil {
 		return fmt.Errorf("--for %v: %w", length, err)
 	}
@@ -131,6 +127,14 @@ func (a *app) lockCmd() *cobra.Command {
 // setUnlock makes what was decided hold with something let in besides, or
 // without.
 func (a *app) setUnlock(ctx context.Context, w *wiring, u *firewall.Unlock) error {
+	// Whoever needs it now was not served by a change that waits.
+	if p, err := w.agent.Pending(); err != nil {
+		return err
+	} else if p != nil {
+		if err := w.agent.TakeBack(ctx, "somebody had to unlock the machine, or lock it"); err != nil {
+			return err
+		}
+	}
 	st, err := w.agent.Store.Load()
 	if err != nil {
 		return explainState(err)

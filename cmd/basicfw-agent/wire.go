@@ -91,7 +91,7 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 		w.agent.Log.WithError(err).Warn("not all of sshd's configuration can be read")
 	}
 	if c, ok := processes.Invoker(os.Getpid(), established); ok {
-		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason}
+		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason, Began: c.Began}
 	}
 	for _, c := range processes.Logins(w.sys, established) {
 		f.Seen = append(f.Seen, c.Prefix)
