@@ -31,6 +31,8 @@ type Kernel interface {
 	Load(ctx context.Context, want firewall.Ruleset, was firewall.Inspection, clear bool) error
 	// LoadFiles is Load of what persisted files hold.
 	LoadFiles(ctx context.Context, files map[firewall.Family][]byte, was firewall.Inspection) error
+	// Yield sets INPUT's policy to ACCEPT, while something else filters.
+	Yield(ctx context.Context) error
 	// Revert takes back what Load did.
 	Revert(ctx context.Context, was firewall.Inspection) error
 	// Remove takes out our part and gives back what Load took out.
@@ -78,6 +80,8 @@ type Agent struct {
 	Store     *store.Store
 	Service   Service
 	Conntrack Conntrack
+	Managers  Managers
+	Guard     Guard
 	Log       logrus.FieldLogger
 	Version   string
 	Families  []firewall.Family // that the kernel has
@@ -114,8 +118,11 @@ type Options struct {
 	Files []Change
 	// Record are further files to give back at uninstall.
 	Record []string
-	// Check, where set, may refuse a change before it begins.
-	Check func(firewall.Inspection) error
+	// TakeOver stops other programs that manage the firewall, for good. Without
+	// it they are left alone.
+	TakeOver bool
+	// Refuse refuses to change anything beside one of them.
+	Refuse bool
 }
 
 // Outcome is what Converge found and did.
@@ -124,6 +131,7 @@ type Outcome struct {
 	Files      []string            // files that were written or had to be
 	Adopted    int                 // connections that live on by it
 	Removed    []firewall.Foreign  // others' rules that it took out
+	Others     []firewall.Manager  // other managers that it stopped
 	Changed    bool
 }
 
@@ -139,9 +147,11 @@ type prepared struct {
 	load     bool
 	files    []Change
 	original store.Original
-	first    bool // nothing was recorded before
-	recorded bool // original is as it is on disk
+	first    bool           // nothing was recorded before
+	recorded bool           // original is as it is on disk
+	before   store.Original // as it is on disk, where it is
 	previous *store.State
+	guard    bool // one is up that was left behind
 }
 
 func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepared, error) {
@@ -152,6 +162,13 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 	}
 	p.Inspection = in
 	p.load = len(in.Drift) > 0 || o.Clear && len(in.Foreign) > 0
+	if o.TakeOver || o.Refuse {
+		if p.Others, err = a.Managers.Find(in.Managers); err != nil {
+			return p, fmt.Errorf("looking for other firewalls: %w", err)
+		}
+	}
+	p.load = p.load || o.TakeOver && len(p.Others) > 0
+	p.guard = a.Guard.Up()
 
 	rules, err := a.persisted(next.Ruleset)
 	if err != nil {
@@ -184,10 +201,12 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 	case err != nil:
 		return p, fmt.Errorf("what was there before bootstrap is recorded, but cannot be read: %w", err)
 	default:
+		p.before = p.original
+		p.before.Managers = slices.Clone(p.original.Managers)
 		p.recorded = !a.addRemoved(&p.original, in, o)
 	}
 	service := a.serviceMissing(o)
-	p.Changed = p.load || len(p.files) > 0 || p.previous == nil || service || !sameDecision(*p.previous, next)
+	p.Changed = p.load || p.guard || len(p.files) > 0 || p.previous == nil || service || !sameDecision(*p.previous, next)
 	return p, nil
 }
 
@@ -350,20 +369,32 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		return p.Outcome, err
 	}
 	out = p.Outcome
-	if o.Check != nil {
-		if err := o.Check(p.Inspection); err != nil {
-			return out, err
-		}
+	if len(p.Others) > 0 && o.Refuse {
+		return out, &ConflictError{Names: Names(p.Others)}
+	}
+	others, err := a.recordOthers(ctx, &p, o)
+	if err != nil {
+		return out, err
 	}
 	var undo []func() error
 	defer func() {
 		if err == nil {
 			return
 		}
+		back := false
 		for i := len(undo) - 1; i >= 0; i-- {
 			if e := undo[i](); e != nil {
-				err = fmt.Errorf("%w; and on the way back: %w", err, e)
+				back, err = true, fmt.Errorf("%w; and on the way back: %w", err, e)
 			}
+		}
+		if len(others) == 0 {
+			return
+		}
+		// Where the way back has failed, nobody knows what else closes the machine.
+		if back {
+			err = fmt.Errorf("%w; the machine is kept closed by table %s until \"basicfw-agent bootstrap\" succeeds", err, GuardTable)
+		} else if e := a.Guard.Lower(); e != nil {
+			err = fmt.Errorf("%w; and on the way back: %w", err, e)
 		}
 	}()
 
@@ -377,9 +408,12 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		}
 	}
 	if !p.recorded {
-		if p.first {
-			undo = append(undo, func() error { return a.Store.Forget(true) })
-		}
+		undo = append(undo, func() error {
+			if p.first {
+				return a.Store.Forget(true)
+			}
+			return a.Store.SaveOriginal(p.before)
+		})
 		if err := a.Store.SaveOriginal(p.original); err != nil {
 			return out, fmt.Errorf("recording what is there: %w", err)
 		}
@@ -399,10 +433,20 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		if out.Adopted, err = a.Conntrack.Adopt(); err != nil {
 			a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
 		}
+		if len(others) > 0 {
+			if err := a.raise(next.Ruleset, others); err != nil {
+				return out, err
+			}
+		}
 		if err := a.Kernel.Load(ctx, next.Ruleset, p.Inspection, o.Clear); err != nil {
 			return out, err
 		}
 		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection) })
+	}
+	if len(others) > 0 {
+		if err := a.takeOver(ctx, next.Ruleset, p.Inspection, others, o, &undo); err != nil {
+			return out, &TakeOverError{Names(p.Others), err}
+		}
 	}
 	for _, c := range p.files {
 		was, err := a.snapshot(c.Path)
@@ -437,6 +481,11 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	}
 	if o.Service {
 		if err := a.register(&undo); err != nil {
+			return out, err
+		}
+	}
+	if len(others) > 0 || p.guard {
+		if err := a.Guard.Lower(); err != nil {
 			return out, err
 		}
 	}

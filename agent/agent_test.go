@@ -31,6 +31,7 @@ type fakeKernel struct {
 	foreign []firewall.Foreign
 	bypass  []firewall.Bypass
 	loads   int
+	yielded bool // INPUT's policy is ACCEPT
 }
 
 func (k *fakeKernel) Inspect(_ context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
@@ -60,7 +61,7 @@ func (k *fakeKernel) Load(_ context.Context, want firewall.Ruleset, _ firewall.I
 	if err := k.step("load", ""); err != nil {
 		return err
 	}
-	k.rules, k.removed = want, k.removed || clear
+	k.rules, k.removed, k.yielded = want, k.removed || clear, false
 	k.loads++
 	return nil
 }
@@ -73,8 +74,16 @@ func (k *fakeKernel) LoadFiles(_ context.Context, files map[firewall.Family][]by
 	return nil
 }
 
+func (k *fakeKernel) Yield(context.Context) error {
+	if err := k.step("yield", ""); err != nil {
+		return err
+	}
+	k.yielded = true
+	return nil
+}
+
 func (k *fakeKernel) Revert(_ context.Context, was firewall.Inspection) error {
-	k.rules, k.removed = was.Snapshot.(firewall.Ruleset), false
+	k.rules, k.removed, k.yielded = was.Snapshot.(firewall.Ruleset), false, false
 	return nil
 }
 
@@ -113,6 +122,8 @@ type bench struct {
 	agent   *Agent
 	kernel  *fakeKernel
 	service *fakeService
+	others  *fakeManagers
+	guard   *fakeGuard
 	root    string
 	steps   []string
 	fail    int // the step that fails, from 1; 0 is none
@@ -137,8 +148,9 @@ func newBench(t *testing.T) *bench {
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	b.kernel, b.service = &fakeKernel{step: step}, &fakeService{step: step}
+	b.others, b.guard = &fakeManagers{bench: b, step: step, up: map[string]bool{}}, &fakeGuard{step: step}
 	b.agent = &Agent{System: sys, Kernel: b.kernel, Rules: iptables.Files{}, Store: store.New(sys), Service: b.service,
-		Conntrack: fakeConntrack{}, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now,
+		Conntrack: fakeConntrack{}, Managers: b.others, Guard: b.guard, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now,
 		Boot: func() (string, time.Duration, error) { return "", 0, nil }}
 	return b
 }

@@ -49,10 +49,12 @@ func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration,
 		return prep.Outcome, err
 	}
 	out = prep.Outcome
-	if o.Check != nil {
-		if err := o.Check(prep.Inspection); err != nil {
-			return out, err
+	if len(prep.Others) > 0 {
+		conflict := &ConflictError{Names: Names(prep.Others)}
+		if o.TakeOver { // which nothing would take back in time
+			conflict.Next = "run \"basicfw-agent apply\" first, which takes over"
 		}
+		return out, conflict
 	}
 	pending := store.Pending{State: next, Window: firewall.NewWindow(a.Moment(), length)}
 	if err := firewall.CheckTime(pending.Window.Until); err != nil {

@@ -25,6 +25,8 @@ type Facts struct {
 	Instance  string
 	Surprises []string // sentences about what would surprise the owner
 	Conntrack ConntrackUse
+	// TakeOver is set where other firewalls are to be taken over.
+	TakeOver bool
 	// Profiles are those that could be chosen.
 	Profiles []firewall.Profile
 }

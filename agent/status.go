@@ -165,7 +165,15 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s.Drift = append(s.Drift, report.Drift...)
 	s.Foreign = report.Inspection.Foreign
 	s.Bypass = bypasses(facts.Interfaces, report.Inspection.Bypass, facts.Forwarded)
-	s.Conflicts = report.Inspection.Managers
+	others, err := a.Managers.Find(report.Inspection.Managers)
+	if err != nil {
+		s.Warnings = append(s.Warnings, fmt.Sprintf("other firewalls may be here: %v", err))
+	}
+	for _, m := range others {
+		if m.Active {
+			s.Conflicts = append(s.Conflicts, m.Name)
+		}
+	}
 	s.Backend = BackendStatus{Name: st.Backend.Name, Reason: st.Backend.Reason}
 	s.Backend.Reason = strings.Trim(report.Inspection.Backend+"; "+st.Backend.Reason, "; ")
 	s.Conntrack = facts.Conntrack
@@ -179,6 +187,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s.services(st)
 	s.listening(st, facts, a.reach(st, report.Inspection))
 	a.judge(&s, report)
+	s.beside(others, facts)
 	s.warn(st, facts, report)
 	s.fill()
 	return s, nil
@@ -412,12 +421,30 @@ func (s *Status) listening(st store.State, facts Facts, reach func(firewall.Prot
 	}
 }
 
+// beside says what follows from other managers.
+func (s *Status) beside(others []firewall.Manager, facts Facts) {
+	for _, m := range others {
+		text := m.Name + " is active beside us: its rules decide too, and when it starts or stops it may take ours away"
+		if !m.Active {
+			text = m.Name + " is not active, but starts at the next boot"
+		}
+		next := "basicfw-agent apply"
+		if s.State == NotBootstrapped {
+			next = "basicfw-agent bootstrap"
+		}
+		if !facts.TakeOver {
+			next = "systemctl disable --now " + m.Name
+		}
+		s.Warnings = append(s.Warnings, text+": "+next)
+		if !slices.Contains(s.Next, next) {
+			s.Next = append(s.Next, next)
+		}
+	}
+}
+
 func (s *Status) warn(st store.State, facts Facts, r Report) {
 	warn := func(format string, args ...any) { s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...)) }
 	s.Warnings = append(append(s.Warnings, r.Warnings...), r.Inspection.Warnings...)
-	for _, m := range s.Conflicts {
-		warn("%s is active beside us: its rules decide too", m)
-	}
 	if s.State == NotBootstrapped {
 		return
 	}

@@ -37,7 +37,14 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 	if err := a.Service.Uninstall(); err != nil {
 		return fmt.Errorf("removing the service: %w", err)
 	}
-	if err := a.Kernel.Remove(ctx, org.Rules); err != nil {
+	err = a.giveBackOthers(ctx, &org)
+	if err == nil {
+		err = a.Kernel.Remove(ctx, org.Rules)
+	}
+	if err == nil {
+		err = a.Guard.Lower()
+	}
+	if err != nil {
 		if was.Registered {
 			err = errors.Join(err, a.Service.Install(), a.Service.Start())
 		}

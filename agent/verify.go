@@ -56,6 +56,9 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 		return Report{}, err
 	}
 	r.Drift = slices.Clone(r.Inspection.Drift)
+	if a.Guard.Up() {
+		r.Drift = append(r.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table " + GuardTable + ", left by a change that was cut short"})
+	}
 	if err := a.verifyFiles(&r); err != nil {
 		return Report{}, err
 	}

@@ -258,6 +258,25 @@ func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added fir
 	return errors.Join(errs...)
 }
 
+// Yield sets INPUT's policy to ACCEPT and leaves all else, for a moment in which
+// something beside iptables filters.
+func (b *Backend) Yield(ctx context.Context) error {
+	snap, err := b.read(ctx)
+	if err != nil {
+		return err
+	}
+	t, err := b.tools(ctx, snap)
+	if err != nil {
+		return err
+	}
+	for _, f := range b.families {
+		if err := b.restore(ctx, t, f, []string{"*" + filter, ":INPUT ACCEPT [0:0]", commit}); err != nil {
+			return fmt.Errorf("setting the %v policy: %w", f, err)
+		}
+	}
+	return nil
+}
+
 // Remove takes our part out of the kernel: our chains and the jump go, the
 // rules that Load took out return behind the rules that are there now, and the
 // policies are as before.

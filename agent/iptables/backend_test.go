@@ -829,7 +829,9 @@ COMMIT
 :INPUT_ZONES - [0:0]
 :INPUT_direct - [0:0]
 :net-fw - [0:0]
+:ufw6-before-input - [0:0]
 -A INPUT -j ufw-before-input
+-A ufw-before-input -i lo -j ACCEPT
 COMMIT
 `))
 	if err != nil {
@@ -846,6 +848,13 @@ COMMIT
 	}
 	if want := []string{"ufw", "firewalld", "shorewall"}; !slices.Equal(in.Managers, want) {
 		t.Errorf("managers %q, want %q", in.Managers, want)
+	}
+	// As ufw leaves it when it is stopped.
+	if d, err = parse([]byte("*filter\n:INPUT ACCEPT [0:0]\n:ufw-before-input - [0:0]\n-A INPUT -j ufw-before-input\nCOMMIT\n")); err != nil {
+		t.Fatal(err)
+	}
+	if stopped := inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil); len(stopped.Managers) > 0 {
+		t.Errorf("managers %q, where ufw's chains are empty", stopped.Managers)
 	}
 	if in.Present || in.Before.IPv4.Input != "ACCEPT" || in.Before.IPv4.Output != "DROP" {
 		t.Errorf("present %v, before %+v", in.Present, in.Before.IPv4)

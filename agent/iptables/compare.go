@@ -152,7 +152,9 @@ func closes(rule string) bool {
 	return words[0] == "-j" || words[0] == "-m" && len(words) > 4 && words[1] == "comment" && words[4] == "-j"
 }
 
-// managers names the other firewall programs whose chains are in a table.
+// managers names the other firewall programs whose chains are in a table. ufw
+// leaves its own in INPUT when it is stopped, but empty; shorewall marks with an
+// empty one that it is up.
 func managers(t table) []string {
 	var out []string
 	for _, m := range []struct{ name, chain string }{
@@ -160,7 +162,7 @@ func managers(t table) []string {
 		{"firewalld", "INPUT_direct"}, {"firewalld", "INPUT_ZONES"},
 		{"shorewall", "shorewall"}, {"shorewall", "net-fw"}, {"shorewall", "net2fw"},
 	} {
-		if t.chain(m.chain).Name != "" && !slices.Contains(out, m.name) {
+		if c := t.chain(m.chain); c.Name != "" && (m.name != "ufw" || len(c.Rules) > 0) && !slices.Contains(out, m.name) {
 			out = append(out, m.name)
 		}
 	}

@@ -408,21 +408,7 @@ func (m *Manager) active() bool {
 		res, err := m.sys.Run(context.Background(), system.Command{Name: "initctl", Args: []string{"status", name}})
 		return err == nil && bytes.Contains(res.Stdout, []byte("start/"))
 	}
-	return populated("/sys/fs/cgroup")
-}
-
-// populated tells whether the unit's control group has processes. Which of
-// the places is there depends on how systemd set up the hierarchies: unified,
-// hybrid, legacy.
-func populated(cgroups string) bool {
-	group := "/system.slice/" + unit
-	for _, root := range []string{"", "/unified"} {
-		if data, err := os.ReadFile(cgroups + root + group + "/cgroup.events"); err == nil {
-			return bytes.Contains(data, []byte("populated 1"))
-		}
-	}
-	data, err := os.ReadFile(cgroups + "/systemd" + group + "/cgroup.procs")
-	return err == nil && len(data) > 0
+	return system.Populated("/sys/fs/cgroup", unit)
 }
 
 // Start has the service started and does not wait for it: within cloud-init's

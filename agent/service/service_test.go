@@ -241,8 +241,8 @@ func TestPopulated(t *testing.T) {
 		if err := os.WriteFile(p, []byte(tt.data), 0o644); err != nil {
 			t.Fatal(err)
 		}
-		if got := populated(dir); got != tt.want {
-			t.Errorf("%s: populated() = %v", name, got)
+		if got := system.Populated(dir, unit); got != tt.want {
+			t.Errorf("%s: Populated() = %v", name, got)
 		}
 	}
 }

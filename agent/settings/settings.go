@@ -69,12 +69,18 @@ const until = "until"
 // the profile or the owner's own settings open it.
 const Closed = "closed"
 
+// What to do about other programs that manage the firewall.
+const (
+	TakeOver = "takeover"
+	Refuse   = "refuse"
+)
+
 // Settings is what the owner wants. Whatever was not said has its default. A
 // copy shares Open and Sources with the original.
 type Settings struct {
 	Profile    string // Auto, or a profile's name, which need not exist
 	Backend    string // Auto, "iptables" or "nftables"
-	OnConflict string // "takeover" or "refuse"
+	OnConflict string // TakeOver or Refuse
 
 	SSHPorts     []uint16 // nil is auto
 	Allow        Allow
@@ -107,7 +113,7 @@ func Defaults() Settings {
 	return Settings{
 		Profile:       Auto,
 		Backend:       Auto,
-		OnConflict:    "takeover",
+		OnConflict:    TakeOver,
 		Allow:         Allow{Mode: AllowClient},
 		Limit:         firewall.Rate{N: 30, Per: firewall.Minute},
 		ConfirmWithin: 30 * time.Minute,
@@ -251,7 +257,7 @@ func (s *Settings) set(section, key, value, source string) error {
 	case "agent.backend":
 		err = into(&s.Backend)(oneOf(value, Auto, "iptables", "nftables"))
 	case "agent.on_conflict":
-		err = into(&s.OnConflict)(oneOf(value, "takeover", "refuse"))
+		err = into(&s.OnConflict)(oneOf(value, TakeOver, Refuse))
 	case "ssh.ports":
 		err = into(&s.SSHPorts)(parsePortList(value))
 	case "ssh.allow":

@@ -129,6 +129,8 @@ type Original struct {
 	Dirs []string `json:"dirs,omitempty"`
 	// Conntrack is the size of the kernel's table of connections.
 	Conntrack Conntrack `json:"conntrack"`
+	// Managers are other programs that managed the firewall, and were stopped.
+	Managers []firewall.ManagerBefore `json:"managers,omitempty"`
 }
 
 // Conntrack is a size of the kernel's table of connections. Zero is unknown.

@@ -447,3 +447,17 @@ func (s *System) Detach(path string, args ...string) error {
 	}
 	return cmd.Process.Release()
 }
+
+// Populated tells whether the control group of a systemd unit has processes.
+// Which of the places is there depends on how systemd set up the hierarchies
+// below cgroups: unified, hybrid, legacy.
+func Populated(cgroups, unit string) bool {
+	group := "/system.slice/" + unit
+	for _, root := range []string{"", "/unified"} {
+		if data, err := os.ReadFile(cgroups + root + group + "/cgroup.events"); err == nil {
+			return bytes.Contains(data, []byte("populated 1"))
+		}
+	}
+	data, err := os.ReadFile(cgroups + "/systemd" + group + "/cgroup.procs")
+	return err == nil && len(data) > 0
+}

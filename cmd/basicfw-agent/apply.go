@@ -66,6 +66,7 @@ func (a *app) follow(ctx context.Context, w *wiring, r convergeRequest) (err err
 	if err != nil {
 		return err
 	}
+	r.takeOver = true
 	return a.converge(ctx, w, s, r)
 }
 

@@ -73,7 +73,7 @@ func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) err
 	if err != nil {
 		return err
 	}
-	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun}); err != nil || f.dryRun {
+	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, takeOver: true, service: !f.noService, dryRun: f.dryRun}); err != nil || f.dryRun {
 		return err
 	}
 	// While it is there, user-data tries again at each boot, with its own flags.
@@ -146,6 +146,7 @@ func (a *app) localPath() string { return settings.LocalFile(a.config) }
 type convergeRequest struct {
 	local                          *agent.Change
 	clear, service, dryRun         bool
+	takeOver                       bool // other firewalls, if the settings say so
 	redetect, force, exitCodeDrift bool
 	confirm                        time.Duration // for how long, unless confirmed; zero is for good
 	// show says what was done, if not showOutcome.
@@ -162,6 +163,8 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		return err
 	}
 	o := agent.Options{Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
+	o.Refuse = s.OnConflict == settings.Refuse
+	o.TakeOver = r.takeOver && !o.Refuse
 	if r.local != nil {
 		o.Files = append(o.Files, *r.local)
 	}
@@ -178,9 +181,12 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		if err != nil {
 			return err
 		}
+		if o.Refuse && len(out.Others) > 0 {
+			fmt.Fprintf(a.stdout, "would be refused: %v\n", &agent.ConflictError{Names: agent.Names(out.Others)})
+			out.Others = nil
+		}
 		return a.showPlan(st, previous, out, r)
 	}
-	o.Check = func(in firewall.Inspection) error { return a.refuseConflicts(ctx, in) }
 	if err := refusePending(w); err != nil {
 		return err
 	}
@@ -266,9 +272,13 @@ func (a *app) previous(w *wiring) (*store.State, error) {
 // failsafe closes a machine whose bootstrap failed with cause: by its profile
 // where only the client was refused, else by the failsafe rules.
 func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause error) error {
-	var conflict *conflictError
+	var conflict *agent.ConflictError
 	if errors.As(cause, &conflict) {
 		return nil // closed by the other firewall
+	}
+	var takeOver *agent.TakeOverError
+	if errors.As(cause, &takeOver) && w.agent.Closed(ctx, takeOver.Names) {
+		return nil // it stands again
 	}
 	if st, err := w.agent.Store.Load(); err == nil && st.Failsafe == "" {
 		return nil // closed by what was decided before
@@ -277,9 +287,11 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 	var invalid *bootstrap.InvalidError
 	onlyClient := errors.As(cause, &problems) && problems.OnlyClient() || errors.As(cause, &invalid) && invalid.OnlyClient
 	o := agent.Options{Clear: true, Service: !f.noService, Record: []string{a.localPath()}}
+	f.clientIP = ""
+	s, local, _ := a.loadSettings(f) // what is wrong in it may be the client alone
+	o.Refuse = s.OnConflict == settings.Refuse
+	o.TakeOver = !o.Refuse
 	if onlyClient {
-		f.clientIP = ""
-		s, local, _ := a.loadSettings(f) // what is wrong in it is the client
 		if local != nil {
 			o.Files = append(o.Files, *local)
 		}
@@ -339,6 +351,9 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 			fmt.Fprintf(a.stdout, "  replaced  rules that were in INPUT before, kept for uninstall:\n")
 		}
 		fmt.Fprintf(a.stdout, "            %s %s\n", f.Family, f.Rule)
+	}
+	if len(out.Others) > 0 {
+		fmt.Fprintf(a.stdout, "  stopped   and disabled: %s; back at uninstall\n", strings.Join(agent.Names(out.Others), ", "))
 	}
 	for _, warning := range out.Inspection.Warnings {
 		fmt.Fprintf(a.stdout, "  warning   %s\n", warning)

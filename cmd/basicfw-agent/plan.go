@@ -38,6 +38,9 @@ func (a *app) showPlan(st store.State, previous *store.State, out agent.Outcome,
 			fmt.Fprintf(a.stdout, "- %s\n", f.Rule)
 		}
 	}
+	for _, m := range out.Others {
+		fmt.Fprintf(a.stdout, "would stop and disable %s\n", m.Name)
+	}
 	for _, f := range out.Files {
 		fmt.Fprintf(a.stdout, "would write %s\n", f)
 	}

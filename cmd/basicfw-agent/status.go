@@ -40,11 +40,6 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 			if err != nil {
 				return err
 			}
-			// Where it is not installed, its table is not worth a program's run.
-			if a.sys.Exists("/usr/sbin/firewalld") && a.firewalldTable(ctx) {
-				st.Conflicts = append(st.Conflicts, "firewalld")
-				st.Warnings = append(st.Warnings, "firewalld is active beside us: its rules decide too")
-			}
 			if settingsErr != nil {
 				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
 			}

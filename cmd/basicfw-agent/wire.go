@@ -5,11 +5,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -19,6 +17,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/hostnet"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/managers"
 	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/service"
 	"github.com/basicfw/basicfw-agent/agent/session"
@@ -52,6 +51,7 @@ func (a *app) wire() (*wiring, error) {
 	w.agent = &agent.Agent{
 		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
 		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},
+		Managers: managers.New(a.sys, nftables.HasTable), Guard: nftables.Guard{},
 		Log: a.log, Version: version, Families: families, Now: time.Now, Boot: system.Boot,
 	}
 	return w, nil
@@ -79,6 +79,7 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 		return f, err
 	}
 	f.Interfaces = trusting(w.host.Interfaces, s.Trusted)
+	f.TakeOver = s.OnConflict != settings.Refuse
 	listening, established, err := hostnet.Sockets()
 	if err != nil {
 		return f, fmt.Errorf("listing sockets: %w", err)
@@ -183,40 +184,6 @@ func (w *wiring) instance() string {
 		return ""
 	}
 	return string(bytes.TrimSpace(data))
-}
-
-// conflictError says that another firewall is in charge.
-type conflictError struct{ names []string }
-
-func (e *conflictError) Error() string {
-	name := strings.Join(e.names, " and ")
-	return fmt.Sprintf("%s is active on this machine, and two firewalls would undo each other's rules: nothing was changed; "+
-		"stop and disable it (\"systemctl disable --now %s\", for ufw \"ufw disable\") and run this again", name, strings.Join(e.names, " "))
-}
-
-// refuseConflicts keeps us from a machine that another firewall is in charge
-// of. Its traces in the kernel decide, not whether its unit is enabled: ufw's
-// is, on every Ubuntu, while ufw itself is off.
-func (a *app) refuseConflicts(ctx context.Context, in firewall.Inspection) error {
-	names := in.Managers
-	if a.firewalldTable(ctx) && !slices.Contains(names, "firewalld") {
-		names = append(names, "firewalld")
-	}
-	if len(names) > 0 {
-		return &conflictError{names}
-	}
-	return nil
-}
-
-// firewalldTable tells whether firewalld's table is loaded. It is nftables',
-// whatever the variant of iptables.
-func (a *app) firewalldTable(ctx context.Context) bool {
-	res, err := a.sys.Run(ctx, system.Command{Name: "nft", Args: []string{"list", "tables"}})
-	var missing *system.NotFoundError
-	if err != nil && !errors.As(err, &missing) {
-		a.log.WithError(err).Debug("nft's tables are not known")
-	}
-	return bytes.Contains(res.Stdout, []byte("table inet firewalld\n"))
 }
 
 // serviceManager is the machine's, as the agent wants it.

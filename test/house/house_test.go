@@ -36,6 +36,7 @@ var below = map[string][]string{
 	"agent/store":    {"agent/firewall", "agent/system"},
 	"agent/settings": {"agent/firewall", "agent/system"},
 	"agent/service":  {"agent/system"},
+	"agent/managers": {"agent/firewall", "agent/system"},
 	"profiles":       {"agent/firewall", "agent/settings", "agent/system"},
 	"agent":          {"agent/firewall", "agent/store", "agent/system"},
 	"bootstrap":      {"agent", "agent/firewall", "agent/settings", "agent/store", "agent/system", "profiles"},
