@@ -424,7 +424,7 @@ func (s *Status) listening(st store.State, facts Facts, reach func(firewall.Prot
 // beside says what follows from other managers.
 func (s *Status) beside(others []firewall.Manager, facts Facts) {
 	for _, m := range others {
-		text := m.Name + " is active beside us: its rules decide too, and when it starts or stops it may take ours away"
+		text := m.Name + " is active too: its rules decide, and it may flush ours"
 		if !m.Active {
 			text = m.Name + " is not active, but starts at the next boot"
 		}

@@ -267,7 +267,7 @@ func TestStatusOfOthers(t *testing.T) {
 		s, err := b.agent.Status(context.Background(), Facts{SSHPorts: []uint16{22}, TakeOver: tt.takeOver})
 		if err != nil || !slices.Equal(s.Conflicts, []string{"firewalld"}) || !slices.Contains(s.Next, tt.next) ||
 			!slices.ContainsFunc(s.Warnings, func(w string) bool {
-				return strings.HasPrefix(w, "firewalld is active") && strings.HasSuffix(w, tt.next)
+				return strings.HasPrefix(w, "firewalld is active too") && strings.HasSuffix(w, tt.next)
 			}) {
 			t.Errorf("%v: conflicts %q, next %q, warnings %q", err, s.Conflicts, s.Next, s.Warnings)
 		}

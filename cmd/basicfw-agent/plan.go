@@ -16,6 +16,9 @@ func (a *app) showPlan(st store.State, previous *store.State, out agent.Outcome,
 		return nil
 	}
 	fmt.Fprintf(a.stdout, "profile %s (%s)\nssh %s\n", st.Profile.Name, st.Profile.Reason, sshSentence(st))
+	for _, m := range out.Others {
+		fmt.Fprintf(a.stdout, "would stop and disable %s\n", m.Name)
+	}
 	where := ""
 	heading := func(family, chain string) {
 		if at := family + " " + chain; at != where {
@@ -37,9 +40,6 @@ func (a *app) showPlan(st store.State, previous *store.State, out agent.Outcome,
 			heading(f.Family, f.Chain)
 			fmt.Fprintf(a.stdout, "- %s\n", f.Rule)
 		}
-	}
-	for _, m := range out.Others {
-		fmt.Fprintf(a.stdout, "would stop and disable %s\n", m.Name)
 	}
 	for _, f := range out.Files {
 		fmt.Fprintf(a.stdout, "would write %s\n", f)

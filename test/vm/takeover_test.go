@@ -1,0 +1,295 @@
+//go:build vm
+
+package vm
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// otherFirewall is another program that manages the firewall, as it comes from
+// Debian.
+type otherFirewall struct {
+	name   string // its unit's too
+	setUp  string
+	masked bool // what becomes of its unit
+	byHand bool // its rules stand though its unit is not up
+}
+
+// opened is the port that the other firewall opens.
+const opened = 5432
+
+// TestTakeOver has other firewalls in charge of a machine: what they close stays
+// closed, and who may log in gets in, at every moment of the takeover and of a
+// failed one.
+func TestTakeOver(t *testing.T) {
+	lab.Need(t, "ip", "mmdebstrap", "systemd-nspawn", "nsenter")
+	cache, err := filepath.Abs("../../.cache/vm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := BuildRoot(t, cache)
+	agent := filepath.Join(t.TempDir(), "basicfw-agent")
+	run(t, 10*time.Minute, "env", "CGO_ENABLED=0", "go", "build", "-o", agent, "github.com/basicfw/basicfw-agent/cmd/basicfw-agent")
+	const firewalld = `
+		firewall-offline-cmd -q --add-port=5432/tcp
+		systemctl -q enable firewalld
+		systemctl start firewalld
+		until firewall-cmd -q --state; do sleep 0.1; done`
+	const ufw = `
+		systemctl -q enable ufw
+		ufw allow 22/tcp
+		ufw allow 5432/tcp
+		ufw --force enable
+		`
+	for name, other := range map[string]otherFirewall{
+		"firewalld": {name: "firewalld", setUp: firewalld, masked: true},
+		"firewalld with iptables": {name: "firewalld", masked: true,
+			setUp: "sed -i s/^FirewallBackend=.*/FirewallBackend=iptables/ /etc/firewalld/firewalld.conf" + firewalld},
+		"ufw":         {name: "ufw", setUp: ufw + "systemctl start ufw"},
+		"ufw by hand": {name: "ufw", setUp: ufw, byHand: true},
+	} {
+		t.Run(name, func(t *testing.T) { testTakeOver(t, root, agent, other) })
+	}
+}
+
+func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
+	l := lab.New(t)
+	w := &Wire{Outsider: l.Outsider, Machine: l.Server, Client: l.Client, Stranger: l.Stranger}
+	c := StartContainer(t, l, root)
+	ports := append([]uint16{80, opened}, hidden...)
+	l.Host.Listen(t, ports...)
+	run(t, time.Minute, "install", "-m", "755", agent, c.root+"/usr/sbin/basicfw-agent")
+	c.Must(t, other.setUp)
+	prober := Probe(t, w, ports...)
+	ssh := keepTrying(t, w, 22)
+	steady := func(when string, since time.Time) {
+		t.Helper()
+		if a := prober.Answers(since, hidden...); len(a) > 0 {
+			t.Errorf("%s: closed ports answered %d times, first %v and last %v", when, len(a), a[0], a[len(a)-1])
+		}
+		if tries, failed := ssh.since(since); len(failed) > 0 || tries < 4 {
+			t.Errorf("%s: of %d attempts to reach sshd %d failed: %q", when, tries, len(failed), failed)
+		}
+	}
+	// What is heard from one port makes another's silence worth something.
+	answers := func(open, closed uint16) {
+		t.Helper()
+		since := time.Now()
+		for _, to := range l.Server.Both() {
+			until(t, 10*time.Second, fmt.Sprintf("an answer of %v port %d", to, open), func() error {
+				for _, a := range prober.Answers(since, open) {
+					if a.From.Addr() == to && !a.Reset {
+						return nil
+					}
+				}
+				return errors.New("none")
+			})
+		}
+		if a := prober.Answers(since, closed); len(a) > 0 {
+			t.Errorf("port %d answers: %v", closed, a[0])
+		}
+	}
+	before := look(t, c)
+	up := before
+	if other.byHand { // once its rules have come back, its unit is up
+		up = strings.Replace(before, "enabled inactive ufw", "enabled active ufw", 1)
+	}
+	same := func(when string) {
+		t.Helper()
+		if now := look(t, c); now != before && now != up {
+			t.Errorf("%s the machine is\n%s\nand was\n%s", when, now, before)
+		}
+		answers(opened, 80)
+	}
+	taken := func() {
+		t.Helper()
+		unit := "inactive\ndisabled\n"
+		if other.masked {
+			unit = "inactive\nmasked\n"
+		}
+		if out, _ := c.Run(t, "systemctl is-active "+other.name+"; systemctl is-enabled "+other.name); out != unit {
+			t.Errorf("its unit is %q", out)
+		}
+		answers(80, opened)
+		var status struct {
+			State     string
+			Conflicts []string
+		}
+		out := c.Must(t, "basicfw-agent verify >/dev/null && basicfw-agent status --json")
+		if err := json.Unmarshal([]byte(out), &status); err != nil || status.State != "protected" || len(status.Conflicts) > 0 {
+			t.Errorf("status: %v\n%s", err, out)
+		}
+		if out := c.Must(t, "nft list tables"); strings.Contains(out, "guard") || strings.Contains(out, "firewalld") {
+			t.Errorf("tables of nftables: %s", out)
+		}
+	}
+	bootstrap := "basicfw-agent bootstrap --or-failsafe --profile web-only --client-ip " + l.Client.String()
+	fails := func(out string, code int, words string) {
+		t.Helper()
+		if code != 1 || !strings.Contains(out, words) || strings.Count(out, "\n") != 1 {
+			t.Errorf("bootstrap: exit code %d\n%s", code, out)
+		}
+	}
+
+	t.Log("refused")
+	since := time.Now()
+	c.Must(t, `mkdir /etc/basicfw; printf '[agent]\non_conflict = refuse\n' >/etc/basicfw/agent.ini`)
+	out, code := c.Run(t, bootstrap)
+	fails(out, code, other.name)
+	c.Must(t, "rm -r /etc/basicfw")
+	same("after it was refused")
+	if out := c.Must(t, "basicfw-agent bootstrap --profile web-only --dry-run"); !strings.Contains(out, "would stop and disable "+other.name+"\n") {
+		t.Errorf("the plan does not say what is stopped:\n%s", out)
+	}
+	same("after the plan")
+	steady("refused", since)
+
+	t.Log("a second load that fails")
+	since = time.Now()
+	c.Must(t, `mkdir /run/fake
+		cat >/run/fake/iptables-restore <<'EOF'
+#!/bin/sh
+case " $* " in *--version*) exec /usr/sbin/iptables-restore "$@";; esac
+echo >>/run/fake/runs
+[ "$(wc -l </run/fake/runs)" != 3 ] || { cat >/dev/null; echo "iptables-restore: line 7 failed" >&2; exit 1; }
+exec /usr/sbin/iptables-restore "$@"
+EOF
+		chmod 755 /run/fake/iptables-restore`)
+	out, code = c.Run(t, "PATH=/run/fake:$PATH "+bootstrap)
+	fails(out, code, "line 7 failed")
+	c.Must(t, "rm -r /run/fake")
+	same("after the failure")
+	steady("the failure", since)
+
+	t.Log("taken over")
+	since = time.Now()
+	if out := c.Must(t, bootstrap); !strings.Contains(out, other.name) {
+		t.Errorf("bootstrap does not say what it stopped:\n%s", out)
+	}
+	taken()
+	if out := c.Must(t, bootstrap); !strings.Contains(out, "nothing changed") {
+		t.Errorf("a second bootstrap changes something:\n%s", out)
+	}
+	steady("the takeover", since)
+
+	t.Log("the next boot")
+	c.Stop(t)
+	for _, line := range []string{"iptables -P INPUT ACCEPT", "iptables -F", "iptables -X", "ip6tables -P INPUT ACCEPT", "ip6tables -F", "ip6tables -X", "nft flush ruleset"} {
+		l.Host.MustRun(t, strings.Fields(line)...)
+	}
+	c.Start(t)
+	since = time.Now()
+	taken()
+	steady("after the boot", since)
+
+	t.Log("uninstalled")
+	since = time.Now()
+	c.Must(t, "basicfw-agent uninstall")
+	if a := prober.Answers(since, hidden...); len(a) > 0 {
+		t.Errorf("while it was uninstalled closed ports answered %d times, first %v", len(a), a[0])
+	}
+	same("after uninstall")
+}
+
+// look is how units, files and rules are. A table without rules counts as none.
+func look(t *testing.T, c *Container) string {
+	t.Helper()
+	out, _ := c.Run(t, `for u in firewalld ufw; do echo $(systemctl is-enabled $u; systemctl is-active $u) $u; done
+		find /etc/systemd /etc/basicfw /var/lib/basicfw /etc/sysconfig /etc/motd.d 2>/dev/null | sort
+		{ iptables-save; ip6tables-save; } | sed -e 's/\[.*\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'
+		nft list table inet firewalld | sed 's/packets [0-9]* bytes [0-9]*//'`)
+	return out
+}
+
+// attempts are connections that somebody keeps making.
+type attempts struct {
+	mu   sync.Mutex
+	made []attempt
+}
+
+type attempt struct {
+	at  time.Time
+	err error
+}
+
+// attemptLimit is less than the kernel waits before it asks again: one packet
+// that is lost is a failure.
+const attemptLimit = 900 * time.Millisecond
+
+// keepTrying connects to a port from the client's addresses every 50 ms, until
+// the test ends.
+func keepTrying(t *testing.T, w *Wire, port uint16) *attempts {
+	t.Helper()
+	a := &attempts{}
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	t.Cleanup(func() { close(stop); all.Wait() })
+	for i, to := range w.Machine.Both() {
+		all.Add(1)
+		go func() {
+			defer all.Done()
+			tick := time.NewTicker(50 * time.Millisecond)
+			defer tick.Stop()
+			for {
+				select {
+				case <-stop:
+					return
+				case <-tick.C:
+				}
+				all.Add(1)
+				go func() {
+					defer all.Done()
+					begun := time.Now()
+					err := connect(w, w.Client.Both()[i], to, port)
+					a.mu.Lock()
+					defer a.mu.Unlock()
+					a.made = append(a.made, attempt{begun, err})
+				}()
+			}
+		}()
+	}
+	return a
+}
+
+func connect(w *Wire, from, to netip.Addr, port uint16) error {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: attemptLimit}
+	var c net.Conn
+	err := w.Outsider.Do(func() (err error) {
+		c, err = d.Dial("tcp", netip.AddrPortFrom(to, port).String())
+		return err
+	})
+	if err == nil {
+		c.Close()
+	}
+	return err
+}
+
+// since gives how many attempts were begun between then and now, and those that
+// failed.
+func (a *attempts) since(since time.Time) (n int, failed []string) {
+	now := time.Now()
+	time.Sleep(attemptLimit) // the last of them have it
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, m := range a.made {
+		if m.at.Before(since) || m.at.After(now) {
+			continue
+		}
+		n++
+		if m.err != nil {
+			failed = append(failed, fmt.Sprintf("%s %v", m.at.Format("15:04:05.000"), m.err))
+		}
+	}
+	return n, failed
+}
