@@ -68,16 +68,16 @@ type Managers struct {
 	table func(name string) (bool, error)
 	// cgroups is where control groups are.
 	cgroups string
+	// live tells whether systemd runs, and can be asked. Below a root, units are
+	// files and no more.
+	live func() bool
 }
 
 // New gives the managers of a machine.
 func New(sys *system.System, table func(name string) (bool, error)) *Managers {
-	return &Managers{sys: sys, table: table, cgroups: "/sys/fs/cgroup"}
+	return &Managers{sys: sys, table: table, cgroups: "/sys/fs/cgroup",
+		live: func() bool { return sys.Root == "" && sys.Exists("/run/systemd/system") }}
 }
-
-// live tells whether systemd runs, and can be asked. Below a root, units are
-// files and no more.
-func (m *Managers) live() bool { return m.sys.Root == "" && m.sys.Exists("/run/systemd/system") }
 
 // Find lists those that filter now, or will from the next boot on. chains names
 // those whose chains are in iptables. It runs no program: every status asks.
@@ -99,7 +99,7 @@ func (m *Managers) Find(chains []string) ([]firewall.Manager, error) {
 			errs = append(errs, err)
 			st.Enabled = st.Enabled || len(links) > 0 && (k.enabled == nil || k.enabled(m.sys))
 			// Before its rules stand it has processes.
-			st.Active = st.Active || k.table != "" && m.sys.Root == "" && system.Populated(m.cgroups, u)
+			st.Active = st.Active || k.table != "" && m.live() && system.Populated(m.cgroups, u)
 		}
 		if st.Active || st.Enabled {
 			out = append(out, st)
