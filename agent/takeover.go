@@ -97,7 +97,7 @@ func (a *Agent) recordOthers(ctx context.Context, p *prepared, o Options) ([]oth
 	for _, m := range p.Others {
 		rec, err := a.Managers.Record(ctx, m)
 		if err != nil {
-			return nil, fmt.Errorf("looking at %s: %w", m.Name, err)
+			return nil, &ConflictError{Names: []string{m.Name}, Why: err}
 		}
 		out = append(out, other{rec, m.Active})
 		if !slices.ContainsFunc(p.original.Managers, func(r firewall.ManagerBefore) bool { return r.Name == m.Name }) {

@@ -108,13 +108,17 @@ func (m *Managers) Find(chains []string) ([]firewall.Manager, error) {
 	return out, errors.Join(errs...)
 }
 
-// Record tells how the units of a manager are.
+// Record tells how the units of a manager are. The error is a *NotHereError
+// where it is active, and cannot be stopped.
 func (m *Managers) Record(ctx context.Context, st firewall.Manager) (firewall.ManagerBefore, error) {
 	k, err := lookUp(st.Name)
 	if err != nil {
 		return firewall.ManagerBefore{}, err
 	}
 	out := firewall.ManagerBefore{Name: st.Name}
+	if !m.live() && st.Active {
+		return out, &NotHereError{st.Name}
+	}
 	if !m.live() {
 		for _, u := range k.units {
 			links, err := m.links(u)
@@ -139,9 +143,15 @@ func (m *Managers) Record(ctx context.Context, st firewall.Manager) (firewall.Ma
 		out.Units = append(out.Units, firewall.UnitBefore{Name: u, Masked: p["LoadState"] == "masked",
 			Enabled: strings.HasPrefix(p["UnitFileState"], "enabled"), Active: running(p), Queued: !up(p) && running(p)})
 	}
+	if !st.Active {
+		return out, nil
+	}
+	if !slices.ContainsFunc(out.Units, func(u firewall.UnitBefore) bool { return !u.Masked }) {
+		return out, &NotHereError{st.Name}
+	}
 	// Who loaded the rules may have been the program itself ("ufw enable"). To
 	// have them again, its unit has to be started.
-	if st.Active && !out.Active() {
+	if !out.Active() {
 		for i := range out.Units {
 			out.Units[i].Active = !out.Units[i].Masked
 		}
@@ -177,7 +187,7 @@ func up(p map[string]string) bool {
 type NotHereError struct{ Name string }
 
 func (e *NotHereError) Error() string {
-	return fmt.Sprintf("rules of %s are loaded, but it has no unit here that could be stopped", e.Name)
+	return fmt.Sprintf("rules of %s are loaded, but no unit of systemd is here that could be stopped", e.Name)
 }
 
 // Stop stops a manager that is as rec says, and keeps it from coming back: at
@@ -186,9 +196,6 @@ func (m *Managers) Stop(ctx context.Context, rec firewall.ManagerBefore, active 
 	k, err := lookUp(rec.Name)
 	if err != nil {
 		return err
-	}
-	if active && (len(rec.Units) == 0 || !m.live()) {
-		return &NotHereError{rec.Name}
 	}
 	for _, u := range rec.Units {
 		if u.Masked {

@@ -237,7 +237,7 @@ func TestStopFails(t *testing.T) {
 			b := newBench(t, live, "firewalld.service")
 			before := b.units(t)
 			ctx := context.Background()
-			rec, err := b.Record(ctx, firewall.Manager{Name: "firewalld", Active: live})
+			rec, err := b.Record(ctx, firewall.Manager{Name: "firewalld", Active: live, Enabled: true})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -297,25 +297,23 @@ func TestQueued(t *testing.T) {
 
 func TestNotHereAndGone(t *testing.T) {
 	ctx := context.Background()
-	b := newBench(t, true)
-	rec, err := b.Record(ctx, firewall.Manager{Name: "firewalld", Active: true})
-	if err != nil || len(rec.Units) > 0 {
-		t.Fatalf("%+v, %v", rec, err)
+	for name, b := range map[string]*bench{
+		"no unit":                       newBench(t, true),
+		"what runs is not of this root": newBench(t, false, "ufw.service"),
+		"masked":                        newBench(t, true, "ufw.service"),
+	} {
+		if name == "masked" {
+			os.Symlink(os.DevNull, b.root+"/etc/systemd/system/ufw.service")
+		}
+		t.Setenv("PATH", b.root+"/bin:/usr/bin:/bin")
+		var notHere *NotHereError
+		if _, err := b.Record(ctx, firewall.Manager{Name: "ufw", Active: true}); !errors.As(err, &notHere) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
-	var notHere *NotHereError
-	if err := b.Stop(ctx, rec, true); !errors.As(err, &notHere) {
-		t.Errorf("%v", err)
-	}
-	b = newBench(t, false, "ufw.service")
-	rec, err = b.Record(ctx, firewall.Manager{Name: "ufw", Active: true})
+	b := newBench(t, true, "ufw.service")
+	rec, err := b.Record(ctx, firewall.Manager{Name: "ufw", Active: true})
 	if err != nil {
-		t.Fatal(err)
-	}
-	if err := b.Stop(ctx, rec, true); !errors.As(err, &notHere) {
-		t.Errorf("what runs is not of this root, but: %v", err)
-	}
-	b = newBench(t, true, "ufw.service")
-	if rec, err = b.Record(ctx, firewall.Manager{Name: "ufw", Active: true}); err != nil {
 		t.Fatal(err)
 	}
 	os.Remove(b.root + "/usr/lib/systemd/system/ufw.service")

@@ -188,6 +188,10 @@ func exprs(f firewall.Family, r firewall.Rule) []expr.Any {
 		if p.IsZero() {
 			return
 		}
+		if p.First == p.Last {
+			is(transport(offset, 2), expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, p.First)...)
+			return
+		}
 		is(transport(offset, 2), expr.CmpOpGte, binary.BigEndian.AppendUint16(nil, p.First)...)
 		is(transport(offset, 2), expr.CmpOpLte, binary.BigEndian.AppendUint16(nil, p.Last)...)
 	}

@@ -174,8 +174,8 @@ func TestNotRoot(t *testing.T) {
 	same(t, "after all that", before, m.everything(t))
 }
 
-// TestOtherManagers has another firewall manager at work. Until the program
-// can take over, it leaves the machine to it.
+// TestOtherManagers has rules of another firewall manager, of which nothing is
+// there that could be stopped: the machine is left to it.
 func TestOtherManagers(t *testing.T) {
 	const ufw = `*filter
 :INPUT DROP [0:0]

@@ -56,8 +56,9 @@ func TestTakeOver(t *testing.T) {
 		"firewalld": {name: "firewalld", setUp: firewalld, masked: true},
 		"firewalld with iptables": {name: "firewalld", masked: true,
 			setUp: "sed -i s/^FirewallBackend=.*/FirewallBackend=iptables/ /etc/firewalld/firewalld.conf" + firewalld},
-		"ufw":         {name: "ufw", setUp: ufw + "systemctl start ufw"},
-		"ufw by hand": {name: "ufw", setUp: ufw, byHand: true},
+		"ufw": {name: "ufw", setUp: ufw + "systemctl start ufw"},
+		"ufw by hand, with iptables-legacy": {name: "ufw", byHand: true,
+			setUp: "for p in iptables ip6tables; do update-alternatives --set $p /usr/sbin/$p-legacy >/dev/null; done" + ufw},
 	} {
 		t.Run(name, func(t *testing.T) { testTakeOver(t, root, agent, other) })
 	}
@@ -185,8 +186,11 @@ EOF
 
 	t.Log("the next boot")
 	c.Stop(t)
-	for _, line := range []string{"iptables -P INPUT ACCEPT", "iptables -F", "iptables -X", "ip6tables -P INPUT ACCEPT", "ip6tables -F", "ip6tables -X", "nft flush ruleset"} {
-		l.Host.MustRun(t, strings.Fields(line)...)
+	l.Host.MustRun(t, "nft", "flush", "ruleset")
+	for _, program := range []string{"iptables-legacy", "ip6tables-legacy"} {
+		for _, args := range []string{"-P INPUT ACCEPT", "-F", "-X"} {
+			l.Host.MustRun(t, append([]string{program}, strings.Fields(args)...)...)
+		}
 	}
 	c.Start(t)
 	since = time.Now()
@@ -200,6 +204,19 @@ EOF
 		t.Errorf("while it was uninstalled closed ports answered %d times, first %v", len(a), a[0])
 	}
 	same("after uninstall")
+
+	t.Log("settings that are wrong")
+	since = time.Now()
+	c.Must(t, `mkdir /etc/basicfw; printf '[agent]\nprofile = 7\ncolour = red\n' >/etc/basicfw/agent.ini`)
+	if out, code := c.Run(t, bootstrap); code != 2 || !strings.Contains(out, "closed by the failsafe rules") {
+		t.Errorf("bootstrap: exit code %d\n%s", code, out)
+	}
+	if out, _ := c.Run(t, "systemctl is-active "+other.name); out != "inactive\n" {
+		t.Errorf("its unit is %q", out)
+	}
+	steady("the failsafe", since)
+	c.Must(t, "basicfw-agent uninstall; rm -r /etc/basicfw")
+	same("after the failsafe")
 }
 
 // look is how units, files and rules are. A table without rules counts as none.

@@ -1,0 +1,204 @@
+package nftables
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+func compiled(t testing.TB, d firewall.Desired) firewall.Ruleset {
+	t.Helper()
+	r, err := firewall.Compile(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// all is a ruleset with every kind of rule.
+func all(client lab.Addrs) firewall.Desired {
+	return firewall.Desired{
+		Profile: firewall.Profile{Name: "p", Ping: true, Services: []firewall.Service{
+			{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80), On: "any"},
+			{Name: "media", Proto: firewall.UDP, Ports: firewall.PortRange{First: 40000, Last: 40100}, On: "eth*"},
+			{Name: "db", Proto: firewall.TCP, Ports: firewall.Port(5432), On: "any",
+				From: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/25"), netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("2001:db8:0:1::/64")}},
+		}},
+		Trusted: []string{"wg0"},
+		SSH: firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned,
+			Allow: []netip.Prefix{netip.PrefixFrom(client.V4, 32), netip.PrefixFrom(client.V6, 128)}},
+		LogDrops: true,
+	}
+}
+
+// What nft makes of the guard, and where the baseline's rules are.
+func TestGuardText(t *testing.T) {
+	n := load(t, "")
+	rules := compiled(t, all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}))
+	if err := n.Do(func() error { return Guard{}.Raise(rules, firewall.Families[:]) }); err != nil {
+		t.Fatal(err)
+	}
+	got := n.MustRun(t, "nft", "--numeric", "list", "ruleset")
+	got = regexp.MustCompile(`(?m)^\t+|[ \t]+$`).ReplaceAllString(got, "")
+	if diff := cmp.Diff(guardText, got); diff != "" {
+		t.Errorf("(-want +got):\n%s\n%s", diff, got)
+	}
+}
+
+// The guard alone closes the machine as our rules do, and goes without a trace.
+func TestGuardCloses(t *testing.T) {
+	lab.Need(t, "ip", "nft")
+	l := lab.New(t)
+	l.Host.Listen(t, 22, 80, 5432, 8080)
+	rules := compiled(t, all(l.Client))
+	in := func(f func() error) {
+		t.Helper()
+		if err := l.Host.Do(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g := Guard{}
+	reach := func(guarded bool) {
+		t.Helper()
+		for _, to := range l.Server.Both() {
+			for _, port := range []uint16{22, 80, 5432, 8080} {
+				for _, who := range []lab.Addrs{l.Client, l.Stranger} {
+					want := !guarded || port == 80 || who == l.Client && port != 8080
+					wait := lab.Brief
+					if want {
+						wait = lab.Patient
+					}
+					if err := l.Outsider.Reach(who.Like(to), to, port, wait); (err == nil) != want {
+						t.Errorf("guarded %v: from %v to %v port %d: %v", guarded, who.Like(to), to, port, err)
+					}
+				}
+			}
+		}
+	}
+	session, err := l.Outsider.Dial(l.Stranger.V4, l.Server.V4, 8080, lab.Patient)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer session.Close()
+	in(func() error { return g.Lower() }) // none is there
+	for range 2 {                         // the second replaces the first
+		in(func() error { return g.Raise(rules, firewall.Families[:]) })
+	}
+	reach(true)
+	in(func() error {
+		if up, err := HasTable(GuardTable); !up || err != nil || !g.Up() {
+			return fmt.Errorf("it is not seen: %v", err)
+		}
+		return g.Lower()
+	})
+	in(func() error {
+		if g.Up() {
+			return errors.New("it is still seen")
+		}
+		return nil
+	})
+	reach(false)
+	if left := l.Host.MustRun(t, "nft", "list", "ruleset"); left != "" {
+		t.Errorf("it leaves %s", left)
+	}
+	in(func() error { return g.Raise(rules, firewall.Families[:1]) })
+	if tables := l.Host.MustRun(t, "nft", "list", "tables"); tables != "table ip "+GuardTable+"\n" {
+		t.Errorf("without IPv6 its tables are %s", tables)
+	}
+}
+
+// What lasts for a while is a rule of the guard while it lasts.
+func TestGuardChecks(t *testing.T) {
+	n := load(t, "")
+	d := all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")})
+	d.Open = []firewall.Service{{Name: "x", Proto: firewall.TCP, Ports: firewall.Port(8443), On: "any", Until: time.Date(2037, 1, 1, 0, 0, 0, 0, time.UTC)}}
+	rules := compiled(t, d)
+	if err := n.Do(func() error { return Guard{}.Raise(rules, firewall.Families[:]) }); err != nil {
+		t.Fatal(err)
+	}
+	if text := n.MustRun(t, "nft", "list", "ruleset"); strings.Count(text, "8443") != 2 {
+		t.Errorf("port 8443: %s", text)
+	}
+	if err := (Guard{}).Raise(firewall.Ruleset{}, firewall.Families[:]); err == nil {
+		t.Error("no ruleset at all is taken for one")
+	}
+}
+
+const guardText = `table ip basicfw-guard {
+chain BASICFW-INPUT {
+type filter hook input priority 0; policy drop;
+iifname "lo" accept
+ct state 0x2,0x4 accept
+iifname "wg0" accept
+ip saddr 127.0.0.0/8 drop
+tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 drop
+tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 drop
+tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 drop
+icmp type 3 accept
+icmp type 11 accept
+icmp type 12 accept
+ct state 0x1 drop
+icmp type 8 accept
+udp sport 67 udp dport 68 accept
+tcp dport 22 jump BASICFW-SSH
+tcp dport 80 ct state 0x8 accept
+iifname "eth*" udp dport 40000-40100 ct state 0x8 accept
+tcp dport 5432 ct state 0x8 jump BASICFW-db
+}
+
+chain BASICFW-SSH {
+ip saddr 192.0.2.10 ct state 0x8 accept
+drop
+}
+
+chain BASICFW-db {
+ip saddr 192.0.2.0/25 accept
+ip saddr 10.0.0.0/8 accept
+}
+}
+table ip6 basicfw-guard {
+chain BASICFW-INPUT {
+type filter hook input priority 0; policy drop;
+iifname "lo" accept
+ct state 0x2,0x4 accept
+iifname "wg0" accept
+ip6 saddr ::1 drop
+tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 drop
+tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 drop
+tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 drop
+icmpv6 type 133 ip6 hoplimit 255 accept
+icmpv6 type 134 ip6 hoplimit 255 accept
+icmpv6 type 135 ip6 hoplimit 255 accept
+icmpv6 type 136 ip6 hoplimit 255 accept
+ip6 saddr fe80::/10 icmpv6 type 130 accept
+ip6 saddr fe80::/10 icmpv6 type 131 accept
+ip6 saddr fe80::/10 icmpv6 type 132 accept
+ip6 saddr fe80::/10 icmpv6 type 143 accept
+icmpv6 type 1 accept
+icmpv6 type 2 accept
+icmpv6 type 3 accept
+icmpv6 type 4 accept
+ct state 0x1 drop
+icmpv6 type 128 accept
+ip6 saddr fe80::/10 udp dport 546 accept
+tcp dport 22 jump BASICFW-SSH
+tcp dport 80 ct state 0x8 accept
+iifname "eth*" udp dport 40000-40100 ct state 0x8 accept
+ip6 saddr 2001:db8:0:1::/64 tcp dport 5432 ct state 0x8 accept
+}
+
+chain BASICFW-SSH {
+ip6 saddr 2001:db8::10 ct state 0x8 accept
+drop
+}
+}
+`
