@@ -24,6 +24,7 @@ type otherFirewall struct {
 	setUp  string
 	masked bool // what becomes of its unit
 	byHand bool // its rules stand though its unit is not up
+	legacy bool // with iptables-legacy
 }
 
 // opened is the port that the other firewall opens.
@@ -57,7 +58,7 @@ func TestTakeOver(t *testing.T) {
 		"firewalld with iptables": {name: "firewalld", masked: true,
 			setUp: "sed -i s/^FirewallBackend=.*/FirewallBackend=iptables/ /etc/firewalld/firewalld.conf" + firewalld},
 		"ufw": {name: "ufw", setUp: ufw + "systemctl start ufw"},
-		"ufw by hand, with iptables-legacy": {name: "ufw", byHand: true,
+		"ufw by hand, with iptables-legacy": {name: "ufw", byHand: true, legacy: true,
 			setUp: "for p in iptables ip6tables; do update-alternatives --set $p /usr/sbin/$p-legacy >/dev/null; done" + ufw},
 	} {
 		t.Run(name, func(t *testing.T) { testTakeOver(t, root, agent, other) })
@@ -188,6 +189,9 @@ EOF
 	c.Stop(t)
 	l.Host.MustRun(t, "nft", "flush", "ruleset")
 	for _, program := range []string{"iptables-legacy", "ip6tables-legacy"} {
+		if !other.legacy {
+			break
+		}
 		for _, args := range []string{"-P INPUT ACCEPT", "-F", "-X"} {
 			l.Host.MustRun(t, append([]string{program}, strings.Fields(args)...)...)
 		}
@@ -208,13 +212,16 @@ EOF
 	t.Log("settings that are wrong")
 	since = time.Now()
 	c.Must(t, `mkdir /etc/basicfw; printf '[agent]\nprofile = 7\ncolour = red\n' >/etc/basicfw/agent.ini`)
+	// SSH is limited for all then: only what is closed is looked at.
 	if out, code := c.Run(t, bootstrap); code != 2 || !strings.Contains(out, "closed by the failsafe rules") {
 		t.Errorf("bootstrap: exit code %d\n%s", code, out)
 	}
 	if out, _ := c.Run(t, "systemctl is-active "+other.name); out != "inactive\n" {
 		t.Errorf("its unit is %q", out)
 	}
-	steady("the failsafe", since)
+	if a := prober.Answers(since, hidden...); len(a) > 0 {
+		t.Errorf("the failsafe: closed ports answered %d times, first %v", len(a), a[0])
+	}
 	c.Must(t, "basicfw-agent uninstall; rm -r /etc/basicfw")
 	same("after the failsafe")
 }
@@ -224,8 +231,8 @@ func look(t *testing.T, c *Container) string {
 	t.Helper()
 	out, _ := c.Run(t, `for u in firewalld ufw; do echo $(systemctl is-enabled $u; systemctl is-active $u) $u; done
 		find /etc/systemd /etc/basicfw /var/lib/basicfw /etc/sysconfig /etc/motd.d 2>/dev/null | sort
-		{ iptables-save; ip6tables-save; } | sed -e 's/\[.*\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'
-		nft list table inet firewalld | sed 's/packets [0-9]* bytes [0-9]*//'`)
+		{ iptables-save; ip6tables-save; } 2>/dev/null | sed -e 's/\[.*\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'
+		nft list table inet firewalld 2>/dev/null | sed 's/packets [0-9]* bytes [0-9]*//'`)
 	return out
 }
 
