@@ -23,6 +23,8 @@ what a boot cannot know at its beginning. The service runs this; it ends with
 SIGTERM and leaves the rules.`,
 		Args: noArgs,
 		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
+			// The journal has times and colours by itself.
+			a.log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
 			s, err := settings.Load(a.sys, a.config)
 			if err != nil {
 				a.log.WithError(err).Warn("the settings are wrong; the rules that were applied last are enforced")
