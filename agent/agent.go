@@ -197,6 +197,7 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 func sameDecision(a, b store.State) bool {
 	for _, s := range []*store.State{&a, &b} {
 		s.Schema, s.Version, s.Bootstrapped, s.LastVerified = 0, "", time.Time{}, time.Time{}
+		s.RescueArgument = ""
 		s.SSHPorts, s.Allowed = nil, nil // reasons; ports and networks themselves are in Desired
 	}
 	return reflect.DeepEqual(a, b)
