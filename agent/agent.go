@@ -118,6 +118,8 @@ type Options struct {
 	Files []Change
 	// Record are further files to give back at uninstall.
 	Record []string
+	// Check, where set, may refuse a change before it begins.
+	Check func(firewall.Inspection) error
 	// TakeOver stops other programs that manage the firewall, for good. Without
 	// it they are left alone.
 	TakeOver bool
@@ -132,6 +134,7 @@ type Outcome struct {
 	Adopted    int                 // connections that live on by it
 	Removed    []firewall.Foreign  // others' rules that it took out
 	Others     []firewall.Manager  // other managers that it stopped
+	Registered bool                // the service was not, or not as it should be
 	Changed    bool
 }
 
@@ -205,8 +208,8 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 		p.before.Managers = slices.Clone(p.original.Managers)
 		p.recorded = !a.addRemoved(&p.original, in, o)
 	}
-	service := a.serviceMissing(o)
-	p.Changed = p.load || p.guard || len(p.files) > 0 || p.previous == nil || service || !sameDecision(*p.previous, next)
+	p.Registered = a.serviceMissing(o)
+	p.Changed = p.load || p.guard || len(p.files) > 0 || p.previous == nil || p.Registered || !sameDecision(*p.previous, next)
 	return p, nil
 }
 
@@ -215,6 +218,7 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 func sameDecision(a, b store.State) bool {
 	for _, s := range []*store.State{&a, &b} {
 		s.Schema, s.Version, s.Bootstrapped, s.LastVerified = 0, "", time.Time{}, time.Time{}
+		s.RescueArgument = ""
 		s.SSHPorts, s.Allowed = nil, nil // reasons; ports and networks themselves are in Desired
 	}
 	return reflect.DeepEqual(a, b)
@@ -236,7 +240,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
-	paths := append(slices.Clone(o.Record), MessageFile)
+	paths := append(slices.Clone(o.Record), MessageFile, IssueFile)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
 	}
@@ -369,6 +373,11 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		return p.Outcome, err
 	}
 	out = p.Outcome
+	if o.Check != nil {
+		if err := o.Check(p.Inspection); err != nil {
+			return out, err
+		}
+	}
 	if len(p.Others) > 0 && o.Refuse {
 		return out, &ConflictError{Names: Names(p.Others)}
 	}
