@@ -25,6 +25,8 @@ type Facts struct {
 	Instance  string
 	Surprises []string // sentences about what would surprise the owner
 	Conntrack ConntrackUse
+	// Closing are chains of nf_tables that close what they do not name.
+	Closing []string
 	// TakeOver is set where other firewalls are to be taken over.
 	TakeOver bool
 	// Profiles are those that could be chosen.

@@ -457,6 +457,9 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 	if len(s.Bypass) > 0 {
 		warn("%s", whereToClose(s.Bypass))
 	}
+	for _, c := range facts.Closing {
+		warn("chain %s of nftables closes ports too: a port has to be open there as well", c)
+	}
 	if s.State == NotBootstrapped {
 		return
 	}

@@ -264,7 +264,10 @@ func TestStatusOfOthers(t *testing.T) {
 		takeOver bool
 		next     string
 	}{{true, "basicfw-agent apply"}, {false, "systemctl disable --now firewalld"}} {
-		s, err := b.agent.Status(context.Background(), Facts{SSHPorts: []uint16{22}, TakeOver: tt.takeOver})
+		s, err := b.agent.Status(context.Background(), Facts{SSHPorts: []uint16{22}, TakeOver: tt.takeOver, Closing: []string{"inet filter input"}})
+		if !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.HasPrefix(w, "chain inet filter input of nftables closes") }) {
+			t.Errorf("warnings %q", s.Warnings)
+		}
 		if err != nil || !slices.Equal(s.Conflicts, []string{"firewalld"}) || !slices.Contains(s.Next, tt.next) ||
 			!slices.ContainsFunc(s.Warnings, func(w string) bool {
 				return strings.HasPrefix(w, "firewalld is active too") && strings.HasSuffix(w, tt.next)

@@ -110,6 +110,9 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	if f.Forwarded, err = nftables.Forwarded(); err != nil {
 		w.agent.Log.WithError(err).Warn("not all ports are known that are forwarded past INPUT")
 	}
+	if f.Closing, err = nftables.Closing(); err != nil {
+		w.agent.Log.WithError(err).Warn("not all is known that closes ports beside us")
+	}
 	f.Instance = w.instance()
 	f.Surprises = session.Surprises(w.sys)
 	if c, err := hostnet.ReadConntrack(); err == nil {
