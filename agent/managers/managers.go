@@ -27,8 +27,8 @@ type manager struct {
 	table string
 	// enabled tells whether its unit, started at boot, does anything; nil is yes.
 	enabled func(*system.System) bool
-	// clear are programs that take away what its stop leaves.
-	clear [][]string
+	// clear, for a unit, is a program that takes away what its stop leaves.
+	clear map[string][]string
 	// ready is a program that succeeds once its rules stand, where the start of
 	// its unit comes back before.
 	ready []string
@@ -41,7 +41,7 @@ var known = []manager{
 	{name: "firewalld", units: []string{"firewalld.service"}, mask: true, table: "firewalld", ready: []string{"firewall-cmd", "--state"}},
 	{name: "ufw", units: []string{"ufw.service"}, enabled: ufwEnabled},
 	{name: "shorewall", units: []string{"shorewall.service", "shorewall6.service"},
-		clear: [][]string{{"shorewall", "clear"}, {"shorewall6", "clear"}}},
+		clear: map[string][]string{"shorewall.service": {"shorewall", "clear"}, "shorewall6.service": {"shorewall6", "clear"}}},
 }
 
 // ufwEnabled tells whether ufw is on. Its unit is started at boot on every
@@ -233,14 +233,10 @@ func (m *Managers) Stop(ctx context.Context, rec firewall.ManagerBefore, active 
 		} else if running(p) {
 			return fmt.Errorf("%s is still %s", u.Name, p["ActiveState"])
 		}
-	}
-	if !active || !m.live() {
-		return nil
-	}
-	for _, c := range k.clear {
-		var missing *system.NotFoundError
-		if _, err := m.sys.Run(ctx, system.Command{Name: c[0], Args: c[1:], Timeout: time.Minute}); err != nil && !errors.As(err, &missing) {
-			return err
+		if c := k.clear[u.Name]; c != nil && active && u.Active {
+			if _, err := m.sys.Run(ctx, system.Command{Name: c[0], Args: c[1:], Timeout: time.Minute}); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
