@@ -452,11 +452,6 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		}
 		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection) })
 	}
-	if len(others) > 0 {
-		if err := a.takeOver(ctx, next.Ruleset, p.Inspection, others, o, &undo); err != nil {
-			return out, &TakeOverError{Names(p.Others), err}
-		}
-	}
 	for _, c := range p.files {
 		was, err := a.snapshot(c.Path)
 		if err != nil {
@@ -488,36 +483,54 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	if err := a.Store.RemovePending(); err != nil { // one of another boot, or this very change
 		return out, err
 	}
+	start := func() error { return nil }
 	if o.Service {
-		if err := a.register(&undo); err != nil {
+		if start, err = a.register(&undo); err != nil {
 			return out, err
 		}
+	}
+	if len(others) > 0 {
+		// Last: from here on a boot has our rules, also after a power cut.
+		if err := a.takeOver(ctx, next.Ruleset, p.Inspection, others, o, &undo); err != nil {
+			return out, &TakeOverError{Names(p.Others), err}
+		}
+	}
+	if err := start(); err != nil {
+		return out, err
 	}
 	if len(others) > 0 || p.guard {
 		if err := a.Guard.Lower(); err != nil {
 			return out, err
 		}
+		// A service that ran before has seen the guard. Now it looks again.
+		if err := a.Store.Save(next); err != nil {
+			a.Log.WithError(err).Warn("the status for monitoring may be out of date for a while")
+		}
 	}
 	return out, nil
 }
 
-// register sees that the service is registered and started.
-func (a *Agent) register(undo *[]func() error) error {
+// register sees that the service is registered; start that it runs, once the
+// rules are what they are to be: what it mends would get in the way.
+func (a *Agent) register(undo *[]func() error) (start func() error, err error) {
 	was, _ := a.Service.Status() // one that is not known is registered anew
 	if !was.Registered {
 		*undo = append(*undo, a.Service.Uninstall)
 	}
 	if !was.Registered || !was.Enabled {
 		if err := a.Service.Install(); err != nil {
-			return fmt.Errorf("registering the service: %w", err)
+			return nil, fmt.Errorf("registering the service: %w", err)
 		}
 	}
-	if !was.Active {
+	return func() error {
+		if was.Active {
+			return nil
+		}
 		if err := a.Service.Start(); err != nil {
 			return fmt.Errorf("starting the service: %w", err)
 		}
-	}
-	return nil
+		return nil
+	}, nil
 }
 
 func (a *Agent) put(c Change) error {

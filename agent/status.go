@@ -445,8 +445,8 @@ func (s *Status) beside(others []firewall.Manager, facts Facts) {
 			next = "systemctl disable --now " + m.Name
 		}
 		s.Warnings = append(s.Warnings, text+": "+next)
-		if !slices.Contains(s.Next, next) {
-			s.Next = append(s.Next, next)
+		if !slices.Contains(s.Next, next) { // first: what else is done may be undone
+			s.Next = append([]string{next}, s.Next...)
 		}
 	}
 }

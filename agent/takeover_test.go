@@ -127,6 +127,8 @@ func TestTakeOverAllOrNothing(t *testing.T) {
 				if err != nil || len(org.Managers) != 2 {
 					t.Errorf("recorded: %+v, %v", org.Managers, err)
 				}
+			} else if err == nil && slices.Index(b.steps, "lower ") < n-1 {
+				// What is left then is to tell the service.
 			} else {
 				if !errors.Is(err, fs.ErrPermission) {
 					t.Fatalf("later %v, %s: %v", later, b.steps[n-1], err)
@@ -260,6 +262,7 @@ func TestStatusOfOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	b.others.list, b.others.up = []string{"firewalld"}, map[string]bool{"firewalld": true}
+	b.kernel.rules = firewall.Ruleset{} // flushed by it
 	for _, tt := range []struct {
 		takeOver bool
 		next     string
@@ -268,7 +271,7 @@ func TestStatusOfOthers(t *testing.T) {
 		if !slices.ContainsFunc(s.Warnings, func(w string) bool { return strings.HasPrefix(w, "chain inet filter input of nftables closes") }) {
 			t.Errorf("warnings %q", s.Warnings)
 		}
-		if err != nil || !slices.Equal(s.Conflicts, []string{"firewalld"}) || !slices.Contains(s.Next, tt.next) ||
+		if err != nil || !slices.Equal(s.Conflicts, []string{"firewalld"}) || len(s.Next) == 0 || s.Next[0] != tt.next ||
 			!slices.ContainsFunc(s.Warnings, func(w string) bool {
 				return strings.HasPrefix(w, "firewalld is active too") && strings.HasSuffix(w, tt.next)
 			}) {

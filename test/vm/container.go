@@ -18,7 +18,7 @@ import (
 
 // containerPackages are those of a system that runs in a container: no kernel,
 // and other programs that manage the firewall.
-const containerPackages = "systemd,systemd-sysv,dbus,iproute2,iptables,nftables,openssh-server,ufw,firewalld"
+const containerPackages = "systemd,systemd-sysv,dbus,iproute2,iptables,nftables,openssh-server,ufw,firewalld,shorewall,shorewall6"
 
 // customizeContainer is run by mmdebstrap with the directory of the new system.
 const customizeContainer = `#!/bin/sh
@@ -26,7 +26,7 @@ set -e
 echo host >"$1/etc/hostname"
 echo 0123456789abcdef0123456789abcdef >"$1/etc/machine-id"
 mkdir -p "$1/etc/sysconfig"
-chroot "$1" systemctl -q disable nftables ufw firewalld
+chroot "$1" systemctl -q disable nftables ufw firewalld shorewall shorewall6
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   fstrim.timer getty@tty1.service console-getty.service
 rm -r "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
