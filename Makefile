@@ -23,7 +23,7 @@ test: ## all tests but those that boot a machine
 	go test -count=1 ./...
 
 test-vm: rpm ## boot tests: a virtual machine, cloud-init, the RPM, a reboot
-	test/install iproute2 mmdebstrap qemu-system-x86 qemu-utils e2fsprogs dosfstools openssh-client rpm cloud-init
+	test/install iproute2 iptables nftables systemd-container mmdebstrap qemu-system-x86 qemu-utils e2fsprogs dosfstools openssh-client rpm cloud-init
 	go test -count=1 -timeout 50m -tags vm -v ./test/vm/...
 
 rpm: ## RPMs for x86_64 and aarch64, in dist/

@@ -25,7 +25,8 @@ type otherFirewall struct {
 	masked bool // what becomes of its unit
 	byHand bool // its rules stand though its unit is not up
 	legacy bool // with iptables-legacy
-	// rough is set where its own start turns away connections for a moment.
+	// rough is set where its own start and stop turn away connections for a
+	// moment, whatever else is loaded.
 	rough bool
 }
 
@@ -36,7 +37,7 @@ const opened = 5432
 // closed, and who may log in gets in, at every moment of the takeover and of a
 // failed one.
 func TestTakeOver(t *testing.T) {
-	lab.Need(t, "ip", "mmdebstrap", "systemd-nspawn", "nsenter")
+	lab.Need(t, "ip", "nft", "iptables-legacy", "mmdebstrap", "systemd-nspawn", "nsenter")
 	cache, err := filepath.Abs("../../.cache/vm")
 	if err != nil {
 		t.Fatal(err)
@@ -92,7 +93,7 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 		if a := prober.Answers(since, hidden...); len(a) > 0 {
 			t.Errorf("%s: closed ports answered %d times, first %v and last %v", when, len(a), a[0], a[len(a)-1])
 		}
-		if tries, failed := ssh.since(since); len(failed) > 0 || tries < 4 {
+		if tries, failed := ssh.since(since); len(failed) > 0 && !other.rough || len(failed) > tries/10 || tries < 4 {
 			t.Errorf("%s: of %d attempts to reach sshd %d failed: %q", when, tries, len(failed), failed)
 		}
 	}
@@ -184,11 +185,7 @@ EOF
 	fails(out, code, "line 7 failed")
 	c.Must(t, "rm -r /run/fake")
 	same("after the failure")
-	if !other.rough {
-		steady("the failure", since)
-	} else if a := prober.Answers(since, hidden...); len(a) > 0 {
-		t.Errorf("the failure: closed ports answered %d times, first %v", len(a), a[0])
-	}
+	steady("the failure", since)
 
 	t.Log("taken over")
 	since = time.Now()
