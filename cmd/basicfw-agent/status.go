@@ -40,6 +40,18 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 			if err != nil {
 				return err
 			}
+			// What differs may be a change that is under way. If it takes long, it
+			// is told as it is.
+			if len(st.Drift) > 0 {
+				lockCtx, cancel := context.WithTimeout(ctx, settleWait)
+				defer cancel()
+				if unlock, err := w.agent.Store.Lock(lockCtx, "status"); err == nil {
+					defer unlock()
+					if st, err = w.agent.Status(ctx, facts); err != nil {
+						return err
+					}
+				}
+			}
 			if settingsErr != nil {
 				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
 			}

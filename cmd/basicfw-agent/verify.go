@@ -15,6 +15,10 @@ import (
 // noting anything.
 const noteWait = 100 * time.Millisecond
 
+// settleWait is how long a command that only looks waits for a change that is
+// under way, before it tells what differs.
+const settleWait = 5 * time.Second
+
 func (a *app) verifyCmd() *cobra.Command {
 	var repair bool
 	cmd := &cobra.Command{
@@ -44,6 +48,17 @@ was decided, and name each difference. With --repair, mend them.`,
 			r, err := w.agent.Verify(ctx, w.ports)
 			if err != nil {
 				return err
+			}
+			if lockErr != nil && len(r.Drift) > 0 {
+				// It may be the change that keeps us from the lock.
+				lockCtx, cancel := context.WithTimeout(ctx, settleWait)
+				defer cancel()
+				if unlock, lockErr = w.agent.Store.Lock(lockCtx, "verify"); lockErr == nil {
+					defer unlock()
+					if r, err = w.agent.Verify(ctx, w.ports); err != nil {
+						return err
+					}
+				}
 			}
 			for _, warning := range r.Warnings {
 				a.log.Warn(warning)

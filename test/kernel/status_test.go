@@ -257,3 +257,37 @@ func TestNobodyNamed(t *testing.T) {
 		}
 	})
 }
+
+// TestMeanwhile looks at a machine again and again while commands change it:
+// what is under way is no drift.
+func TestMeanwhile(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			for range 8 {
+				for _, words := range [][]string{{"open", "8080/tcp"}, {"close", "8080/tcp"}} {
+					if r := m.agent(t, words...); r.Code != exitOK {
+						t.Errorf("%v: exit code %d: %s", words, r.Code, r.Stderr)
+					}
+				}
+			}
+		}()
+		for looks := 0; ; looks++ {
+			for _, words := range [][]string{{"status"}, {"verify"}} {
+				if r := m.agent(t, words...); r.Code != exitOK {
+					t.Errorf("%v in between: exit code %d\n%s%s", words, r.Code, r.Stdout, r.Stderr)
+				}
+			}
+			select {
+			case <-done:
+				if looks < 5 {
+					t.Errorf("only %d looks", looks)
+				}
+				return
+			default:
+			}
+		}
+	})
+}
