@@ -34,8 +34,8 @@ type Guard interface {
 // GuardTable is what the guard is called in the kernel.
 const GuardTable = "basicfw-guard"
 
-// ConflictError says that another firewall is in charge of the machine, and
-// that it is left so.
+// ConflictError says that another firewall is in charge of the machine, or will
+// be from the next boot on, and that it is left so.
 type ConflictError struct {
 	Names []string
 	Why   error // nil is that it is not to be taken over
@@ -48,8 +48,8 @@ func (e *ConflictError) Error() string {
 	if next == "" {
 		next = fmt.Sprintf("stop and disable it (\"systemctl disable --now %s\", for ufw \"ufw disable\") and run this again", strings.Join(e.Names, " "))
 	}
-	text := fmt.Sprintf("%s is active on this machine, and two firewalls would undo each other's rules: nothing was changed; %s",
-		strings.Join(e.Names, " and "), next)
+	text := fmt.Sprintf("%s manages the firewall of this machine too, and two would undo each other's rules: nothing was changed; %s",
+		strings.Join(e.Names, ", and "), next)
 	if e.Why != nil {
 		text += fmt.Sprintf(" (it could not be taken over: %v)", e.Why)
 	}

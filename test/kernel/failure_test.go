@@ -245,6 +245,45 @@ COMMIT
 	}
 }
 
+// TestManagerAtNextBoot has another firewall manager that does not run, and would
+// from the next boot on. Below a root its units are files.
+func TestManagerAtNextBoot(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		const unit, wants = "/etc/systemd/system/firewalld.service", "/etc/systemd/system/multi-user.target.wants"
+		if err := os.MkdirAll(filepath.Join(m.root, wants), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("/usr/lib/systemd/system/firewalld.service", filepath.Join(m.root, wants, "firewalld.service")); err != nil {
+			t.Fatal(err)
+		}
+		m.Host.Listen(t, 22, 8080)
+		before := m.everything(t)
+		says(t, m.must(t, exitNotBootstrapped, "status").Stdout, "firewalld is not active, but starts at the next boot")
+
+		m.write(t, "/etc/basicfw/agent.ini", "[agent]\non_conflict = refuse\n", 0o640)
+		says(t, m.must(t, exitOK, "bootstrap", "--dry-run", "--profile", "web+mail").Stdout, "would be refused: firewalld")
+		r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+		oneLine(t, r.Stderr, "firewalld", "nothing was changed")
+		if err := os.Remove(filepath.Join(m.root, "/etc/basicfw/agent.ini")); err != nil {
+			t.Fatal(err)
+		}
+		same(t, "after the refusal", before, m.everything(t))
+
+		m.bootstrap(t)
+		if target, err := os.Readlink(filepath.Join(m.root, unit)); target != os.DevNull {
+			t.Errorf("firewalld.service leads to %q: %v", target, err)
+		}
+		if _, err := os.Lstat(filepath.Join(m.root, wants, "firewalld.service")); err == nil {
+			t.Error("firewalld.service is still started at boot")
+		}
+		m.wantReach(t, m.Server.V4, 22, true, false)
+		m.wantReach(t, m.Server.V6, 8080, false, false)
+		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "uninstall")
+		same(t, "after uninstall", before, m.everything(t))
+	})
+}
+
 // TestWithoutIPv6 has the program see a kernel without IPv6, and so without
 // tables for it.
 func TestWithoutIPv6(t *testing.T) {
