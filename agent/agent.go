@@ -386,6 +386,7 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		return out, err
 	}
 	var undo []func() error
+	guarded := false
 	defer func() {
 		if err == nil {
 			return
@@ -396,7 +397,7 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 				back, err = true, fmt.Errorf("%w; and on the way back: %w", err, e)
 			}
 		}
-		if len(others) == 0 {
+		if !guarded {
 			return
 		}
 		// Where the way back has failed, nobody knows what else closes the machine.
@@ -443,7 +444,7 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 			a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
 		}
 		if len(others) > 0 {
-			if err := a.raise(next.Ruleset, others); err != nil {
+			if guarded, err = a.raise(next.Ruleset, others); err != nil {
 				return out, err
 			}
 		}
@@ -491,14 +492,14 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	}
 	if len(others) > 0 {
 		// Last: from here on a boot has our rules, also after a power cut.
-		if err := a.takeOver(ctx, next.Ruleset, p.Inspection, others, o, &undo); err != nil {
+		if err := a.takeOver(ctx, next.Ruleset, p.Inspection, others, guarded, o, &undo); err != nil {
 			return out, &TakeOverError{Names(p.Others), err}
 		}
 	}
 	if err := start(); err != nil {
 		return out, err
 	}
-	if len(others) > 0 || p.guard {
+	if guarded || p.guard {
 		if err := a.Guard.Lower(); err != nil {
 			return out, err
 		}

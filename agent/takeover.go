@@ -109,25 +109,33 @@ func (a *Agent) recordOthers(ctx context.Context, p *prepared, o Options) ([]oth
 }
 
 // raise puts up the guard, without which the machine would be open, or its owner
-// shut out, while others stop.
-func (a *Agent) raise(rules firewall.Ruleset, others []other) error {
-	err := a.Guard.Raise(rules.At(a.Now()), a.Families)
-	if err == nil || !slices.ContainsFunc(others, func(o other) bool { return o.active }) {
-		return err
-	}
-	var list []string
+// shut out, while others stop. Those that are not active flush nothing when they
+// are disabled: there it can be done without.
+func (a *Agent) raise(rules firewall.Ruleset, others []other) (guarded bool, err error) {
+	err = a.Guard.Raise(rules.At(a.Now()), a.Families)
+	var active []string
 	for _, o := range others {
-		list = append(list, o.Name)
+		if o.active {
+			active = append(active, o.Name)
+		}
 	}
-	return &ConflictError{Names: list, Why: err}
+	if err != nil && len(active) > 0 {
+		return false, &ConflictError{Names: active, Why: err}
+	}
+	return err == nil, nil
 }
 
-// takeOver stops the others, while the guard is up and our rules are loaded,
+// takeOver stops the others, while our rules are loaded and the guard is up,
 // and loads our rules again: what others leave behind is no rule of ours, and
 // INPUT open or shut.
-func (a *Agent) takeOver(ctx context.Context, rules firewall.Ruleset, was firewall.Inspection, others []other, o Options, undo *[]func() error) error {
+func (a *Agent) takeOver(ctx context.Context, rules firewall.Ruleset, was firewall.Inspection, others []other, guarded bool, o Options, undo *[]func() error) error {
 	// With our rules gone and the policy DROP, nobody could log in.
-	yield := func(ctx context.Context) error { return a.Kernel.Yield(ctx) }
+	yield := func(ctx context.Context) error {
+		if !guarded {
+			return nil
+		}
+		return a.Kernel.Yield(ctx)
+	}
 	if err := yield(ctx); err != nil {
 		return err
 	}

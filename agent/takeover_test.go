@@ -23,6 +23,7 @@ type fakeManagers struct {
 	list  []string        // that are here
 	up    map[string]bool // those that are active and enabled
 	gone  bool            // removed from the machine
+	idle  bool            // not active, but enabled
 	exits []string        // what the kernel was like when one flushed it
 }
 
@@ -30,7 +31,7 @@ func (m *fakeManagers) Find([]string) ([]firewall.Manager, error) {
 	var out []firewall.Manager
 	for _, name := range m.list {
 		if m.up[name] {
-			out = append(out, firewall.Manager{Name: name, Active: true, Enabled: true})
+			out = append(out, firewall.Manager{Name: name, Active: !m.idle, Enabled: true})
 		}
 	}
 	return out, nil
@@ -41,6 +42,9 @@ func (m *fakeManagers) Record(_ context.Context, st firewall.Manager) (firewall.
 }
 
 func (m *fakeManagers) flush() {
+	if m.idle {
+		return
+	}
 	k := m.bench.kernel
 	m.exits = append(m.exits, fmt.Sprintf("guard %v, yielded %v", m.bench.guard.up, k.yielded))
 	k.rules = firewall.Ruleset{}
@@ -211,12 +215,22 @@ func TestRefuseConflict(t *testing.T) {
 			t.Errorf("%s: not as before: %s", name, diff)
 		}
 	}
+	// One that is not active needs no guard.
 	b := newBench(t)
+	b.others.list, b.others.up, b.others.idle = []string{"firewalld"}, map[string]bool{"firewalld": true}, true
+	b.guard.err = errors.New("no nf_tables")
+	o := options()
+	o.TakeOver = true
+	if _, err := b.agent.Converge(context.Background(), decided(t, "203.0.113.9/32"), o); err != nil || b.others.up["firewalld"] || slices.Contains(b.steps, "yield ") {
+		t.Errorf("%v, up %v, steps %q", err, b.others.up, b.steps)
+	}
+
+	b = newBench(t)
 	if _, err := b.agent.Converge(context.Background(), decided(t, "203.0.113.9/32"), options()); err != nil {
 		t.Fatal(err)
 	}
 	b.others.list, b.others.up = []string{"firewalld"}, map[string]bool{"firewalld": true}
-	o := Options{TakeOver: true}
+	o = Options{TakeOver: true}
 	if _, err := b.agent.Try(context.Background(), decided(t, "203.0.113.10/32"), time.Minute, o); err == nil || !strings.Contains(err.Error(), "basicfw-agent apply") {
 		t.Errorf("for a time: %v", err)
 	}
