@@ -24,6 +24,7 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 		s.State, s.Pending = PendingState, &PendingStatus{Until: p.Window.Until}
 	}
 	s.TakenBack = st.TakenBack
+	s.fights(a.loadNote())
 	if s.unlock(st); s.Pending == nil && s.Unlock != nil {
 		s.State = Unlocked
 	}
@@ -61,6 +62,9 @@ func (s Status) message() string {
 		say("this machine is unlocked until %s. Close it again: basicfw-agent lock", firewall.FormatTime(s.Unlock.Until))
 	case NotBootstrapped:
 		return ""
+	}
+	for _, u := range s.Unrepaired {
+		say("drift that could not be repaired: %s. See: journalctl -u basicfw-agent", u)
 	}
 	switch {
 	case s.State == FailsafeState: // what pins it cannot be used
