@@ -2,7 +2,6 @@ package system
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -34,23 +33,31 @@ func Multicast(ctx context.Context, protocol int, groups []int, counts func(sysc
 		f.Close()
 		return err
 	}
+	conn, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return err
+	}
 	context.AfterFunc(ctx, func() { f.Close() })
 	go func() {
 		defer f.Close()
 		buf := make([]byte, 16<<10)
 		for {
-			n, err := f.Read(buf)
-			nap := netlinkNap
-			switch {
-			case errors.Is(err, os.ErrClosed):
-				return
-			case errors.Is(err, unix.ENOBUFS): // some were lost; the socket goes on
-			case err != nil:
-				nap = time.Minute // not one that is known; it must not keep us busy
-			case !anyCounts(buf[:n], counts):
-				continue
+			news, failed := false, error(nil)
+			err := conn.Read(func(fd uintptr) bool {
+				news, failed = drain(int(fd), buf, counts)
+				return failed != unix.EAGAIN
+			})
+			if err != nil {
+				return // closed
 			}
-			tell()
+			if news {
+				tell()
+			}
+			nap := netlinkNap
+			if failed != nil {
+				nap = time.Minute // none that is known; it must not keep us busy
+			}
 			select {
 			case <-ctx.Done():
 				return
@@ -59,6 +66,27 @@ func Multicast(ctx context.Context, protocol int, groups []int, counts func(sysc
 		}
 	}()
 	return nil
+}
+
+// drain reads the messages that are there, and tells whether any counts. The
+// error is EAGAIN where there was none.
+func drain(fd int, buf []byte, counts func(syscall.NetlinkMessage) bool) (news bool, err error) {
+	const most = 4096 // of those that keep coming, for this once
+	for i := range most {
+		n, err := unix.Read(fd, buf)
+		switch {
+		case err == unix.EINTR:
+		case err == unix.EAGAIN && i > 0:
+			return news, nil
+		case err == unix.ENOBUFS:
+			news = true // some were lost; the socket goes on
+		case err != nil:
+			return err != unix.EAGAIN, err
+		default:
+			news = news || anyCounts(buf[:n], counts)
+		}
+	}
+	return news, nil
 }
 
 func join(fd int, groups []int) error {

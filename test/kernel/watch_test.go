@@ -1,0 +1,263 @@
+package kernel_test
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+const (
+	// mended is how soon the rules are back where the kernel tells of changes.
+	mended = 2 * time.Second
+	// looked is how soon they are where it does not.
+	looked = 70 * time.Second
+)
+
+// back waits until the rules are what they were, and tells how long it took.
+func (m *machine) back(t *testing.T, within time.Duration, what, rules string) {
+	t.Helper()
+	start := time.Now()
+	by(t, start.Add(within), what, func() bool { return m.rules(t) == rules })
+	t.Logf("%s: mended after %v", what, time.Since(start).Round(time.Millisecond))
+	same(t, what, rules, m.rules(t))
+}
+
+// repairDamages are what somebody does to the rules of a machine by hand, each
+// with what the log has to say of it.
+func repairDamages() []damage {
+	each := func(args ...[]string) func(t *testing.T, m *machine) {
+		return func(t *testing.T, m *machine) {
+			t.Helper()
+			for _, family := range families() {
+				for _, a := range args {
+					m.iptables(t, family, a...)
+				}
+			}
+		}
+	}
+	return []damage{
+		{name: "iptables -F; iptables -X", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"},
+			do: each([]string{"-F"}, []string{"-X"})},
+		{name: "iptables -F", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}, do: each([]string{"-F"})},
+		{name: "iptables -P INPUT ACCEPT", what: []string{"different", "ipv6 INPUT", "policy ACCEPT"}, do: each([]string{"-P", "INPUT", "ACCEPT"})},
+		{name: "a rule of IPv6 only", what: []string{"different", "ipv6 BASICFW-INPUT", "basicfw-invalid"}, do: func(t *testing.T, m *machine) {
+			t.Helper()
+			for _, l := range m.filter(t, ipv6) {
+				if strings.Contains(l, "basicfw-invalid") {
+					m.iptables(t, ipv6, append([]string{"-D"}, strings.Fields(l)[1:]...)...)
+				}
+			}
+		}},
+	}
+}
+
+// TestWatchRepairs has somebody damage the rules while the service runs. With
+// iptables' nft variant the kernel tells of it.
+func TestWatchRepairs(t *testing.T) {
+	t.Parallel()
+	for _, d := range repairDamages() {
+		t.Run(strings.ReplaceAll(d.name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t, "nft")
+			m.Host.Listen(t, 22, 80, 8080)
+			m.bootstrap(t)
+			rules := m.rules(t)
+			s := m.serve(t)
+			var sessions []*lab.Session
+			for _, to := range m.Server.Both() {
+				session, err := m.Outsider.Dial(m.Client.Like(to), to, 22, lab.Patient)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer session.Close()
+				sessions = append(sessions, session)
+			}
+			d.do(t, m)
+			m.back(t, mended, d.name, rules)
+			for _, session := range sessions {
+				if err := session.Talk(); err != nil {
+					t.Errorf("a session of before: %v", err)
+				}
+			}
+			m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+			m.must(t, exitOK, "status")
+			lab.Poll(t, "the status for monitoring to say so", func() bool { return m.public(t).State == "protected" })
+			if r := s.Stop(t); !named(r.Stderr, d.what) {
+				t.Errorf("no line with %q in the log:\n%s", d.what, r.Stderr)
+			}
+		})
+	}
+}
+
+// TestWatchEachMinute has all happen of which nobody tells: the kernel says
+// nothing of legacy tables.
+func TestWatchEachMinute(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "legacy")
+	m.Host.Listen(t, 22, 80, 8080)
+	m.bootstrap(t)
+	rules := m.rules(t)
+	s := m.serve(t)
+	damages := repairDamages()
+	damages[3].do(t, m)
+	damages[0].do(t, m)
+	damages[2].do(t, m)
+	m.back(t, looked, "all at once", rules)
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+	says(t, s.Stop(t).Stderr, "flushed")
+}
+
+// TestWatchFiles has the files changed that keep the rules over a boot.
+func TestWatchFiles(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		files := m.tree(t, false, "etc/sysconfig")
+		s := m.serve(t)
+		for _, name := range []string{"file removed", "policy altered in file"} {
+			for _, family := range families() {
+				for _, d := range fileDamages(family) {
+					if strings.HasSuffix(d.name, name) {
+						d.do(t, m)
+					}
+				}
+			}
+			whole := func() bool {
+				for _, family := range families() {
+					if !m.exists(t, rulesFile(family)) {
+						return false
+					}
+				}
+				return m.tree(t, false, "etc/sysconfig") == files
+			}
+			by(t, time.Now().Add(mended), name, whole)
+		}
+		says(t, s.Stop(t).Stderr, "a persisted file was changed by others", rulesFile(ipv4), rulesFile(ipv6))
+	})
+}
+
+// TestWatchInterfaces has an interface come and go, whose zone a service is
+// open on.
+func TestWatchInterfaces(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 5432)
+		m.write(t, agentINI, "[interfaces]\nprivate = lan*\n[open]\ndb = 5432/tcp on private\n", 0o640)
+		m.bootstrap(t)
+		before := m.rules(t)
+		s := m.serve(t)
+		office := lab.Addrs{V4: netip.MustParseAddr("10.7.0.1"), V6: netip.MustParseAddr("fd00:7::1")}
+		guest := lab.Addrs{V4: netip.MustParseAddr("10.7.0.2"), V6: netip.MustParseAddr("fd00:7::2")}
+		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
+
+		// A wire of its own.
+		m.Wire(t, "lan0")
+		for _, end := range []struct {
+			n *lab.Namespace
+			a lab.Addrs
+		}{{m.Outsider, guest}, {m.Host, office}} {
+			end.n.MustRun(t, "ip", "addr", "add", end.a.V4.String()+"/24", "dev", "lan0")
+			end.n.MustRun(t, "ip", "addr", "add", end.a.V6.String()+"/64", "dev", "lan0", "nodad")
+			end.n.MustRun(t, "ip", "link", "set", "lan0", "up")
+		}
+		start := time.Now()
+		by(t, start.Add(mended), "the rules for the new interface", func() bool { return strings.Contains(m.rules(t), "-i lan0 ") })
+		t.Logf("the rules have the interface after %v", time.Since(start).Round(time.Millisecond))
+		for _, to := range office.Both() {
+			if err := m.Outsider.Reach(guest.Like(to), to, 5432, lab.Patient); err != nil {
+				t.Errorf("the service of the new interface: %v", err)
+			}
+			if err := m.Outsider.Reach(guest.Like(to), to, 22, lab.Brief); err == nil {
+				t.Error("SSH is open on the new interface")
+			}
+		}
+		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
+		m.must(t, exitOK, "verify")
+		m.Host.MustRun(t, "ip", "link", "del", "lan0")
+		m.back(t, mended, "the interface has gone", before)
+		s.Stop(t)
+	})
+}
+
+// TestWatchFight has another program undo each repair at once, for a while.
+func TestWatchFight(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.Host.Listen(t, 22, 80, 8080)
+	loads := filepath.Join(m.root, "usr/loads")
+	m.bootstrap(t)
+	rules := m.rules(t)
+	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
+	s := m.serve(t)
+	enemy := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do " +
+		m.multi + " iptables -D INPUT -j BASICFW-INPUT; sleep 0.05; done 2>/dev/null"}})
+	count := func() int {
+		data, _ := os.ReadFile(loads)
+		return strings.Count(string(data), "x")
+	}
+	lab.Poll(t, "the service to say that it gives in", func() bool {
+		data, err := os.ReadFile(filepath.Join(m.root, message))
+		return err == nil && strings.Contains(string(data), "drift that could not be repaired")
+	})
+	given := count()
+	// Five repairs, each of which may have to be taken back.
+	if given < 5 || given > 10 {
+		t.Errorf("%d loads before it gives in", given)
+	}
+	st := m.status(t, exitDrift)
+	if st.State != "drifted" {
+		t.Errorf("state %q", st.State)
+	}
+	says(t, strings.Join(st.Warnings, "\n"), "repairs of the rules do not last", "the next one is at")
+	says(t, m.must(t, exitDrift, "status").Stdout, "do not last")
+	if got := m.public(t); got.State != "drifted" || !strings.Contains(strings.Join(got.Warnings, "\n"), "do not last") {
+		t.Errorf("for monitoring: %q, %q", got.State, got.Warnings)
+	}
+	m.wantMessage(t, "during the fight", "not as it was decided", "drift that could not be repaired")
+
+	enemy.Stop(t)
+	if n := count(); n > given+2 {
+		t.Errorf("%d more loads while it had given in", n-given)
+	}
+	lab.Poll(t, "the rules to come back", func() bool { return m.rules(t) == rules })
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+	lab.Poll(t, "the status for monitoring to follow", func() bool { return m.public(t).State == "protected" })
+	m.must(t, exitOK, "status")
+	m.wantMessage(t, "after the fight")
+	says(t, s.Stop(t).Stderr, "repairs of the rules do not last")
+}
+
+// TestWatchChurn has another program work at its own chains, a hundred times a
+// second.
+func TestWatchChurn(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	loads, looks := filepath.Join(m.root, "usr/loads"), filepath.Join(m.root, "usr/looks")
+	m.bootstrap(t)
+	rules := m.rules(t)
+	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
+	m.wrap(t, "iptables-save", "echo x >>"+looks+"\nexec $real \"$@\"")
+	s := m.serve(t)
+	count := func(path string) int {
+		data, _ := os.ReadFile(path)
+		return strings.Count(string(data), "x")
+	}
+	lab.Poll(t, "the first look", func() bool { return count(looks) > 0 })
+	before, start := count(looks), time.Now()
+	m.Host.MustRun(t, "sh", "-c", "n=0; while [ $n -lt 300 ]; do "+m.multi+" iptables -N CHURN; "+
+		m.multi+" iptables -A FORWARD -j CHURN; "+m.multi+" iptables -D FORWARD -j CHURN; "+m.multi+" iptables -X CHURN; n=$((n+1)); done")
+	took := time.Since(start)
+	if n := count(loads); n != 0 {
+		t.Errorf("the rules were loaded %d times", n)
+	}
+	n := count(looks) - before
+	t.Logf("%d looks in %v of 1200 changes", n, took.Round(time.Millisecond))
+	if most := 4 + 2*int(took/time.Second); n > most {
+		t.Errorf("%d looks within %v", n, took)
+	}
+	same(t, "rules", rules, m.rules(t))
+	s.Stop(t)
+}
