@@ -124,6 +124,7 @@ type Outcome struct {
 	Files      []string            // files that were written or had to be
 	Adopted    int                 // connections that live on by it
 	Removed    []firewall.Foreign  // others' rules that it took out
+	Registered bool                // the service was not, or not as it should be
 	Changed    bool
 }
 
@@ -186,8 +187,8 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 	default:
 		p.recorded = !a.addRemoved(&p.original, in, o)
 	}
-	service := a.serviceMissing(o)
-	p.Changed = p.load || len(p.files) > 0 || p.previous == nil || service || !sameDecision(*p.previous, next)
+	p.Registered = a.serviceMissing(o)
+	p.Changed = p.load || len(p.files) > 0 || p.previous == nil || p.Registered || !sameDecision(*p.previous, next)
 	return p, nil
 }
 

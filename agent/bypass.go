@@ -1,12 +1,34 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
+
+// Forwarded gives the ports that are forwarded past INPUT.
+func (a *Agent) Forwarded(ctx context.Context, facts Facts) ([]firewall.Bypass, error) {
+	in, err := a.Kernel.Inspect(ctx, firewall.Ruleset{})
+	return bypasses(facts.Interfaces, in.Bypass, facts.Forwarded), err
+}
+
+// whereToClose says how the owner can close what is forwarded.
+func whereToClose(list []firewall.Bypass) string {
+	for _, b := range list {
+		if b.Program == "Docker" {
+			return "what Docker publishes is not this firewall's to close: publish it on 127.0.0.1, or add rules to the chain DOCKER-USER"
+		}
+	}
+	for _, b := range list {
+		if b.Program == "podman" {
+			return "what podman publishes is not this firewall's to close: publish it on 127.0.0.1"
+		}
+	}
+	return "what is forwarded is not this firewall's to close: take the rule away where it was made"
+}
 
 // bypasses puts together what was found in several places, each once. What is
 // forwarded to this host itself comes to INPUT after all (so netavark does with

@@ -187,7 +187,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s.Interfaces = facts.Interfaces
 	s.ssh(st, facts)
 	s.unlock(st)
-	s.services(st)
+	s.Open = OpenOf(st.Desired)
 	s.listening(st, facts, a.reach(st, report.Inspection))
 	a.judge(&s, report)
 	s.warn(st, facts, report)
@@ -314,6 +314,11 @@ func (s *Status) ssh(st store.State, facts Facts) {
 		return
 	}
 	s.SSH.You = facts.Session.From.String()
+	defer func() {
+		if u := st.Desired.Unlock; u != nil && !s.SSH.YouMay {
+			s.SSH.YouWhy += "; unlocked until " + firewall.FormatTime(u.Until)
+		}
+	}()
 	by, may := ssh.AllowedBy(facts.Session.From)
 	s.SSH.YouMay = may || ssh.Mode == firewall.SSHLimited
 	switch {
@@ -379,8 +384,13 @@ func first(list []netip.Prefix) netip.Prefix {
 	return list[0]
 }
 
-func (s *Status) services(st store.State) {
-	for _, o := range st.Desired.Services() {
+// OpenOf gives what is open by what was decided: what the owner opened first,
+// then the profile's.
+func OpenOf(d firewall.Desired) []OpenStatus {
+	services := d.Services()
+	own := len(services) - len(d.Open)
+	var list []OpenStatus
+	for _, o := range append(services[own:], services[:own]...) {
 		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On, From: []string{}, Source: o.Source}
 		if !o.Until.IsZero() {
 			open.Until = &o.Until
@@ -388,8 +398,9 @@ func (s *Status) services(st store.State) {
 		for _, p := range o.From {
 			open.From = append(open.From, firewall.FormatPrefix(p))
 		}
-		s.Open = append(s.Open, open)
+		list = append(list, open)
 	}
+	return list
 }
 
 // reach gives what tells whether somebody outside may reach a port, over any
@@ -432,6 +443,9 @@ func (s *Status) listening(st store.State, facts Facts, reach func(firewall.Prot
 func (s *Status) warn(st store.State, facts Facts, r Report) {
 	warn := func(format string, args ...any) { s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...)) }
 	s.Warnings = append(append(s.Warnings, r.Warnings...), r.Inspection.Warnings...)
+	if len(s.Bypass) > 0 {
+		warn("%s", whereToClose(s.Bypass))
+	}
 	for _, m := range s.Conflicts {
 		warn("%s is active beside us: its rules decide too", m)
 	}
@@ -455,11 +469,8 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 		warn("SSH is for nobody: only the console is a way in")
 		s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
 	case ssh.Mode == firewall.SSHPinned:
-		for _, f := range firewall.Families {
-			if !slices.ContainsFunc(ssh.Allow, func(p netip.Prefix) bool { return firewall.FamilyOf(p) == f }) &&
-				!slices.ContainsFunc(ssh.Timed, func(t firewall.TimedSource) bool { return firewall.FamilyOf(t.From) == f }) {
-				warn("SSH over %v is for nobody: no address of that family is known", f)
-			}
+		for _, f := range ssh.Nobodys() {
+			warn("SSH over %v is for nobody: no address of that family is known", f)
 		}
 		if s.SSH.You != "" && !s.SSH.YouMay {
 			warn("you come from %s, which may not log in again", s.SSH.You)

@@ -196,7 +196,7 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 	case s.Allow.Mode == settings.AllowList, s.Allow.Mode == settings.AllowNone:
 		c.Source = "settings"
 		if len(s.ClientIP) > 0 {
-			warnings = append(warnings, fmt.Sprintf("client_ip (%s) has no effect: %s says with \"allow\" who may log in", s.Sources["ssh.client_ip"], s.Sources["ssh.allow"]))
+			warnings = append(warnings, fmt.Sprintf("client_ip (%s) has no effect: %s says with \"allow\" who may log in; to add somebody: basicfw-agent ssh allow ADDRESS", s.Sources["ssh.client_ip"], s.Sources["ssh.allow"]))
 		}
 		c.Reason = "allowed by " + in.origin("ssh.allow")
 	case len(s.ClientIP) > 0:

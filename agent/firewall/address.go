@@ -135,7 +135,7 @@ func wholeNetwork(p netip.Prefix) (netip.Prefix, error) {
 // range is fine.
 func neverASource(p netip.Prefix) string {
 	if p.Bits() == 0 {
-		return "is everybody: if that is meant, use any (allow = any)"
+		return "is everybody: if that is meant, use allow = any in [ssh] of the settings"
 	}
 	if p.Addr().IsUnspecified() {
 		return "is the unspecified address: nobody comes from there"

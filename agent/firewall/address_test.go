@@ -38,7 +38,7 @@ func TestParseSource(t *testing.T) {
 		{in: "::ffff:203.0.113.7/120", wrong: "the network is 203.0.113.0/24"},
 		{in: "::ffff:0:0/95", wrong: "more than the IPv4-mapped addresses"},
 		{in: "::ffff:0:0/96", wrong: "is everybody"},
-		{in: "0.0.0.0/0", wrong: "is everybody: if that is meant, use any"},
+		{in: "0.0.0.0/0", wrong: "is everybody: if that is meant, use allow = any"},
 		{in: "1.2.3.4/0", wrong: "is everybody"},
 		{in: "::/0", wrong: "is everybody"},
 		{in: "0.0.0.0", wrong: "unspecified"},

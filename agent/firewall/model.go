@@ -210,6 +210,28 @@ type TimedSource struct {
 	Until time.Time    `json:"until"`
 }
 
+// Nobodys gives the families over which nobody may log in though somebody may
+// over the other.
+func (s SSH) Nobodys() []Family {
+	if s.Mode != SSHPinned || len(s.Allow)+len(s.Timed) == 0 {
+		return nil
+	}
+	somebody := map[Family]bool{}
+	for _, p := range s.Allow {
+		somebody[FamilyOf(p)] = true
+	}
+	for _, t := range s.Timed {
+		somebody[FamilyOf(t.From)] = true
+	}
+	var out []Family
+	for _, f := range Families {
+		if !somebody[f] {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
 // AllowedBy gives the network of the Allow list that an address is in; where
 // there is none, the one of Timed that lets it in the longest, and until when.
 func (s SSH) AllowedBy(a netip.Addr) (by TimedSource, ok bool) {

@@ -76,7 +76,7 @@ func (p *Processes) fromConnection(value string, established []system.Socket) (C
 	}
 	for _, s := range established {
 		if s.Proto == "tcp" && s.Local == local && s.Remote == remote && p.authenticated(s) {
-			c, ok := newClient(remote.Addr(), "the SSH session that ran this command comes from there")
+			c, ok := newClient(remote.Addr(), "the SSH session that bootstrap ran in came from there")
 			c.Began = p.ssh[s.Inode].began
 			return c, ok
 		}

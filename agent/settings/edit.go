@@ -272,6 +272,7 @@ func (e Editor) close(out *Edit, s firewall.Service, from []netip.Prefix) {
 	default:
 		out.change("open", s.Name, Closed)
 		out.say("%s is closed: %s = closed in %s overrides %s", port(s), s.Name, e.Local, title(over))
+		out.say("  to open it again: basicfw-agent open %s", port(s))
 	}
 }
 
@@ -292,7 +293,11 @@ func (e Editor) Allow(who []netip.Prefix, end time.Time) Edit {
 		name := firewall.FormatPrefix(p)
 		same := func(t firewall.TimedSource) bool { return t.From == p }
 		if by, ok := container(p, slices.Concat(e.Clients, a.List)); ok {
-			out.say("nothing changed: %s may log in already%s", name, through(p, by))
+			limit := ""
+			if !end.IsZero() {
+				limit = ", and for good: to limit that, remove it first"
+			}
+			out.say("nothing changed: %s may log in already%s%s", name, through(p, by), limit)
 			continue
 		}
 		a.Timed = slices.DeleteFunc(a.Timed, same)
@@ -351,6 +356,11 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 			if by, ok := container(p, all); ok {
 				return out, fmt.Errorf("%s may log in as a part of %s: remove that", name, by)
 			}
+			for _, o := range all {
+				if p.Bits() < o.Bits() && p.Contains(o.Addr()) {
+					return out, fmt.Errorf("%s is not allowed as a whole, only %s in it: remove that", name, firewall.FormatPrefix(o))
+				}
+			}
 			out.say("nothing changed: %s may not log in anyway", name)
 			continue
 		}
@@ -364,7 +374,7 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 			clients = slices.Delete(clients, client, client+1)
 			dropClients = true
 		}
-		out.say("%s may not log in any more", name)
+		out.say("%s may not log in any more; sessions that are open stay open", name)
 	}
 	if a.Mode == AllowAny && dropClients && len(clients) == 0 && !e.local("ssh.client_ip") {
 		return out, fmt.Errorf("%s names the last of them, and %s opens SSH to any address: change it there", e.Settings.Sources["ssh.client_ip"], e.Settings.Sources["ssh.allow"])

@@ -242,7 +242,7 @@ func TestSet(t *testing.T) {
 		{key: "ssh.allow", value: "client 203.0.113.7 until", wrong: `until: "": want a time in UTC such as 2006-01-02T15:04:05Z`},
 		{key: "ssh.allow", value: "until 2026-11-24T18:00:00Z", wrong: `"until" is not an address` + "\n" + `"2026-11-24T18:00:00Z" is not an address`},
 		{key: "ssh.allow", value: "Any", wrong: `"Any" is not an address`},
-		{key: "ssh.allow", value: "0.0.0.0/0 ::/0", wrong: "use any\nuse any"},
+		{key: "ssh.allow", value: "0.0.0.0/0 ::/0", wrong: "use allow = any\nuse allow = any"},
 		{key: "ssh.allow", value: ", ,", wrong: "holds no address"},
 		{key: "ssh.client_ip", value: "203.0.113.7,\n198.51.100.0/24\n", want: func(s *Settings) {
 			s.ClientIP = []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("198.51.100.0/24")}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"net/netip"
 
 	"github.com/spf13/cobra"
 
@@ -89,5 +90,21 @@ func refuseLockout(w *wiring, st store.State) error {
 	if _, may := st.Desired.SSH.AllowedBy(s.From); may {
 		return nil
 	}
-	return fmt.Errorf("you come from %s, which could not log in again, so nothing was changed: allow it too (\"basicfw-agent ssh allow me\"), or use --force", s.From)
+	return &lockoutError{s.From}
+}
+
+// warnLockout tells the caller who is shut out all the same: by force, or at
+// the first bootstrap, where who was named counts. That may well not be who
+// types: a program that sets up machines for somebody else.
+func (a *app) warnLockout(w *wiring, st store.State) {
+	if err := refuseLockout(w, st); err != nil {
+		fmt.Fprintf(a.stdout, "warning: you come from %s, which cannot log in again; to mend that: basicfw-agent ssh allow me\n", w.found.Session.From)
+	}
+}
+
+// lockoutError says that the caller would be shut out.
+type lockoutError struct{ from netip.Addr }
+
+func (e *lockoutError) Error() string {
+	return fmt.Sprintf("you come from %s, which could not log in again, so nothing was changed: allow it too (\"basicfw-agent ssh allow me\"), or use --force", e.from)
 }

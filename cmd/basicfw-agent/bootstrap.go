@@ -20,6 +20,7 @@ import (
 type bootstrapFlags struct {
 	profile, clientIP, backend    string
 	noService, dryRun, orFailsafe bool
+	force                         bool
 	// forgetClient drops the client that a flag named for another instance.
 	forgetClient bool
 }
@@ -47,6 +48,7 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
 	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto or iptables")
 	cmd.Flags().BoolVar(&f.noService, "no-service", false, "do not register the service")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would change, and change nothing")
+	cmd.Flags().BoolVar(&f.force, "force", false, "even if the address that you come from is shut out")
 	cmd.Flags().BoolVar(&f.orFailsafe, "or-failsafe", false, "if it fails, close the machine all the same, with SSH limited from anywhere")
 	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames, "backend": func() []string { return []string{"auto", "iptables"} }})
 	return cmd
@@ -73,7 +75,7 @@ func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) err
 	if err != nil {
 		return err
 	}
-	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun}); err != nil || f.dryRun {
+	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, service: !f.noService, dryRun: f.dryRun, force: f.force}); err != nil || f.dryRun {
 		return err
 	}
 	// While it is there, user-data tries again at each boot, with its own flags.
@@ -178,19 +180,23 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		if err != nil {
 			return err
 		}
-		return a.showPlan(st, previous, out, r)
+		err = a.showPlan(st, previous, out, r)
+		a.warnLockout(w, st)
+		return err
 	}
-	o.Check = func(in firewall.Inspection) error { return a.refuseConflicts(ctx, in) }
+	o.Check = func(in firewall.Inspection) error {
+		if previous != nil && !r.force && r.confirm == 0 {
+			if err := refuseLockout(w, st); err != nil {
+				return err
+			}
+		}
+		return a.refuseConflicts(ctx, in)
+	}
 	if err := refusePending(w); err != nil {
 		return err
 	}
 	if r.confirm > 0 {
 		return a.tryFor(ctx, w, st, r.confirm, o)
-	}
-	if previous != nil && !r.force {
-		if err := refuseLockout(w, st); err != nil {
-			return err
-		}
 	}
 	out, err := w.agent.Converge(ctx, st, o)
 	if err != nil {
@@ -201,6 +207,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	} else {
 		a.showOutcome(st, out)
 	}
+	a.warnLockout(w, st)
 	if out.Changed {
 		a.announce(w, st, out.Inspection)
 	}
@@ -324,6 +331,9 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 	fmt.Fprintf(a.stdout, "  ssh       %s\n", sshSentence(st))
 	fmt.Fprintf(a.stdout, "  open      %s\n", openSentence(st.Desired))
 	fmt.Fprintf(a.stdout, "  backend   %s\n", out.Inspection.Backend)
+	if out.Registered {
+		fmt.Fprintf(a.stdout, "  service   registered: it verifies and repairs all this at every boot\n")
+	}
 	for i, f := range out.Files {
 		label := ""
 		if i == 0 {

@@ -36,6 +36,18 @@ func (a *app) completeFlags(cmd *cobra.Command, flags map[string]completer) {
 	}
 }
 
+// completeFiles completes the values of flags with files.
+func completeFiles(cmd *cobra.Command, flags ...string) {
+	for _, name := range flags {
+		err := cmd.RegisterFlagCompletionFunc(name, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		})
+		if err != nil {
+			panic(err) // there is no such flag: a mistake of ours
+		}
+	}
+}
+
 // system is the machine's files. While a line is completed, no command has
 // begun yet.
 func (a *app) system() *system.System { return &system.System{Root: a.root} }
@@ -45,9 +57,9 @@ func durations() []string { return []string{"30m", "1h", "8h", "1d", "7d"} }
 func (a *app) profileNames() []string {
 	set, err := profiles.Load(a.system())
 	if err != nil {
-		return []string{profiles.WebOnly, profiles.WebMail}
+		return []string{settings.Auto, profiles.WebOnly, profiles.WebMail}
 	}
-	var words []string
+	words := []string{settings.Auto + "\tby what listens"}
 	for _, p := range set.List() {
 		words = append(words, p.Name+"\t"+p.Title)
 	}

@@ -50,10 +50,13 @@ func (a *app) editSettings(ctx context.Context, w *wiring, force bool, what func
 	return a.converge(ctx, w, s, convergeRequest{local: local, service: service, force: force, show: func(st store.State) {
 		a.sayAll(edit.Said)
 		if slices.ContainsFunc(edit.Changes, func(c settings.Change) bool { return c.Value != "" }) {
-			fmt.Fprintf(a.stdout, "  kept in %s\n", local.Path)
+			fmt.Fprintf(a.stdout, "  written to %s\n", local.Path)
 		}
 		if touchesSSH(edit.Changes) {
 			fmt.Fprintf(a.stdout, "  ssh is on %s\n", sshSentence(st))
+			for _, f := range st.Desired.SSH.Nobodys() {
+				fmt.Fprintf(a.stdout, "  ssh over %v is for nobody: no address of that family is allowed\n", f)
+			}
 		}
 		if previous == nil || !now.Ruleset.Equal(previous.At(w.agent.Moment()).Ruleset) {
 			fmt.Fprintln(a.stdout, "  what else had changed since the last apply is in effect now, too")

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -49,13 +50,14 @@ Opened a second time, nothing changes; with another --for, the end moves.`,
 			if want.Until, err = w.ends(duration); err != nil {
 				return err
 			}
-			return a.editSettings(ctx, w, false, func(e settings.Editor) (settings.Edit, error) {
+			err := a.editSettings(ctx, w, false, func(e settings.Editor) (settings.Edit, error) {
 				edit, err := e.Open(want)
 				if len(edit.Changes) > 0 && len(whereNow(w.found.Interfaces, want.On)) == 0 {
 					a.log.Warnf("--on %s: no interface is that now; %s is open on it when it comes", want.On, args[0])
 				}
 				return edit, err
 			})
+			return a.andForwarded(ctx, w, err, proto, ports)
 		})(cmd, args)
 	}
 	cmd.Flags().StringVar(&name, "name", "", "what the rules, counters and the entry are called (default such as tcp-8080)")
@@ -91,6 +93,12 @@ is overridden there: NAME = closed. "open" takes that back.`,
 			}
 			r.Name = word
 		} else if r.Ports, r.Proto, err = firewall.ParsePorts(word); err != nil {
+			switch {
+			case word == "ssh":
+				err = errors.New("ssh: \"basicfw-agent ssh remove ADDRESS\" takes away who may log in")
+			case !strings.ContainsAny(word, "0123456789"):
+				err = fmt.Errorf("%s: want a port such as 8080/tcp, or the name of a service as status shows it", firewall.Quote(word))
+			}
 			return usageError{err}
 		}
 		if r.On, r.From, err = peers(r.On, from); err != nil {
@@ -100,7 +108,8 @@ is overridden there: NAME = closed. "open" takes that back.`,
 			r.On = ""
 		}
 		return a.alone(func(ctx context.Context, w *wiring) error {
-			return a.editSettings(ctx, w, false, func(e settings.Editor) (settings.Edit, error) { return e.Close(r) })
+			err := a.editSettings(ctx, w, false, func(e settings.Editor) (settings.Edit, error) { return e.Close(r) })
+			return a.andForwarded(ctx, w, err, r.Proto, r.Ports)
 		})(cmd, args)
 	}
 	cmd.Flags().StringVar(&r.Name, "name", "", "only what is called so")
@@ -109,6 +118,24 @@ is overridden there: NAME = closed. "open" takes that back.`,
 	a.completeFlags(cmd, map[string]completer{"on": a.zoneNames, "name": a.serviceNames})
 	cmd.ValidArgsFunction = noFiles(a.openPorts)
 	return cmd
+}
+
+// andForwarded adds to a success that a port is forwarded past us, so that it
+// is open whatever was said here.
+func (a *app) andForwarded(ctx context.Context, w *wiring, err error, proto firewall.Proto, ports firewall.PortRange) error {
+	if err != nil || ports.IsZero() {
+		return err
+	}
+	list, err := w.agent.Forwarded(ctx, w.found)
+	if err != nil {
+		return err
+	}
+	for _, b := range list {
+		if (b.Proto == string(proto) || b.Proto == firewall.AnyPort) && b.Span().Overlaps(ports) {
+			fmt.Fprintf(a.stdout, "note: %s past this firewall: it is open whatever is decided here, and closed where it is forwarded\n", bypassLine(b))
+		}
+	}
+	return nil
 }
 
 // peers reads --on and --from.

@@ -40,7 +40,7 @@ func (a *app) profileCmd() *cobra.Command {
 		Short: "Show what a profile opens",
 		Args:  oneArg("the name of a profile"),
 
-		ValidArgsFunction: noFiles(a.profileNames),
+		ValidArgsFunction: noFiles(func() []string { return a.profileNames()[1:] }), // auto is none
 		RunE: func(_ *cobra.Command, args []string) error {
 			set, err := profiles.Load(a.sys)
 			if err != nil {
@@ -62,6 +62,10 @@ func (a *app) profileCmd() *cobra.Command {
 		Use:   "check FILE",
 		Short: "Say what is wrong with a profile's file",
 		Args:  oneArg("a file"),
+
+		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
+			return nil, cobra.ShellCompDirectiveDefault
+		},
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := profiles.Check(a.sys, args[0]); err != nil {
 				return err

@@ -51,7 +51,7 @@ an empty table.`,
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&families, "family", "ipv4,ipv6", "ipv4, ipv6, or both")
+	cmd.Flags().StringVar(&families, "family", "ipv4,ipv6", "ipv4, ipv6, or ipv4,ipv6")
 	cmd.Flags().StringVar(&format, "format", "iptables", "iptables")
 	a.completeFlags(cmd, map[string]completer{
 		"family": func() []string { return []string{"ipv4", "ipv6", "ipv4,ipv6"} },

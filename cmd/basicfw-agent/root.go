@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -51,19 +52,27 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 			if len(args) == 0 {
 				return nil
 			}
-			return usageError{fmt.Errorf("unknown command %q: see \"basicfw-agent --help\"", args[0])}
+			meant := ""
+			if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+				meant = fmt.Sprintf(" did you mean %q?", near[0])
+			}
+			return usageError{fmt.Errorf("unknown command %q:%s see \"basicfw-agent --help\"", args[0], meant)}
 		},
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetVersionTemplate("{{.Version}}\n")
+	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
+	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), ".FlagUsages", ".FlagUsagesWrapped 80"))
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{fmt.Errorf("%w: see \"%s --help\"", err, cmd.CommandPath())}
 	})
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.root, "root", "", "put this directory before every path below /etc, /var, /run and /usr (for tests)")
 	flags.StringVar(&a.config, "config", "", "settings file (default /etc/basicfw/agent.ini)")
-	flags.StringVar(&a.logLevel, "log-level", "", "error, warn, info or debug (default warn; for run, what the settings say)")
+	flags.StringVar(&a.logLevel, "log-level", "", "error, warn, info, debug or trace (default warn; for run, what the settings say)")
+	completeFiles(root, "config", "root")
+	a.completeFlags(root, map[string]completer{"log-level": func() []string { return []string{"error", "warn", "info", "debug", "trace"} }})
 	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
 		a.openCmd(), a.closeCmd(), a.sshCmd(), a.unlockCmd(), a.lockCmd(), a.confirmCmd(), a.expireCmd(),
 		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd())
@@ -77,7 +86,7 @@ func (a *app) setUpLog() error {
 	if a.logLevel != "" {
 		var err error
 		if level, err = logrus.ParseLevel(a.logLevel); err != nil {
-			return usageError{fmt.Errorf("--log-level %q: want error, warn, info or debug", a.logLevel)}
+			return usageError{fmt.Errorf("--log-level %q: want error, warn, info, debug or trace", a.logLevel)}
 		}
 	}
 	a.log.SetLevel(level)
@@ -107,7 +116,7 @@ func oneArg(what string) cobra.PositionalArgs {
 func (a *app) forRoot(do func(context.Context, *wiring) error) func(*cobra.Command, []string) error {
 	return func(cmd *cobra.Command, _ []string) error {
 		if os.Geteuid() != 0 {
-			return fmt.Errorf("only root can do this: run \"sudo %s\"", cmd.CommandPath())
+			return fmt.Errorf("%s: only root can do this: run it with sudo", cmd.CommandPath())
 		}
 		w, err := a.wire()
 		if err != nil {

@@ -140,6 +140,9 @@ func (a *app) sshListCmd() *cobra.Command {
 func (a *app) printAllowed(st store.State, now time.Time) {
 	ssh := st.Desired.SSH.At(now)
 	tab := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	if u := st.Desired.Unlock; u != nil && u.Until.After(now) {
+		fmt.Fprintf(tab, "%s\tuntil %s, for %s\tbasicfw-agent unlock\n", strings.TrimPrefix(unlockedFor(u), "SSH is open to "), firewall.FormatTime(u.Until), u.Until.Sub(now).Round(time.Second))
+	}
 	switch {
 	case ssh.Mode == firewall.SSHLimited && ssh.Limit.IsZero():
 		fmt.Fprintf(tab, "any address\talways\t%s\n", system.Printable(st.Client.Reason))
@@ -179,9 +182,12 @@ func someArgs(what string) cobra.PositionalArgs {
 func parseWho(args []string) (who []netip.Prefix, me bool, err error) {
 	var list []string
 	for _, word := range args {
-		if word == "me" {
+		switch word {
+		case "me":
 			me = true
-		} else {
+		case "any", "all":
+			return nil, false, usageError{fmt.Errorf("%s: who may log in from anywhere is not for a command: write allow = any into [ssh] of /etc/basicfw/agent.ini, and run \"basicfw-agent apply\"", word)}
+		default:
 			list = append(list, word)
 		}
 	}

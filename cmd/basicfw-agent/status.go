@@ -132,10 +132,15 @@ func (s *screen) list(label string, items []string, max int) {
 // command last, all on one screen. Closed listeners and forwarded ports are all
 // named where there is room.
 func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
-	most := max(len(st.Listening), len(st.Bypass))
-	s := layOut(st, now, most)
-	for room := most - 1; len(s.lines) > screenLines-2 && room > 1; room-- {
-		s = layOut(st, now, room)
+	most := max(len(st.Listening), len(st.Bypass), 2)
+	var s screen
+search:
+	for wide := 4; wide >= 2; wide-- {
+		for room := most; room >= 2; room-- {
+			if s = layOut(st, now, room, wide); len(s.lines) <= screenLines-2 {
+				break search
+			}
+		}
 	}
 	fmt.Fprintln(out, paint(verdict(st), st.State, colour))
 	for _, l := range s.lines {
@@ -147,27 +152,28 @@ func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
 }
 
 // layOut is what stands between the verdict and the next command. At most room
-// lines are for closed listeners, and as many for forwarded ports; what is left
-// is for what is wrong.
-func layOut(st agent.Status, now time.Time, room int) screen {
+// lines are for closed listeners, and as many for forwarded ports; wide is how
+// many lines a long list may take, 2 at least. What is left is for what is
+// wrong.
+func layOut(st agent.Status, now time.Time, room, wide int) screen {
 	var s screen
 	warnings := min(len(st.Warnings), 3) // listeners make way for as many
 	if len(st.Drift)+len(st.Foreign) > 0 {
-		room, warnings = min(room, 2), 1
+		room, wide, warnings = min(room, 2), 2, 1
 	}
 	if st.Why != "" {
 		s.wrap("why", st.Why, 2)
 	}
 	if decided(st) {
 		s.add("profile", fmt.Sprintf("%s: %s", st.Profile.Name, st.Profile.Reason))
-		s.wrap("ssh", sshLine(st.SSH), 2)
+		s.wrap("ssh", sshLine(st.SSH), wide)
 		if st.SSH.You != "" {
-			s.add("you", fmt.Sprintf("%s, who may %slog in again: %s", st.SSH.You, map[bool]string{false: "NOT "}[st.SSH.YouMay], st.SSH.YouWhy))
+			s.wrap("you", fmt.Sprintf("%s, who may %slog in again: %s", st.SSH.You, map[bool]string{false: "NOT "}[st.SSH.YouMay], st.SSH.YouWhy), wide-1)
 		}
-		s.wrap("open", openLine(st.Open), 2)
+		s.wrap("open", openLine(st.Open), wide)
 	}
 	open, closed := listeningLines(st.Listening)
-	s.wrap("listening", open, 1)
+	s.wrap("listening", open, wide-1)
 	label := "listening"
 	if open != "" {
 		label = ""
@@ -199,6 +205,14 @@ func layOut(st agent.Status, now time.Time, room int) screen {
 	half := func() int { return max(1, (screenLines-3-len(s.lines))/2) }
 	s.list("drift", drift, half())
 	s.list("foreign", foreign, half())
+	if wide > 2 {
+		label := "warning"
+		for _, w := range st.Warnings {
+			s.wrap(label, w, wide-1)
+			label = ""
+		}
+		return s
+	}
 	s.list("warning", st.Warnings, max(warnings, screenLines-2-len(s.lines)))
 	return s
 }
@@ -317,13 +331,7 @@ func openLine(open []agent.OpenStatus) string {
 	return strings.Join(items, ", ")
 }
 
-func openSentence(d firewall.Desired) string {
-	var open []agent.OpenStatus
-	for _, s := range d.Services() {
-		open = append(open, agent.OpenStatus{Name: s.Name, Ports: s.Ports.String(), Proto: string(s.Proto), Zone: s.On})
-	}
-	return openLine(open)
-}
+func openSentence(d firewall.Desired) string { return openLine(agent.OpenOf(d)) }
 
 // listeningLines says of each listener whether it can be reached from outside:
 // those that can in one line, and for each of the others the command that
@@ -352,17 +360,21 @@ func listeningLines(list []agent.ListeningStatus) (open string, closed []string)
 func bypassLines(list []firewall.Bypass) []string {
 	var out []string
 	for _, b := range list {
-		line := b.Family + " " + agent.PortText(b)
-		if b.On != "" {
-			line += " on " + b.On
-		}
-		line += " to " + b.To
-		if b.Program != "" {
-			line += " by " + b.Program
-		}
-		out = append(out, fmt.Sprintf("%s (%s)", line, b.By))
+		out = append(out, bypassLine(b))
 	}
 	return out
+}
+
+func bypassLine(b firewall.Bypass) string {
+	line := b.Family + " " + agent.PortText(b)
+	if b.On != "" {
+		line += " on " + b.On
+	}
+	line += " to " + b.To
+	if b.Program != "" {
+		line += " by " + b.Program
+	}
+	return fmt.Sprintf("%s (%s)", line, b.By)
 }
 
 func interfacesLine(list []firewall.Interface) string {
@@ -397,7 +409,7 @@ func ago(now, t time.Time) string {
 	case d < time.Minute:
 		return "less than a minute ago"
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%d minutes ago", int(d.Minutes()))
+		return count(int(d.Minutes()), "minute") + " ago"
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%d hours ago", int(d.Hours()))
 	}

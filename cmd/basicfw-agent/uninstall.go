@@ -24,7 +24,7 @@ others changed meanwhile stays. The machine is then as open as it was.`,
 			} else if err != nil {
 				return err
 			}
-			_, err := fmt.Fprintln(a.stdout, "this machine is as it was before bootstrap")
+			_, err := fmt.Fprintln(a.stdout, "this machine is as it was before bootstrap, and as open")
 			return err
 		}),
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/hostnet"
+	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
 func (a *app) unlockCmd() *cobra.Command {
@@ -119,6 +120,10 @@ func (a *app) lockCmd() *cobra.Command {
 				return nil
 			}
 			fmt.Fprintln(a.stdout, "locked: what was decided holds again")
+			s, _ := settings.Load(a.sys, a.config)
+			if _, err := w.facts(s, false); err == nil {
+				a.warnLockout(w, st)
+			}
 			return nil
 		}),
 	}

@@ -377,6 +377,11 @@ func TestForwardedByNftables(t *testing.T) {
 		if diff := cmp.Diff([]forwarded{{ipv4, "tcp", "5432", "", "10.88.0.2:5432", "podman"}, {ipv6, "tcp", "5432", "", "[fd00::2]:5432", "podman"}}, s.Bypass); diff != "" {
 			t.Errorf("bypass (-want +got):\n%s", diff)
 		}
+		// Nothing that is said here closes it.
+		for _, words := range [][]string{{"close", "5432/tcp"}, {"open", "5432/tcp"}} {
+			says(t, m.must(t, exitOK, words...).Stdout, "note: ipv4 5432/tcp to", "past this firewall")
+		}
+		m.must(t, exitOK, "close", "5432/tcp")
 		says(t, m.must(t, exitOK, "status").Stdout, "protected, but 5432/tcp is published by podman past this firewall\n")
 		m.must(t, exitOK, "uninstall")
 		for _, to := range m.Server.Both() {

@@ -541,3 +541,25 @@ func TestSSHDetected(t *testing.T) {
 		t.Errorf("ssh list has %q", line)
 	}
 }
+
+// TestBootstrapInSession closes a machine from a session that will not come in
+// again: who was named counts, and that is said, before and after.
+func TestBootstrapInSession(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		sshd := m.sshd(t)
+		client := m.Client.V4
+		const words = "bootstrap --profile web-only --client-ip 203.0.113.50 --no-service"
+		for _, dry := range []string{" --dry-run", ""} {
+			says(t, sshd.must(t, exitOK, client, words+dry).Stdout, "warning: you come from "+client.String()+", which cannot log in again", "ssh allow me")
+		}
+		m.wantOpen(t, map[string]string{"22/tcp": nobody})
+		m.must(t, exitOK, "ssh", "allow", client.String())
+		// From then on it is refused, but not where nothing would change.
+		says(t, sshd.must(t, exitOK, client, words).Stdout, "nothing changed")
+		m.must(t, exitOK, "ssh", "allow", "203.0.113.51")
+		r := sshd.run(t, client, "unlock --from "+client.String(), "ssh remove "+client.String()+" --force", "lock")
+		if r.Code != exitOK || !strings.Contains(r.Stdout, "warning: you come from "+client.String()) {
+			t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+		}
+	})
+}

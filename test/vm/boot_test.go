@@ -115,7 +115,11 @@ func testLife(t *testing.T, b built) {
 			systemctl enable nftables
 			basicfw-agent open 60000/tcp --for 30m
 			basicfw-agent open 5432/tcp --for 20s
-			basicfw-agent ssh allow `+s.wire.Router.V4.String()+` --for 20s`)
+			basicfw-agent ssh allow `+s.wire.Router.V4.String()+` --for 20s
+			cp -p /etc/basicfw/agent.ini /root
+			printf '\n[open]\nx = 23/tcp\n' >>/etc/basicfw/agent.ini
+			basicfw-agent apply --confirm 1h`)
+		s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 23).Close()
 		defer m.Must(t, "systemctl disable nftables; mv /root/nftables.conf /etc/nftables.conf")
 		since := time.Now()
 		m.Reboot(t)
@@ -125,6 +129,11 @@ func testLife(t *testing.T, b built) {
 		s.wantSettings(t, m, "60000/tcp until ", true)
 		s.wantSettings(t, m, "5432", false)
 		s.wantSettings(t, m, s.wire.Router.V4.String(), false)
+		// What nobody confirmed is gone, and that is said.
+		if out, code := m.Run(t, "basicfw-agent status --json"); code != 0 || !strings.Contains(out, "the machine was restarted before anybody confirmed it") {
+			t.Errorf("status after a change that nobody confirmed: exit code %d\n%s", code, out)
+		}
+		m.Must(t, "cp -p /root/agent.ini /etc/basicfw/agent.ini && rm /root/agent.ini")
 		m.Must(t, "basicfw-agent close 60000/tcp")
 		s.checkProtected(t, m, webMail)
 		if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {
