@@ -31,10 +31,14 @@ type fakeKernel struct {
 	foreign []firewall.Foreign
 	bypass  []firewall.Bypass
 	loads   int
+	open    bool // INPUT accepts all
 }
 
 func (k *fakeKernel) Inspect(_ context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
 	in := firewall.Inspection{Backend: "fake", Present: !k.rules.IsZero(), Snapshot: k.rules, Bypass: k.bypass}
+	if k.open {
+		in.Open = []firewall.Finding{{Family: firewall.IPv4, Why: "INPUT's policy is ACCEPT"}}
+	}
 	for _, f := range firewall.Families {
 		*in.Before.Family(f) = firewall.FamilyBefore{Input: "ACCEPT", Output: "ACCEPT"}
 	}

@@ -33,13 +33,18 @@ func (f *fight) drifted(now time.Time) (repair, paused bool) {
 		f.repairs = f.repairs[1:]
 	}
 	if f.pause == 0 && len(f.repairs) >= fightRepairs || f.tried {
-		f.pause = min(max(2*f.pause, fightFirst), fightLongest)
-		f.until, f.tried = now.Add(f.pause), false
+		f.rest(now)
 		return false, true
 	}
 	f.tried = f.pause > 0
 	f.repairs = append(f.repairs, now)
 	return true, false
+}
+
+// rest begins a pause.
+func (f *fight) rest(now time.Time) {
+	f.pause = min(max(2*f.pause, fightFirst), fightLongest)
+	f.until, f.tried = now.Add(f.pause), false
 }
 
 // quiet notes that nothing was to be repaired, and tells whether that ends a

@@ -24,7 +24,6 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 		s.State, s.Pending = PendingState, &PendingStatus{Until: p.Window.Until}
 	}
 	s.TakenBack = st.TakenBack
-	s.fights(a.loadNote())
 	if s.unlock(st); s.Pending == nil && s.Unlock != nil {
 		s.State = Unlocked
 	}

@@ -180,7 +180,9 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	if note.Verified.After(st.LastVerified) && s.State != NotBootstrapped {
 		st.LastVerified = note.Verified
 	}
-	s.fights(note)
+	if len(report.Drift) > 0 {
+		s.fights(note)
+	}
 	if !st.LastVerified.IsZero() {
 		s.LastVerified = &st.LastVerified
 	}

@@ -187,6 +187,9 @@ func (w *watcher) mend(ctx context.Context, r Report, f followed) (changed bool,
 	}
 	if files || r.moved || f.new || f.ended {
 		if err := w.become(ctx, f); err != nil {
+			if files {
+				w.rest("persisted files", err)
+			}
 			return changed, err
 		}
 		changed = true
@@ -194,6 +197,7 @@ func (w *watcher) mend(ctx context.Context, r Report, f followed) (changed bool,
 	if len(r.unit) > 0 && w.repairs("service's registration", r.unit, now) {
 		w.list("the service was taken out of the service manager's books by others, and is registered again", r.unit)
 		if _, err := w.Converge(ctx, f.next, Options{Service: true}); err != nil {
+			w.rest("service's registration", err)
 			return changed, fmt.Errorf("registering the service again: %w", err)
 		}
 		changed = true
@@ -231,6 +235,16 @@ func (w *watcher) repairs(part string, drift []firewall.Drift, now time.Time) bo
 		w.urgent = true
 	}
 	return repair
+}
+
+// rest puts off the next repair of a part that could not be repaired. The rules
+// are not put off by the first failure: it may be of what somebody does to them
+// at that moment.
+func (w *watcher) rest(part string, err error) {
+	f := w.fights()[part]
+	f.rest(w.Now())
+	w.Log.WithError(err).Warnf("the %s cannot be repaired: the next try is in %v", part, f.pause)
+	w.note(time.Time{})
 }
 
 // calm ends fights over what was found as it should be.
@@ -320,7 +334,7 @@ type pausedFight struct {
 }
 
 func (p pausedFight) String() string {
-	return fmt.Sprintf("repairs of the %s do not last, because something undoes them: the next one is at %s", p.What, firewall.FormatTime(p.Until))
+	return fmt.Sprintf("repairs of the %s fail or do not last: the next one is at %s", p.What, firewall.FormatTime(p.Until))
 }
 
 // note writes the note; a zero time leaves the former.
