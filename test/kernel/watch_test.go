@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"encoding/json"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -180,6 +181,84 @@ func TestWatchInterfaces(t *testing.T) {
 		m.back(t, mended, "the interface has gone", before)
 		s.Stop(t)
 	})
+}
+
+// lookedSince waits until the service has found all as it was decided.
+func (m *machine) lookedSince(t *testing.T, when time.Time) {
+	t.Helper()
+	lab.Poll(t, "the service to look", func() bool {
+		var note struct{ Verified time.Time }
+		data, err := os.ReadFile(filepath.Join(m.root, "run/basicfw-agent/watch.json"))
+		return err == nil && json.Unmarshal(data, &note) == nil && note.Verified.After(when)
+	})
+}
+
+// TestWatchDecided has rules that stand for a while: they are what is repaired,
+// not what is repaired away.
+func TestWatchDecided(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.Host.Listen(t, 22, 80, 8080)
+	m.settings(t, "")
+	m.must(t, exitOK, "bootstrap", "--no-service")
+	rules := m.rules(t)
+	s := m.serve(t)
+	stays := func(what string) {
+		t.Helper()
+		start, now := time.Now(), m.rules(t)
+		if now == rules {
+			t.Fatalf("%s changes no rule", what)
+		}
+		m.lookedSince(t, start)
+		same(t, what+", after a look", now, m.rules(t))
+		for _, family := range families() {
+			m.iptables(t, family, "-F")
+		}
+		m.back(t, mended, what+", flushed", now)
+	}
+	m.settings(t, "[open]\nx = 8080/tcp\n")
+	m.must(t, exitOK, "apply", "--confirm", "8s")
+	m.Host.MustRun(t, "pkill", "-KILL", "-f", program+" --root "+m.root+" expire")
+	stays("a change that waits")
+	m.takenBack(t, rules, "nobody confirmed it within 8s")
+	m.settings(t, "")
+
+	m.must(t, exitOK, "unlock", "--all", "--for", "6s")
+	stays("unlocked")
+	lab.Poll(t, "it to be locked again", func() bool { return m.rules(t) == rules })
+	start := time.Now()
+	m.lookedSince(t, start.Add(-time.Second))
+	same(t, "in the end", rules, m.rules(t))
+	m.must(t, exitOK, "verify")
+	s.Stop(t)
+}
+
+// TestWatchSSHD has sshd move to another port. The new one is open before sshd
+// listens there, the old one as long as it does.
+func TestWatchSSHD(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	old := m.sshd(t)
+	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", 0o600)
+	m.bootstrap(t)
+	s := m.serve(t)
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+	m.write(t, "/etc/ssh/sshd_config.d/port.conf", "Port 2222\n", 0o600)
+	start := time.Now()
+	by(t, start.Add(mended), "the rules for the port in a new file", func() bool { return strings.Contains(m.rules(t), "2222") })
+	t.Logf("open after %v", time.Since(start).Round(time.Millisecond))
+	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n", 0o600)
+	m.lookedSince(t, time.Now())
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+	old.stop()
+	m.sshdOn(t, 2222)
+	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
+	// Whatever makes it look.
+	m.Host.MustRun(t, "ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
+	by(t, time.Now().Add(mended), "the old port to be closed", func() bool { return !strings.Contains(m.rules(t), "--dport 22 ") })
+	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
+	m.must(t, exitOK, "verify")
+	says(t, s.Stop(t).Stderr, "sshd is on other ports")
 }
 
 // TestWatchFight has another program undo each repair at once, for a while.
