@@ -119,9 +119,9 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 		if w.busy = busy; busy {
 			settle.news(w.Now())
 		}
-		// After a failure what has ended waits for the next look.
-		if end = (time.Time{}); err == nil {
-			end = w.nextEnd()
+		// What has ended and is still there waits for the next look.
+		if end = w.nextEnd(); !end.After(w.Now()) {
+			end = time.Time{}
 		}
 		if t := w.publishDue(); changed || w.urgent || !t.IsZero() && !w.Now().Before(t) || w.Now().Sub(w.published) >= time.Hour {
 			w.publish(ctx)
@@ -151,7 +151,7 @@ func (a *Agent) nextEnd() time.Time {
 	m := a.Moment()
 	end := st.Desired.Ends(m)
 	if p, err := a.Pending(); err == nil && p != nil {
-		end = earliest(end, p.Window.End(m))
+		end = p.Window.End(m) // nothing else is cleared away until then
 	}
 	if end.IsZero() {
 		return end

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -325,6 +326,22 @@ func TestLookRepairsPending(t *testing.T) {
 	if w.bench.files(t)["/etc/sysconfig/iptables"] != files {
 		t.Error("the files have it already")
 	}
+	// What has ended of the former rules is no reason to look meanwhile.
+	st, err := w.Store.Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	st.Desired.SSH.Timed = []firewall.TimedSource{{From: netip.MustParsePrefix("192.0.2.9/32"), Until: w.now.Add(-time.Second)}}
+	if err := w.Store.Save(st); err != nil {
+		t.Fatal(err)
+	}
+	if end := w.nextEnd(); !end.After(w.now) {
+		t.Errorf("the next look is at %v, %v ago", end, w.now.Sub(end))
+	}
+	st.Desired.SSH.Timed = nil
+	if err := w.Store.Save(st); err != nil {
+		t.Fatal(err)
+	}
 	uptime := 2 * time.Minute
 	w.bench.agent.Boot = func() (string, time.Duration, error) { return "", uptime, nil }
 	if changed, err := w.looks(2 * time.Minute); !changed || err != nil || !w.kernel.rules.Equal(w.good) {
@@ -395,9 +412,11 @@ func TestRunWaitsForCommands(t *testing.T) {
 	for range 1000 {
 		tell()
 	}
-	time.Sleep(2 * settleQuiet)
-	if n := looks.Load(); n != before {
-		t.Errorf("%d looks while a command is at work", n-before)
+	// Longer than it waits for the lock.
+	for end := time.Now().Add(bootLockWait + 2*settleQuiet); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
+		if n := looks.Load(); n != before {
+			t.Fatalf("%d looks while a command is at work", n-before)
+		}
 	}
 	unlock()
 	poll("the look after the command", func() bool { return looks.Load() > before })
