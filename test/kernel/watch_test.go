@@ -28,6 +28,25 @@ func (m *machine) back(t *testing.T, within time.Duration, what, rules string) {
 	same(t, what, rules, m.rules(t))
 }
 
+// quiet starts the service and waits until it has no reason to look any more: the
+// lab's own addresses are news too, for a while.
+func (m *machine) quiet(t *testing.T) *service {
+	t.Helper()
+	s := m.serve(t)
+	lab.Poll(t, "the addresses to be settled", func() bool {
+		return m.Host.MustRun(t, "ip", "-6", "addr", "show", "tentative") == ""
+	})
+	var note string
+	since := time.Now()
+	lab.Poll(t, "the service to rest", func() bool {
+		if now := m.read(t, "/run/basicfw-agent/watch.json"); now != note {
+			note, since = now, time.Now()
+		}
+		return time.Since(since) > 1500*time.Millisecond
+	})
+	return s
+}
+
 // repairDamages are what somebody does to the rules of a machine by hand, each
 // with what the log has to say of it.
 func repairDamages() []damage {
@@ -68,7 +87,7 @@ func TestWatchRepairs(t *testing.T) {
 			m.Host.Listen(t, 22, 80, 8080)
 			m.bootstrap(t)
 			rules := m.rules(t)
-			s := m.serve(t)
+			s := m.quiet(t)
 			var sessions []*lab.Session
 			for _, to := range m.Server.Both() {
 				session, err := m.Outsider.Dial(m.Client.Like(to), to, 22, lab.Patient)
@@ -103,7 +122,7 @@ func TestWatchEachMinute(t *testing.T) {
 	m.Host.Listen(t, 22, 80, 8080)
 	m.bootstrap(t)
 	rules := m.rules(t)
-	s := m.serve(t)
+	s := m.quiet(t)
 	damages := repairDamages()
 	damages[3].do(t, m)
 	damages[0].do(t, m)
@@ -118,7 +137,7 @@ func TestWatchFiles(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		files := m.tree(t, false, "etc/sysconfig")
-		s := m.serve(t)
+		s := m.quiet(t)
 		for _, name := range []string{"file removed", "policy altered in file"} {
 			for _, family := range families() {
 				for _, d := range fileDamages(family) {
@@ -149,7 +168,7 @@ func TestWatchInterfaces(t *testing.T) {
 		m.write(t, agentINI, "[interfaces]\nprivate = lan*\n[open]\ndb = 5432/tcp on private\n", 0o640)
 		m.bootstrap(t)
 		before := m.rules(t)
-		s := m.serve(t)
+		s := m.quiet(t)
 		office := lab.Addrs{V4: netip.MustParseAddr("10.7.0.1"), V6: netip.MustParseAddr("fd00:7::1")}
 		guest := lab.Addrs{V4: netip.MustParseAddr("10.7.0.2"), V6: netip.MustParseAddr("fd00:7::2")}
 		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
@@ -202,7 +221,7 @@ func TestWatchDecided(t *testing.T) {
 	m.settings(t, "")
 	m.must(t, exitOK, "bootstrap", "--no-service")
 	rules := m.rules(t)
-	s := m.serve(t)
+	s := m.quiet(t)
 	stays := func(what string) {
 		t.Helper()
 		start, now := time.Now(), m.rules(t)
@@ -241,7 +260,7 @@ func TestWatchSSHD(t *testing.T) {
 	old := m.sshd(t)
 	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", 0o600)
 	m.bootstrap(t)
-	s := m.serve(t)
+	s := m.quiet(t)
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
 	m.write(t, "/etc/ssh/sshd_config.d/port.conf", "Port 2222\n", 0o600)
 	start := time.Now()
@@ -270,7 +289,7 @@ func TestWatchFight(t *testing.T) {
 	m.bootstrap(t)
 	rules := m.rules(t)
 	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
-	s := m.serve(t)
+	s := m.quiet(t)
 	enemy := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do " +
 		m.multi + " iptables -D INPUT -j BASICFW-INPUT; sleep 0.05; done 2>/dev/null"}})
 	count := func() int {
@@ -319,12 +338,11 @@ func TestWatchChurn(t *testing.T) {
 	rules := m.rules(t)
 	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
 	m.wrap(t, "iptables-save", "echo x >>"+looks+"\nexec $real \"$@\"")
-	s := m.serve(t)
+	s := m.quiet(t)
 	count := func(path string) int {
 		data, _ := os.ReadFile(path)
 		return strings.Count(string(data), "x")
 	}
-	lab.Poll(t, "the first look", func() bool { return count(looks) > 0 })
 	before, start := count(looks), time.Now()
 	m.Host.MustRun(t, "sh", "-c", "n=0; while [ $n -lt 300 ]; do "+m.multi+" iptables -N CHURN; "+
 		m.multi+" iptables -A FORWARD -j CHURN; "+m.multi+" iptables -D FORWARD -j CHURN; "+m.multi+" iptables -X CHURN; n=$((n+1)); done")

@@ -25,7 +25,8 @@ func (s *site) checkWatching(t *testing.T, m *Machine) {
 		m.Must(t, damage)
 		start := time.Now()
 		until(t, 30*time.Second, "the repair after "+damage, func() error {
-			if out, code := m.Run(t, "basicfw-agent verify"); code != 0 {
+			// Not before the repair has ended.
+			if out, code := m.Run(t, "flock -w 5 /run/basicfw-agent/lock true && basicfw-agent verify"); code != 0 {
 				return fmt.Errorf("%s", out)
 			}
 			return nil
