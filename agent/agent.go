@@ -197,6 +197,7 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 func sameDecision(a, b store.State) bool {
 	for _, s := range []*store.State{&a, &b} {
 		s.Schema, s.Version, s.Bootstrapped, s.LastVerified = 0, "", time.Time{}, time.Time{}
+		s.RescueArgument = ""
 		s.SSHPorts, s.Allowed = nil, nil // reasons; ports and networks themselves are in Desired
 	}
 	return reflect.DeepEqual(a, b)
@@ -218,7 +219,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
-	paths := append(slices.Clone(o.Record), MessageFile)
+	paths := append(slices.Clone(o.Record), MessageFile, IssueFile)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
 	}

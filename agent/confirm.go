@@ -36,12 +36,13 @@ func (a *Agent) Pending() (*store.Pending, error) {
 // All else stays as it was: the state and the persisted files are what a boot
 // in the meantime goes by. Whoever calls it sees to it that TakeBack is called
 // when the time is over; the service does so too. Where it fails, all is as it
-// was before; where nothing differs, nothing is touched.
+// was before; where nothing differs, nothing is touched. Called again for the
+// same, it begins anew.
 func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration, o Options) (out Outcome, err error) {
 	switch p, err := a.Pending(); {
 	case err != nil:
 		return out, err
-	case p != nil:
+	case p != nil && !sameDecision(p.State, next):
 		return out, ErrPending
 	}
 	prep, err := a.prepare(ctx, next, o)

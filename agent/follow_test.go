@@ -131,7 +131,7 @@ func TestAnnounce(t *testing.T) {
 		st    store.State
 		there bool
 		steps int // that change something
-	}{{st, false, 0}, {open, true, 2}, {open, true, 0}, {st, false, 1}, {open, true, 2}} {
+	}{{st, false, 3}, {st, false, 0}, {open, true, 3}, {open, true, 0}, {st, false, 3}, {open, true, 3}} {
 		before := len(b.steps)
 		if err := b.agent.Announce(c.st, Facts{}, firewall.Inspection{}); err != nil {
 			t.Fatal(err)
@@ -139,11 +139,21 @@ func TestAnnounce(t *testing.T) {
 		if there := b.agent.System.Exists(MessageFile); there != c.there || len(b.steps)-before != c.steps {
 			t.Errorf("there %v, want %v; %q", there, c.there, b.steps[before:])
 		}
+		// The console says who may come in, to root's eyes only.
+		issue, err := os.ReadFile(b.root + IssueFile)
+		if says := strings.Contains(string(issue), "SSH is for 192.0.2.9 only") && strings.Contains(string(issue), "basicfw-agent unlock"); says == c.there {
+			t.Errorf("the console says %q, %v", issue, err)
+		}
+		if fi, err := os.Stat(b.root + IssueFile); err == nil && fi.Mode() != 0o600 {
+			t.Errorf("the console's text is %v", fi.Mode())
+		}
 	}
 	if err := b.agent.Uninstall(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	if b.agent.System.Exists("/etc/motd.d") {
-		t.Error("something is left in /etc/motd.d")
+	for _, dir := range []string{"/etc/motd.d", "/run/issue.d"} {
+		if b.agent.System.Exists(dir) {
+			t.Errorf("something is left in %s", dir)
+		}
 	}
 }

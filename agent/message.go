@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -12,6 +14,9 @@ import (
 // MessageFile is shown at every login (pam_motd(8)). It is there only while
 // something needs the owner.
 const MessageFile = "/etc/motd.d/basicfw"
+
+// IssueFile is shown at the consoles, before the login (agetty(8)).
+const IssueFile = "/run/issue.d/basicfw.issue"
 
 // Announce brings the login message up to date after a change that succeeded.
 func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) error {
@@ -31,15 +36,36 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 }
 
 func (a *Agent) announce(s Status) error {
-	text := withoutAddresses(s.message()) // every user of the machine can read it
+	// Every user of the machine can read the one, and only who stands at a
+	// console the other: agetty is root.
+	return errors.Join(
+		a.show(MessageFile, withoutAddresses(s.message()), 0o644),
+		a.show(IssueFile, s.issue(), 0o600))
+}
+
+// show has a file say a text; with none it is not there.
+func (a *Agent) show(path, text string, mode fs.FileMode) error {
 	if text == "" {
-		return a.System.Remove(MessageFile)
+		return a.System.Remove(path)
 	}
-	c := Change{Path: MessageFile, Data: []byte(text), Mode: 0o644}
+	c := Change{Path: path, Data: []byte(text), Mode: mode}
 	if same, err := a.same(c); same || err != nil {
 		return err
 	}
 	return a.put(c)
+}
+
+// issue is what a console says before anybody has logged in: who may come in
+// over SSH, where that is not everybody, and what to type here when shut out.
+func (s Status) issue() string {
+	if s.SSH.Mode != string(firewall.SSHPinned) {
+		return ""
+	}
+	who := "nobody"
+	if len(s.SSH.Allow) > 0 {
+		who = strings.Join(s.SSH.Allow, ", ") + " only"
+	}
+	return fmt.Sprintf("basicfw: SSH is for %s. Shut out? Log in here and type: basicfw-agent unlock\n\n", who)
 }
 
 // message is what needs the owner, a line each; "" is nothing.

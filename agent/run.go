@@ -16,6 +16,8 @@ type RunOptions struct {
 	Ports    Ports
 	Look     func() ([]firewall.Interface, error)
 	Instance func() string // cloud-init's instance-id as far as it is known yet
+	// CommandLine is the kernel's.
+	CommandLine string
 	// Changed is called when a command has changed something.
 	Changed func()
 	// Prune gives the settings that commands wrote, without what has ended; nil
@@ -169,6 +171,9 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 	}
 	if _, err := a.expire(ctx); err != nil {
 		a.Log.WithError(err).Warn("a change that waited for a confirmation is not taken back yet")
+	}
+	if err := a.rescue(o.CommandLine); err != nil {
+		a.Log.WithError(err).Error("the machine was to be unlocked")
 	}
 	r, err := a.Verify(ctx, o.Ports)
 	if err == nil {

@@ -316,11 +316,6 @@ func (s *Status) ssh(st store.State, facts Facts) {
 		return
 	}
 	s.SSH.You = facts.Session.From.String()
-	defer func() {
-		if u := st.Desired.Unlock; u != nil && !s.SSH.YouMay {
-			s.SSH.YouWhy += "; unlocked until " + firewall.FormatTime(u.Until)
-		}
-	}()
 	by, may := ssh.AllowedBy(facts.Session.From)
 	s.SSH.YouMay = may || ssh.Mode == firewall.SSHLimited
 	switch {
@@ -338,6 +333,9 @@ func (s *Status) ssh(st store.State, facts Facts) {
 		s.SSH.YouWhy = "nobody may"
 	default:
 		s.SSH.YouWhy = "only " + strings.Join(s.SSH.Allow, ", ") + " may"
+	}
+	if u := st.Desired.Unlock; u != nil && !s.SSH.YouMay {
+		s.SSH.YouWhy += "; unlocked until " + firewall.FormatTime(u.Until)
 	}
 }
 

@@ -44,8 +44,10 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 		}
 		return err
 	}
-	if org.File(MessageFile) == nil { // a record of version 0.1, or none
-		org.Files = append(org.Files, store.File{Path: MessageFile})
+	for _, path := range []string{MessageFile, IssueFile} {
+		if org.File(path) == nil { // a record of version 0.1, or none
+			org.Files = append(org.Files, store.File{Path: path})
+		}
 	}
 	for _, file := range org.Files {
 		if err := a.giveBack(file); err != nil {

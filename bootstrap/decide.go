@@ -58,6 +58,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	st = store.State{Schema: store.Schema, InstanceID: in.Facts.Instance}
 	if in.Previous != nil {
 		st.Bootstrapped, st.Service = in.Previous.Bootstrapped, in.Previous.Service
+		st.RescueArgument = in.Previous.RescueArgument
 		if st.InstanceID == "" {
 			st.InstanceID = in.Previous.InstanceID
 		}

@@ -58,6 +58,9 @@ type State struct {
 	Failsafe string `json:"failsafe,omitempty"`
 	// TakenBack says which change was taken back, and why, since this was decided.
 	TakenBack string `json:"taken_back,omitempty"`
+	// RescueArgument is the kernel's argument that has unlocked the machine, so
+	// that it does so once, until a boot without it.
+	RescueArgument string `json:"rescue_argument,omitempty"`
 	// Service is set where the service was registered.
 	Service bool `json:"service"`
 

@@ -192,11 +192,11 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		}
 		return a.refuseConflicts(ctx, in)
 	}
-	if err := refusePending(w); err != nil {
-		return err
-	}
 	if r.confirm > 0 {
 		return a.tryFor(ctx, w, st, r.confirm, o)
+	}
+	if err := refusePending(w); err != nil {
+		return err
 	}
 	out, err := w.agent.Converge(ctx, st, o)
 	if err != nil {

@@ -162,7 +162,19 @@ func (a *app) expireCmd() *cobra.Command {
 				return err
 			}
 			defer unlock()
-			if err := w.agent.Expire(ctx); err != nil {
+			// A disk that is full, another program at the same tables: there is
+			// nobody else to try again.
+			for tries := 0; tries < 60; tries++ {
+				if err = w.agent.Expire(ctx); err == nil {
+					break
+				}
+				select {
+				case <-ctx.Done():
+					return ctx.Err()
+				case <-time.After(time.Second):
+				}
+			}
+			if err != nil {
 				return err
 			}
 			if st, err := w.agent.Store.Load(); err == nil && st.TakenBack != "" {

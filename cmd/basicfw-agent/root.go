@@ -79,8 +79,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 	return root
 }
 
-// setUpLog sends logs to standard error: for the journal without times and
-// colours, which it has by itself.
+// setUpLog sends logs to standard error.
 func (a *app) setUpLog() error {
 	level := logrus.WarnLevel
 	if a.logLevel != "" {
@@ -90,7 +89,7 @@ func (a *app) setUpLog() error {
 		}
 	}
 	a.log.SetLevel(level)
-	a.log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true, DisableQuote: false})
+	a.log.SetFormatter(plainFormatter{})
 	return nil
 }
 

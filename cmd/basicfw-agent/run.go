@@ -25,6 +25,8 @@ others change, and follow interfaces and sshd. The service runs this; it ends
 with SIGTERM and leaves the rules.`,
 		Args: noArgs,
 		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
+			// The journal has times and colours by itself.
+			a.log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
 			s, err := settings.Load(a.sys, a.config)
 			if err != nil {
 				a.log.WithError(err).Warn("the settings are wrong; the rules that were applied last are enforced")
@@ -39,12 +41,17 @@ with SIGTERM and leaves the rules.`,
 					s = now
 				}
 			}
+			commandLine, err := a.sys.ReadLimited("/proc/cmdline", 64<<10)
+			if err != nil {
+				a.log.WithError(err).Warn("what the boot loader says is not known")
+			}
 			return w.agent.Run(ctx, agent.RunOptions{
-				Ports:    w.ports,
-				Look:     func() ([]firewall.Interface, error) { return w.look(s) },
-				Instance: w.instance,
-				Changed:  follow,
-				Prune:    func() (*agent.Change, error) { return a.prune(w) },
+				CommandLine: string(commandLine),
+				Ports:       w.ports,
+				Look:        func() ([]firewall.Interface, error) { return w.look(s) },
+				Instance:    w.instance,
+				Changed:     follow,
+				Prune:       func() (*agent.Change, error) { return a.prune(w) },
 				Ready: func(status string) {
 					notify(a.log, "READY=1\nSTATUS="+status)
 					// What it took to get here is not needed any more.

@@ -83,11 +83,16 @@ func TestConfirm(t *testing.T) {
 		wantScreen(t, text)
 		says(t, m.read(t, message), "basicfw-agent confirm")
 		waiting := m.rules(t) + m.tree(t, false, "etc", "var")
-		for _, another := range [][]string{{"apply"}, {"apply", "--confirm", "1m"}, {"open", "8081/tcp"}, {"close", "80/tcp"}, {"ssh", "allow", "203.0.113.50"},
+		for _, another := range [][]string{{"apply"}, {"open", "8081/tcp"}, {"close", "80/tcp"}, {"ssh", "allow", "203.0.113.50"},
 			{"bootstrap", "--no-service", "--profile", "web-only"}} {
 			oneLine(t, m.must(t, exitFailed, another...).Stderr, "a change waits for a confirmation", "basicfw-agent confirm")
 		}
 		same(t, "what waits, after what was refused", waiting, m.rules(t)+m.tree(t, false, "etc", "var"))
+		// The same again only begins anew.
+		m.must(t, exitOK, "apply", "--confirm", "1m")
+		if state, until := m.pendingUntil(t); state != "pending" || time.Until(until) < 40*time.Second {
+			t.Errorf("begun anew: state %q, until %v", state, until)
+		}
 		m.iptables(t, ipv4, "-F", "BASICFW-INPUT")
 		m.must(t, exitDrift, "verify")
 		m.must(t, exitOK, "verify", "--repair")

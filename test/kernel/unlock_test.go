@@ -48,6 +48,8 @@ func TestUnlock(t *testing.T) {
 		m.must(t, exitNotBootstrapped, "lock")
 		m.bootstrap(t)
 		m.wantSSH(t, false, false)
+		const issue = "/run/issue.d/basicfw.issue"
+		says(t, m.read(t, issue), m.Client.V4.String(), m.Client.V6.String(), "basicfw-agent unlock")
 		rules, files := m.rules(t), m.tree(t, false, "etc")
 
 		for _, wrong := range [][]string{{"--for", ""}, {"--for", "0"}, {"--for", "none"}, {"--for", "1y"}, {"--for", "-5m"}, {"--from", "nonsense"},
@@ -67,6 +69,9 @@ func TestUnlock(t *testing.T) {
 		says(t, first, "unlocked: SSH is open to any address", "next        basicfw-agent lock")
 		wantScreen(t, first)
 		says(t, m.read(t, "/etc/motd.d/basicfw"), "basicfw-agent lock")
+		if m.exists(t, issue) {
+			t.Error("the console still says who is let in")
+		}
 		m.must(t, exitOK, "verify")
 
 		// Nothing but lock and its end ends it.
@@ -84,6 +89,7 @@ func TestUnlock(t *testing.T) {
 		if m.exists(t, "/etc/motd.d/basicfw") {
 			t.Error("the login message is still there")
 		}
+		says(t, m.read(t, issue), m.Client.V4.String())
 
 		m.must(t, exitOK, "unlock", "--from", m.Stranger.V4.String())
 		m.wantReach(t, m.Server.V4, 22, true, true)
