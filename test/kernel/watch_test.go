@@ -309,7 +309,7 @@ func TestWatchFight(t *testing.T) {
 	if st.State != "drifted" {
 		t.Errorf("state %q", st.State)
 	}
-	says(t, strings.Join(st.Warnings, "\n"), "repairs of the rules do not last", "the next one is at")
+	says(t, strings.Join(st.Warnings, "\n"), "repairs of the rules fail or do not last", "the next one is at")
 	says(t, m.must(t, exitDrift, "status").Stdout, "do not last")
 	if got := m.public(t); got.State != "drifted" || !strings.Contains(strings.Join(got.Warnings, "\n"), "do not last") {
 		t.Errorf("for monitoring: %q, %q", got.State, got.Warnings)
