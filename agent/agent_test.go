@@ -32,10 +32,14 @@ type fakeKernel struct {
 	bypass  []firewall.Bypass
 	loads   int
 	yielded bool // INPUT's policy is ACCEPT
+	open    bool // INPUT accepts all
 }
 
 func (k *fakeKernel) Inspect(_ context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
 	in := firewall.Inspection{Backend: "fake", Present: !k.rules.IsZero(), Snapshot: k.rules, Bypass: k.bypass}
+	if k.open {
+		in.Open = []firewall.Finding{{Family: firewall.IPv4, Why: "INPUT's policy is ACCEPT"}}
+	}
 	for _, f := range firewall.Families {
 		*in.Before.Family(f) = firewall.FamilyBefore{Input: "ACCEPT", Output: "ACCEPT"}
 	}
@@ -398,6 +402,11 @@ func TestRunFallsBack(t *testing.T) {
 	}
 }
 
+// look is one look of a service that has just begun.
+func look(a *Agent, o RunOptions) (bool, error) {
+	return (&watcher{Agent: a, RunOptions: o}).look(context.Background())
+}
+
 // On a clone the pin to the first owner is loosened.
 func TestLookLoosensClone(t *testing.T) {
 	b := newBench(t)
@@ -407,18 +416,18 @@ func TestLookLoosensClone(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := RunOptions{Ports: noPorts, Look: func() ([]firewall.Interface, error) { return nil, nil }, Instance: func() string { return "i-1" }}
-	if changed, err := b.agent.look(context.Background(), o); changed || err != nil {
+	if changed, err := look(b.agent, o); changed || err != nil {
 		t.Errorf("the same instance: %v, %v", changed, err)
 	}
 	o.Instance = func() string { return "i-2" }
-	if changed, err := b.agent.look(context.Background(), o); !changed || err != nil {
+	if changed, err := look(b.agent, o); !changed || err != nil {
 		t.Fatalf("another instance: %v, %v", changed, err)
 	}
 	got, err := b.agent.Store.Load()
 	if err != nil || got.Desired.SSH.Mode != firewall.SSHLimited || got.Client.Source != "clone" {
 		t.Errorf("%+v, %v", got.Desired.SSH, err)
 	}
-	if changed, err := b.agent.look(context.Background(), o); changed || err != nil {
+	if changed, err := look(b.agent, o); changed || err != nil {
 		t.Errorf("a second look changes again: %v, %v", changed, err)
 	}
 }

@@ -36,7 +36,7 @@ func TestLookClearsWhatEnded(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.write(t, local, "with it")
-		o := RunOptions{Instance: func() string { return "" }, Look: func() ([]firewall.Interface, error) { return nil, nil },
+		o := RunOptions{Ports: noPorts, Instance: func() string { return "" }, Look: func() ([]firewall.Interface, error) { return nil, nil },
 			Prune: func() (*Change, error) {
 				if broken {
 					return nil, errors.New("a typing mistake")
@@ -56,7 +56,7 @@ func TestLookClearsWhatEnded(t *testing.T) {
 			{2 * time.Hour, true, 0, 0, "without it"},
 		} {
 			now = begin.Add(c.after)
-			changed, err := b.agent.look(context.Background(), o)
+			changed, err := look(b.agent, o)
 			if err != nil || changed != c.changed {
 				t.Errorf("after %v: changed %v, %v", c.after, changed, err)
 			}

@@ -88,6 +88,9 @@ func (s Status) message() string {
 	case NotBootstrapped:
 		return ""
 	}
+	for _, u := range s.Unrepaired {
+		say("drift that could not be repaired: %s. See: journalctl -u basicfw-agent", u)
+	}
 	switch {
 	case s.State == FailsafeState: // what pins it cannot be used
 	case s.openToAnyone():

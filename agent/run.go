@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"reflect"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -27,7 +26,10 @@ type RunOptions struct {
 	// Ready is called once the rules stand, with a sentence for the service
 	// manager.
 	Ready func(status string)
-	// Every is how often interfaces and the instance are looked at.
+	// Watch begins to call tell, which does not wait, for whatever may mean that
+	// the machine differs from what was decided, until the context ends.
+	Watch func(ctx context.Context, tell func())
+	// Every is how often it is looked at without being told.
 	Every time.Duration
 	// Facts are for status.json.
 	Facts func() Facts
@@ -42,11 +44,22 @@ const bootLockWait = 5 * time.Second
 // clients.
 const StatusFile = store.RunDir + "/status.json"
 
-// Run loads and verifies the rules, says that it is ready, and then looks at
-// what a boot cannot know at its beginning: the interfaces, once they are up,
-// and the instance-id, once cloud-init has it. It follows what commands change,
-// and clears away what has ended. It ends with the context and leaves the rules.
+// Run loads and verifies the rules, says that it is ready, and then watches: it
+// repairs what others change, and follows what a boot cannot know at its
+// beginning, such as the interfaces, once they are up, and the instance-id,
+// once cloud-init has it. It follows what commands change, and clears away what
+// has ended. It ends with the context and leaves the rules.
 func (a *Agent) Run(ctx context.Context, o RunOptions) error {
+	// First, so that nothing happens between the boot's verification and it.
+	news := make(chan struct{}, 1)
+	if o.Watch != nil {
+		o.Watch(ctx, func() {
+			select {
+			case news <- struct{}{}:
+			default: // there is some already
+			}
+		})
+	}
 	status, err := a.enforce(ctx, o)
 	if err != nil {
 		return err
@@ -55,55 +68,97 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 	if err != nil {
 		a.Log.WithError(err).Warn("what commands change is followed only now and then")
 	}
-	a.publish(ctx, o)
+	w := &watcher{Agent: a, RunOptions: o}
+	w.note(a.Now())
+	defer w.leave()
+	w.publish(ctx)
 	o.Ready(status)
-	tick := time.NewTicker(o.Every)
+	return w.run(ctx, news, changes)
+}
+
+// run looks whenever there is news, and now and then without.
+func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error {
+	tick := time.NewTicker(w.Every)
 	defer tick.Stop()
-	published, failed := a.Now(), false
+	var settle settling
+	end := w.nextEnd()
 	for {
-		end := a.nextEnd(failed)
+		limit, pauses := settleLimit, time.Time{}
+		for _, f := range w.fights() {
+			if f.paused(w.Now()) {
+				limit, pauses = fightLimit, earliest(pauses, f.until)
+			}
+		}
+		var due <-chan time.Time
+		if t := earliest(settle.due(limit), pauses, end, w.publishDue()); !t.IsZero() {
+			due = time.After(max(t.Sub(w.Now()), 0))
+		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-news:
+			settle.news(w.Now())
+			continue
 		case <-changes:
 			// By a command, or by ourselves a moment ago.
-			o.Changed()
-			a.publish(ctx, o)
-			published = a.Now()
+			w.Changed()
+			w.publish(ctx)
+			settle.news(w.Now())
+			end = w.nextEnd()
 			continue
-		case <-end:
 		case <-tick.C:
+		case <-due:
 		}
-		changed, err := a.look(ctx, o)
-		if failed = err != nil; failed {
-			a.Log.WithError(err).Error("the rules could not follow what changed on this machine")
+		settle = settling{}
+		changed, err := w.look(ctx)
+		busy := errors.Is(err, errBusy)
+		switch {
+		case !busy:
+			w.fail(err)
+		case !w.busy:
+			w.Log.WithError(err).Warn("the look is repeated")
 		}
-		if changed && changes == nil || a.Now().Sub(published) >= time.Hour {
-			a.publish(ctx, o)
-			published = a.Now()
+		if w.busy = busy; busy {
+			settle.news(w.Now())
+		}
+		// What has ended and is still there waits for the next look.
+		if end = w.nextEnd(); !end.After(w.Now()) {
+			end = time.Time{}
+		}
+		if t := w.publishDue(); changed || w.urgent || !t.IsZero() && !w.Now().Before(t) || w.Now().Sub(w.published) >= time.Hour {
+			w.publish(ctx)
 		}
 	}
 }
 
-// nextEnd fires when something that lasts for a while is over; after a failure
-// not before the next look.
-func (a *Agent) nextEnd(failed bool) <-chan time.Time {
+// publishEvery is how often the status is written, at most, for the sake of
+// what others do and we leave alone.
+const publishEvery = 10 * time.Second
+
+// publishDue is when the status has to be written because the last one is not
+// what was seen since; zero is not.
+func (w *watcher) publishDue() time.Time {
+	if w.seen == "" || w.seen == w.shown {
+		return time.Time{}
+	}
+	return w.published.Add(publishEvery)
+}
+
+// nextEnd is when something that lasts for a while is over; zero is never.
+func (a *Agent) nextEnd() time.Time {
 	st, err := a.Store.Load()
-	if err != nil || failed {
-		return nil
+	if err != nil {
+		return time.Time{}
 	}
 	m := a.Moment()
 	end := st.Desired.Ends(m)
 	if p, err := a.Pending(); err == nil && p != nil {
-		if t := p.Window.End(m); end.IsZero() || t.Before(end) {
-			end = t
-		}
+		end = p.Window.End(m) // nothing else is cleared away until then
 	}
 	if end.IsZero() {
-		return nil
+		return end
 	}
-	// Its last second is a part of it.
-	return time.After(max(end.Add(time.Second).Sub(m.Time), 0))
+	return end.Add(time.Second) // its last second is a part of it
 }
 
 // enforce makes the rules stand: those that were applied last; where they are
@@ -208,87 +263,34 @@ func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
 	return st, err
 }
 
-// look follows what changed on the machine since the rules were made.
-func (a *Agent) look(ctx context.Context, o RunOptions) (changed bool, err error) {
-	lockCtx, cancel := context.WithTimeout(ctx, bootLockWait)
-	defer cancel()
-	unlock, err := a.Store.Lock(lockCtx, "run")
-	if err != nil {
-		return false, err // the next look tries again
-	}
-	defer unlock()
-	if expired, err := a.expire(ctx); expired || err != nil {
-		return expired, err
-	}
-	if p, err := a.Pending(); p != nil || err != nil {
-		return false, err // what is followed then would be another change
-	}
-	st, err := a.Store.Load()
-	if err != nil {
-		return false, err
-	}
-	next := st.At(a.Moment())
-	ended := !reflect.DeepEqual(next.Desired, st.Desired)
-	was, err := firewall.Compile(next.Desired)
-	if err != nil {
-		return false, err
-	}
-	if id := o.Instance(); id != "" && st.InstanceID != "" && id != st.InstanceID && next.Desired.SSH.Mode == firewall.SSHPinned {
-		next.Desired.SSH.Mode = firewall.SSHLimited
-		if next.Desired.SSH.Limit.IsZero() {
-			next.Desired.SSH.Limit = firewall.Failsafe(nil).SSH.Limit
-		}
-		next.Client.Source = "clone"
-		next.Client.Reason = fmt.Sprintf("this is a clone of instance %q, whose owner may be another: \"basicfw-agent bootstrap\" decides anew", st.InstanceID)
-	}
-	if next.Desired.Interfaces, err = o.Look(); err != nil {
-		return false, err
-	}
-	// Both by this program, so that an upgrade alone changes no rule.
-	rules, err := firewall.Compile(next.Desired)
-	if err != nil {
-		return false, err
-	}
-	if !was.Equal(rules) {
-		next.Ruleset = rules
-		a.Log.WithField("client", next.Client.Source).Info("the rules follow what changed on this machine")
-	} else if !ended {
-		return false, nil
-	}
-	var options Options
-	if ended {
-		a.Log.Info("something that was open for a while has ended")
-		change, err := o.Prune()
-		if err != nil {
-			a.Log.WithError(err).Warn("it stays in the settings, where it has no effect any more")
-		} else if change != nil {
-			options.Files = append(options.Files, *change)
-		}
-	}
-	_, err = a.Converge(ctx, next, options)
-	return err == nil, err
-}
-
 // publish writes the status for monitoring. It is for others' convenience, so
 // a failure is only logged.
-func (a *Agent) publish(ctx context.Context, o RunOptions) {
-	facts := o.Facts()
+func (w *watcher) publish(ctx context.Context) {
+	w.published, w.urgent, w.seen = w.Now(), false, ""
+	facts := w.Facts()
 	facts.Session, facts.Seen = nil, nil
-	s, err := a.Status(ctx, facts)
+	s, err := w.Status(ctx, facts)
 	if err != nil {
-		a.Log.WithError(err).Warn("no status for monitoring")
+		w.Log.WithError(err).Warn("no status for monitoring")
 		return
 	}
+	w.shown = s.found
 	// Whoever waits for the status then also finds the message.
-	if err := a.announce(s); err != nil {
-		a.Log.WithError(err).Warn("the login message could not be brought up to date")
+	if err := w.announce(s); err != nil {
+		w.Log.WithError(err).Warn("the login message could not be brought up to date")
 	}
 	s.redact()
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
-		err = a.put(Change{Path: StatusFile, Data: append(data, '\n'), Mode: 0o644})
+		err = w.put(Change{Path: StatusFile, Data: append(data, '\n'), Mode: 0o644})
 	}
 	if err != nil {
-		a.Log.WithError(err).Warn("no status for monitoring")
+		w.Log.WithError(err).Warn("no status for monitoring")
 	}
+}
+
+// leave takes back what is true only while the service runs.
+func (w *watcher) leave() {
+	w.rules, w.files, w.unit = fight{}, fight{}, fight{}
+	w.note(time.Time{})
 }

@@ -56,9 +56,14 @@ type Status struct {
 
 	// TakenBack says which change was taken back, and why.
 	TakenBack string `json:"taken_back,omitempty"`
+	// Unrepaired says what the service does not repair for a while, because
+	// others undo it.
+	Unrepaired []string `json:"unrepaired,omitempty"`
 	// Why says in a sentence what follows from the state, where it is not
 	// protected.
 	Why string `json:"why,omitempty"`
+
+	found string // as Report has it
 }
 
 // BackendStatus is what loads the rules.
@@ -154,6 +159,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	if err != nil {
 		return s, err
 	}
+	s.found = report.found(facts.Interfaces)
 	st := report.State
 	if p := report.Pending; p != nil { // it is what the kernel has
 		s.Pending = &PendingStatus{Until: p.Window.Until}
@@ -178,6 +184,13 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 	s.Backend.Reason = strings.Trim(report.Inspection.Backend+"; "+st.Backend.Reason, "; ")
 	s.Conntrack = facts.Conntrack
 	s.TakenBack = st.TakenBack
+	note := a.loadNote()
+	if note.Verified.After(st.LastVerified) && s.State != NotBootstrapped {
+		st.LastVerified = note.Verified
+	}
+	if len(report.Drift) > 0 {
+		s.fights(note)
+	}
 	if !st.LastVerified.IsZero() {
 		s.LastVerified = &st.LastVerified
 	}
@@ -355,6 +368,12 @@ func opens(l Listener, now firewall.Profile, others []firewall.Profile) string {
 	return fmt.Sprintf("basicfw-agent open %d/%s", l.Port, l.Proto)
 }
 
+func (s *Status) fights(n watchNote) {
+	for _, p := range n.Pauses {
+		s.Unrepaired = append(s.Unrepaired, p.String())
+	}
+}
+
 func (s *Status) unlock(st store.State) {
 	u := st.Desired.Unlock
 	if u == nil {
@@ -462,6 +481,9 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 	}
 	if s.State == NotBootstrapped {
 		return
+	}
+	for _, u := range s.Unrepaired {
+		warn("%s", u)
 	}
 	ssh := st.Desired.SSH
 	who := "YOUR-ADDRESS"

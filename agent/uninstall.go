@@ -32,7 +32,8 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 		}
 	}
 	// The service first, so that it repairs nothing meanwhile; the record of
-	// what was there last, so that a failure can be followed by another try.
+	// what was there behind all that it is for, so that a failure can be followed
+	// by another try.
 	was, _ := a.Service.Status()
 	if err := a.Service.Uninstall(); err != nil {
 		return fmt.Errorf("removing the service: %w", err)
@@ -70,10 +71,12 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 			a.Log.WithError(err).Warn("the kernel's table of connections keeps its size")
 		}
 	}
-	if err := a.System.RemoveAll(store.RunDir); err != nil {
+	// The lock is the last to go: a service that still runs must find the state
+	// gone once it has it.
+	if err := a.Store.Forget(true); err != nil {
 		return err
 	}
-	return a.Store.Forget(true)
+	return a.System.RemoveAll(store.RunDir)
 }
 
 // giveBack makes a file what it was, less what others changed in it since.

@@ -27,6 +27,11 @@ type Report struct {
 	// Pending is the change that waits for a confirmation. Its rules are wanted
 	// in the kernel, while the files are those of State.
 	Pending *store.Pending
+	// guard, files and unit are the parts of Drift that are not of our rules.
+	guard, files, unit []firewall.Drift
+	// moved is set where the ports of SSH are not those that were decided: sshd
+	// is elsewhere.
+	moved bool
 	// options are what Converge needs to mend it.
 	options Options
 }
@@ -46,18 +51,12 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 		return Report{}, err
 	}
 	r := Report{State: st}
-	if !st.SSHFixed {
-		a.follow(&r, ports)
-	}
 	if r.Pending, err = a.Pending(); err != nil {
 		r.Warnings = append(r.Warnings, err.Error())
 	}
+	a.followSSHD(&r, ports)
 	if r.Inspection, err = a.Kernel.Inspect(ctx, r.wanted()); err != nil {
 		return Report{}, err
-	}
-	r.Drift = slices.Clone(r.Inspection.Drift)
-	if a.Guard.Up() {
-		r.Drift = append(r.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table " + GuardTable + ", left by a change that was cut short"})
 	}
 	if err := a.verifyFiles(&r); err != nil {
 		return Report{}, err
@@ -71,10 +70,14 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 			is   bool
 		}{{"registered", r.Service.Registered}, {"enabled at boot", r.Service.Enabled}} {
 			if !want.is {
-				r.Drift = append(r.Drift, firewall.Drift{Chain: "service basicfw-agent", Kind: firewall.Missing, Want: want.what})
+				r.unit = append(r.unit, firewall.Drift{Chain: "service basicfw-agent", Kind: firewall.Missing, Want: want.what})
 			}
 		}
 	}
+	if a.Guard.Up() {
+		r.guard = []firewall.Drift{{Chain: "nftables", Kind: firewall.Extra, Got: "table " + GuardTable + ", left by a change that was cut short"}}
+	}
+	r.Drift = slices.Concat(r.Inspection.Drift, r.guard, r.files, r.unit)
 	return r, nil
 }
 
@@ -86,36 +89,85 @@ func (r Report) wanted() firewall.Ruleset {
 	return r.State.Ruleset
 }
 
-// follow makes the wanted state's SSH ports those where sshd is.
-func (a *Agent) follow(r *Report, ports Ports) {
+// wantedPorts are the ports of SSH in wanted.
+func (r Report) wantedPorts() []uint16 {
+	if r.Pending != nil {
+		return r.Pending.State.Desired.SSH.Ports
+	}
+	return r.State.Desired.SSH.Ports
+}
+
+// found is what is known by a report and a look at the interfaces, to compare
+// with what another found.
+func (r Report) found(interfaces []firewall.Interface) string {
+	in := r.Inspection
+	return fmt.Sprint(r.Drift, in.Foreign, in.Open, in.Shut, in.Managers, in.Bypass, interfaces)
+}
+
+// flushed names the families in whose kernel tables no rule of ours is left.
+func (r Report) flushed() (families []string) {
+	for _, f := range firewall.Families {
+		want, missing := 1, 0 // the jump
+		for _, c := range r.wanted().Chains(f) {
+			want += len(c.Rules)
+		}
+		for _, d := range r.Inspection.Drift {
+			if d.Family == f.String() && d.Kind == firewall.Missing && d.Want != "the chain" {
+				missing++
+			}
+		}
+		if missing >= want {
+			families = append(families, f.String())
+		}
+	}
+	return families
+}
+
+// followSSHD makes the wanted SSH ports those where sshd is, unless the
+// settings name them.
+func (a *Agent) followSSHD(r *Report, ports Ports) {
+	st := &r.State
+	if r.Pending != nil {
+		st = &r.Pending.State
+	}
+	if st.SSHFixed {
+		return
+	}
 	now, why, live, err := ports()
 	if err != nil || len(now) == 0 {
 		return // what was known stays
 	}
+	if r.moved, err = moveSSH(st, now, why, live); err != nil {
+		r.Warnings = append(r.Warnings, fmt.Sprintf("sshd moved to a port that cannot be opened: %v", err))
+	}
+}
+
+// moveSSH makes a state's SSH ports those where sshd is now.
+func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool, err error) {
 	if !live {
 		// At boot only the configuration speaks. A port that was given to sshd
 		// in another way stays until sshd itself is seen elsewhere.
-		for i, p := range r.State.Desired.SSH.Ports {
+		for i, p := range st.Desired.SSH.Ports {
 			if !slices.Contains(now, p) {
 				now = append(now, p)
-				if i < len(r.State.SSHPorts) {
-					why = append(why, r.State.SSHPorts[i])
+				if i < len(st.SSHPorts) {
+					why = append(why, st.SSHPorts[i])
 				}
 			}
 		}
 		slices.Sort(now)
 	}
-	if slices.Equal(now, r.State.Desired.SSH.Ports) {
-		return
+	if slices.Equal(now, st.Desired.SSH.Ports) {
+		return false, nil
 	}
-	d := r.State.Desired
+	d := st.Desired
 	d.SSH.Ports = now
 	rules, err := firewall.Compile(d)
 	if err != nil {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("sshd moved to a port that cannot be opened: %v", err))
-		return
+		return false, err
 	}
-	r.State.Desired, r.State.Ruleset, r.State.SSHPorts = d, rules, why
+	st.Desired, st.Ruleset, st.SSHPorts = d, rules, why
+	return true, nil
 }
 
 func (a *Agent) verifyFiles(r *Report) error {
@@ -123,7 +175,7 @@ func (a *Agent) verifyFiles(r *Report) error {
 		path := a.RulesPath(f)
 		file := PersistedFile{Path: path}
 		fail := func(kind, want, got string) {
-			r.Drift = append(r.Drift, firewall.Drift{Family: f.String(), Chain: path, Kind: kind, Want: want, Got: got})
+			r.files = append(r.files, firewall.Drift{Family: f.String(), Chain: path, Kind: kind, Want: want, Got: got})
 		}
 		fi, err := a.System.Lstat(path)
 		switch {
@@ -147,7 +199,7 @@ func (a *Agent) verifyFiles(r *Report) error {
 				break
 			}
 			drifts := firewall.Lines(f.String(), path, lines(want), lines(data))
-			r.Drift = append(r.Drift, drifts...)
+			r.files = append(r.files, drifts...)
 			file.OK = len(drifts) == 0 && fi.Mode().Perm() == 0o600
 		}
 		r.Persisted = append(r.Persisted, file)
@@ -159,9 +211,25 @@ func (a *Agent) verifyFiles(r *Report) error {
 func (a *Agent) Mend(ctx context.Context, r Report) (Outcome, error) {
 	if r.Pending != nil {
 		// The files have their turn when it is confirmed or taken back.
-		return Outcome{Inspection: r.Inspection, Changed: true}, a.Kernel.Load(ctx, r.wanted(), r.Inspection, false)
+		return Outcome{Inspection: r.Inspection, Changed: true}, a.load(ctx, r)
 	}
 	return a.Converge(ctx, r.State, r.options)
+}
+
+// load brings the kernel alone to what r wants.
+func (a *Agent) load(ctx context.Context, r Report) error {
+	if r.Pending != nil && r.moved {
+		if err := a.Store.SavePending(*r.Pending); err != nil {
+			return err
+		}
+	}
+	if len(r.Inspection.Drift) == 0 {
+		return nil
+	}
+	if _, err := a.Conntrack.Adopt(); err != nil {
+		a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
+	}
+	return a.Kernel.Load(ctx, r.wanted(), r.Inspection, false)
 }
 
 // Verified notes that the machine was found as it should be. Like any change it

@@ -70,3 +70,42 @@ func names(events []byte, wanted []string) bool {
 	}
 	return false
 }
+
+// WatchDirs calls tell when anything in some directories is made, changed,
+// replaced or removed, until the context ends. A directory that is not there is
+// watched once it is, if its parent is among them. tell must not wait. The error
+// says that nothing will be told.
+func (s *System) WatchDirs(ctx context.Context, tell func(), dirs ...string) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watching files: %w", err)
+	}
+	f := os.NewFile(uintptr(fd), "inotify")
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	// One that is watched already stays so.
+	add := func() {
+		conn.Control(func(fd uintptr) {
+			for _, dir := range dirs {
+				unix.InotifyAddWatch(int(fd), s.Path(dir), unix.IN_ONLYDIR|unix.IN_ATTRIB|
+					unix.IN_CREATE|unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE)
+			}
+		})
+	}
+	add()
+	context.AfterFunc(ctx, func() { f.Close() })
+	go func() {
+		defer f.Close()
+		buf := make([]byte, 16<<10)
+		for {
+			if _, err := f.Read(buf); err != nil {
+				return
+			}
+			add()
+			tell()
+		}
+	}()
+	return nil
+}

@@ -54,3 +54,48 @@ func TestWatch(t *testing.T) {
 		t.Error("a directory that is not there was watched")
 	}
 }
+
+// A directory that is made later is watched as its parent is.
+func TestWatchDirs(t *testing.T) {
+	root := t.TempDir()
+	etc := filepath.Join(root, "etc")
+	if err := os.MkdirAll(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	told := make(chan struct{}, 100)
+	if err := (&System{Root: root}).WatchDirs(ctx, func() { told <- struct{}{} }, "/etc", "/etc/conf.d", "/etc/none"); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(etc, "conf.d", "x")
+	for _, step := range []struct {
+		name string
+		do   func() error
+	}{
+		{"a directory", func() error { return os.Mkdir(filepath.Dir(file), 0o755) }},
+		{"a file in it", func() error { return os.WriteFile(file, []byte("x"), 0o600) }},
+		{"its mode", func() error { return os.Chmod(file, 0o644) }},
+		{"another name", func() error { return os.Rename(file, file+"y") }},
+		{"gone", func() error { return os.Remove(file + "y") }},
+		{"the directory gone", func() error { return os.Remove(filepath.Dir(file)) }},
+		{"and there again", func() error { return os.Mkdir(filepath.Dir(file), 0o755) }},
+		{"with a file", func() error { return os.WriteFile(file, []byte("x"), 0o600) }},
+	} {
+		if err := step.do(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-told:
+		case <-time.After(10 * time.Second):
+			t.Errorf("%s: nothing was told", step.name)
+		}
+		for quiet := false; !quiet; {
+			select {
+			case <-told:
+			case <-time.After(50 * time.Millisecond):
+				quiet = true
+			}
+		}
+	}
+}

@@ -10,6 +10,8 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hostnet"
+	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
@@ -18,9 +20,9 @@ func (a *app) runCmd() *cobra.Command {
 		Use:   "run",
 		Short: "What the service runs: load, verify, repair, report",
 		Long: `Load the rules that were applied last, read them back, repair what differs, and
-tell the service manager that the machine is closed. Then look once a minute at
-what a boot cannot know at its beginning. The service runs this; it ends with
-SIGTERM and leaves the rules.`,
+tell the service manager that the machine is closed. Then watch: repair what
+others change, and follow interfaces and sshd. The service runs this; it ends
+with SIGTERM and leaves the rules.`,
 		Args: noArgs,
 		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
 			// The journal has times and colours by itself.
@@ -55,6 +57,7 @@ SIGTERM and leaves the rules.`,
 					// What it took to get here is not needed any more.
 					debug.FreeOSMemory()
 				},
+				Watch: a.watch,
 				Every: time.Minute,
 				Facts: func() agent.Facts {
 					facts, err := w.lookAt(s, true)
@@ -66,4 +69,25 @@ SIGTERM and leaves the rules.`,
 			})
 		}),
 	}
+}
+
+// watch begins to tell of what may concern the rules. What cannot be watched is
+// found at the next look.
+func (a *app) watch(ctx context.Context, tell func()) {
+	for _, start := range []func(context.Context, func()) error{
+		nftables.Watch,
+		hostnet.Watch,
+		func(ctx context.Context, tell func()) error { return a.sys.WatchDirs(ctx, tell, watchedDirs()...) },
+	} {
+		if err := start(ctx, tell); err != nil {
+			a.log.WithError(err).Warn("this is looked at only once a minute")
+		}
+	}
+}
+
+// watchedDirs hold the persisted rules, what says where sshd listens, and our
+// own unit.
+func watchedDirs() []string {
+	return []string{"/etc/sysconfig", "/etc/iptables", "/etc/ssh", "/etc/ssh/sshd_config.d",
+		"/etc/systemd/system", "/etc/systemd/system/ssh.socket.d", "/etc/systemd/system/sshd.socket.d", "/etc/systemd/system/sysinit.target.wants"}
 }

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -352,12 +353,18 @@ func TestSSHRefused(t *testing.T) {
 
 // sshServer is a real sshd on a machine, and what one needs to log in.
 type sshServer struct {
-	m   *machine
-	key string
+	m    *machine
+	key  string
+	stop func()
 }
 
 // sshd starts sshd on the machine.
 func (m *machine) sshd(t *testing.T) *sshServer {
+	t.Helper()
+	return m.sshdOn(t, 22)
+}
+
+func (m *machine) sshdOn(t *testing.T, port uint16) *sshServer {
 	t.Helper()
 	lab.Need(t, "sshd", "ssh", "ssh-keygen")
 	dir := t.TempDir()
@@ -365,7 +372,7 @@ func (m *machine) sshd(t *testing.T) *sshServer {
 	for _, key := range []string{"hostkey", "key"} {
 		m.Host.MustRun(t, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", file(key))
 	}
-	config := fmt.Sprintf(`Port 22
+	config := fmt.Sprintf(`Port %d
 ListenAddress 0.0.0.0
 ListenAddress ::
 HostKey %s
@@ -375,24 +382,24 @@ StrictModes no
 UsePAM no
 PermitRootLogin yes
 LogLevel ERROR
-`, file("hostkey"), file("key.pub"))
+`, port, file("hostkey"), file("key.pub"))
 	if err := os.WriteFile(file("config"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	// It wants an empty directory there.
-	if err := os.Mkdir(filepath.Join(m.root, "run/sshd"), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Join(m.root, "run/sshd"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	path := strings.TrimSpace(m.Host.MustRun(t, "sh", "-c", "command -v sshd"))
 	p := m.Host.Start(t, lab.Command{Args: []string{path, "-D", "-e", "-f", file("config")}})
-	t.Cleanup(func() {
+	s := &sshServer{m, file("key"), sync.OnceFunc(func() {
 		if r := p.Stop(t); t.Failed() {
 			t.Logf("sshd says:\n%s", r.Stderr)
 		}
-	})
-	s := &sshServer{m, file("key")}
+	})}
+	t.Cleanup(s.stop)
 	lab.Poll(t, "sshd to listen", func() bool {
-		return strings.Count(m.Host.MustRun(t, "ss", "-Hltn", "sport = :22"), "LISTEN") == 2
+		return strings.Count(m.Host.MustRun(t, "ss", "-Hltn", fmt.Sprintf("sport = :%d", port)), "LISTEN") == 2
 	})
 	return s
 }

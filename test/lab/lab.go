@@ -50,9 +50,7 @@ func New(t testing.TB) *Lab {
 		Client:   Addrs{netip.MustParseAddr("192.0.2.10"), netip.MustParseAddr("2001:db8:0:1::10")},
 		Stranger: Addrs{netip.MustParseAddr("198.51.100.20"), netip.MustParseAddr("2001:db8:0:2::20")},
 	}
-	// ip takes a path for the name of a namespace.
-	peer := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.Outsider.net.Fd())
-	l.Host.MustRun(t, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", peer)
+	l.Wire(t, "eth0")
 	batch := func(n *Namespace, lines ...string) {
 		t.Helper()
 		r := n.Run(t, Command{Args: []string{"ip", "-batch", "-"}, Stdin: strings.Join(lines, "\n") + "\n"})
@@ -78,6 +76,15 @@ func New(t testing.TB) *Lab {
 		n.waitUp(t)
 	}
 	return l
+}
+
+// Wire joins the host and the outsider by a wire, with an interface of a name at
+// each end.
+func (l *Lab) Wire(t testing.TB, name string) {
+	t.Helper()
+	// ip takes a path for the name of a namespace.
+	peer := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.Outsider.net.Fd())
+	l.Host.MustRun(t, "ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", peer)
 }
 
 // waitUp waits until the kernel sends over eth0: it drops packets silently

@@ -85,9 +85,12 @@ func testLife(t *testing.T, b built) {
 
 	t.Run("day two", func(t *testing.T) { s.checkDayTwo(t, m) })
 
+	t.Run("watching", func(t *testing.T) { s.checkWatching(t, m) })
+
 	t.Run("reboot with broken files", func(t *testing.T) {
 		good := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables")
 		m.Must(t, `set -e
+			systemctl stop basicfw-agent
 			iptables -F INPUT
 			ip6tables -F BASICFW-INPUT
 			sed -i /basicfw-https/d /etc/sysconfig/iptables

@@ -1,0 +1,360 @@
+package kernel_test
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+const (
+	// mended is how soon the rules are back where the kernel tells of changes.
+	mended = 2 * time.Second
+	// looked is how soon they are where it does not.
+	looked = 70 * time.Second
+)
+
+// back waits until the rules are what they were, and tells how long it took.
+func (m *machine) back(t *testing.T, within time.Duration, what, rules string) {
+	t.Helper()
+	start := time.Now()
+	by(t, start.Add(within), what, func() bool { return m.rules(t) == rules })
+	t.Logf("%s: mended after %v", what, time.Since(start).Round(time.Millisecond))
+	same(t, what, rules, m.rules(t))
+}
+
+// quiet starts the service and waits until it has no reason to look any more: the
+// lab's own addresses are news too, for a while.
+func (m *machine) quiet(t *testing.T) *service {
+	t.Helper()
+	s := m.serve(t)
+	lab.Poll(t, "the addresses to be settled", func() bool {
+		return m.Host.MustRun(t, "ip", "-6", "addr", "show", "tentative") == ""
+	})
+	var note string
+	since := time.Now()
+	lab.Poll(t, "the service to rest", func() bool {
+		if now := m.read(t, "/run/basicfw-agent/watch.json"); now != note {
+			note, since = now, time.Now()
+		}
+		return time.Since(since) > 1500*time.Millisecond
+	})
+	return s
+}
+
+// repairDamages are what somebody does to the rules of a machine by hand, each
+// with what the log has to say of it.
+func repairDamages() []damage {
+	each := func(args ...[]string) func(t *testing.T, m *machine) {
+		return func(t *testing.T, m *machine) {
+			t.Helper()
+			for _, family := range families() {
+				for _, a := range args {
+					m.iptables(t, family, a...)
+				}
+			}
+		}
+	}
+	return []damage{
+		{name: "iptables -F; iptables -X", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"},
+			do: each([]string{"-F"}, []string{"-X"})},
+		{name: "iptables -F", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}, do: each([]string{"-F"})},
+		{name: "iptables -P INPUT ACCEPT", what: []string{"different", "ipv6 INPUT", "policy ACCEPT"}, do: each([]string{"-P", "INPUT", "ACCEPT"})},
+		{name: "a rule of IPv6 only", what: []string{"different", "ipv6 BASICFW-INPUT", "basicfw-invalid"}, do: func(t *testing.T, m *machine) {
+			t.Helper()
+			for _, l := range m.filter(t, ipv6) {
+				if strings.Contains(l, "basicfw-invalid") {
+					m.iptables(t, ipv6, append([]string{"-D"}, strings.Fields(l)[1:]...)...)
+				}
+			}
+		}},
+	}
+}
+
+// TestWatchRepairs has somebody damage the rules while the service runs. With
+// iptables' nft variant the kernel tells of it.
+func TestWatchRepairs(t *testing.T) {
+	t.Parallel()
+	for _, d := range repairDamages() {
+		t.Run(strings.ReplaceAll(d.name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t, "nft")
+			m.Host.Listen(t, 22, 80, 8080)
+			m.bootstrap(t)
+			rules := m.rules(t)
+			s := m.quiet(t)
+			var sessions []*lab.Session
+			for _, to := range m.Server.Both() {
+				session, err := m.Outsider.Dial(m.Client.Like(to), to, 22, lab.Patient)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer session.Close()
+				sessions = append(sessions, session)
+			}
+			d.do(t, m)
+			m.back(t, mended, d.name, rules)
+			for _, session := range sessions {
+				if err := session.Talk(); err != nil {
+					t.Errorf("a session of before: %v", err)
+				}
+			}
+			m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+			m.must(t, exitOK, "status")
+			lab.Poll(t, "the status for monitoring to say so", func() bool { return m.public(t).State == "protected" })
+			if r := s.Stop(t); !named(r.Stderr, d.what) {
+				t.Errorf("no line with %q in the log:\n%s", d.what, r.Stderr)
+			}
+		})
+	}
+}
+
+// TestWatchEachMinute has all happen of which nobody tells: the kernel says
+// nothing of legacy tables.
+func TestWatchEachMinute(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "legacy")
+	m.Host.Listen(t, 22, 80, 8080)
+	m.bootstrap(t)
+	rules := m.rules(t)
+	s := m.quiet(t)
+	damages := repairDamages()
+	damages[3].do(t, m)
+	damages[0].do(t, m)
+	damages[2].do(t, m)
+	m.back(t, looked, "all at once", rules)
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+	says(t, s.Stop(t).Stderr, "flushed")
+}
+
+// TestWatchFiles has the files changed that keep the rules over a boot.
+func TestWatchFiles(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		files := m.tree(t, false, "etc/sysconfig")
+		s := m.quiet(t)
+		for _, name := range []string{"file removed", "policy altered in file"} {
+			for _, family := range families() {
+				for _, d := range fileDamages(family) {
+					if strings.HasSuffix(d.name, name) {
+						d.do(t, m)
+					}
+				}
+			}
+			whole := func() bool {
+				for _, family := range families() {
+					if !m.exists(t, rulesFile(family)) {
+						return false
+					}
+				}
+				return m.tree(t, false, "etc/sysconfig") == files
+			}
+			by(t, time.Now().Add(mended), name, whole)
+		}
+		says(t, s.Stop(t).Stderr, "a persisted file was changed by others", rulesFile(ipv4), rulesFile(ipv6))
+	})
+}
+
+// TestWatchInterfaces has an interface come and go, whose zone a service is
+// open on.
+func TestWatchInterfaces(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 5432)
+		m.write(t, agentINI, "[interfaces]\nprivate = lan*\n[open]\ndb = 5432/tcp on private\n", 0o640)
+		m.bootstrap(t)
+		before := m.rules(t)
+		s := m.quiet(t)
+		office := lab.Addrs{V4: netip.MustParseAddr("10.7.0.1"), V6: netip.MustParseAddr("fd00:7::1")}
+		guest := lab.Addrs{V4: netip.MustParseAddr("10.7.0.2"), V6: netip.MustParseAddr("fd00:7::2")}
+		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
+
+		// A wire of its own.
+		m.Wire(t, "lan0")
+		for _, end := range []struct {
+			n *lab.Namespace
+			a lab.Addrs
+		}{{m.Outsider, guest}, {m.Host, office}} {
+			end.n.MustRun(t, "ip", "addr", "add", end.a.V4.String()+"/24", "dev", "lan0")
+			end.n.MustRun(t, "ip", "addr", "add", end.a.V6.String()+"/64", "dev", "lan0", "nodad")
+			end.n.MustRun(t, "ip", "link", "set", "lan0", "up")
+		}
+		start := time.Now()
+		by(t, start.Add(mended), "the rules for the new interface", func() bool { return strings.Contains(m.rules(t), "-i lan0 ") })
+		t.Logf("the rules have the interface after %v", time.Since(start).Round(time.Millisecond))
+		for _, to := range office.Both() {
+			if err := m.Outsider.Reach(guest.Like(to), to, 5432, lab.Patient); err != nil {
+				t.Errorf("the service of the new interface: %v", err)
+			}
+			if err := m.Outsider.Reach(guest.Like(to), to, 22, lab.Brief); err == nil {
+				t.Error("SSH is open on the new interface")
+			}
+		}
+		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
+		m.must(t, exitOK, "verify")
+		m.Host.MustRun(t, "ip", "link", "del", "lan0")
+		m.back(t, mended, "the interface has gone", before)
+		s.Stop(t)
+	})
+}
+
+// lookedSince waits until the service has found all as it was decided.
+func (m *machine) lookedSince(t *testing.T, when time.Time) {
+	t.Helper()
+	lab.Poll(t, "the service to look", func() bool {
+		var note struct{ Verified time.Time }
+		data, err := os.ReadFile(filepath.Join(m.root, "run/basicfw-agent/watch.json"))
+		return err == nil && json.Unmarshal(data, &note) == nil && note.Verified.After(when)
+	})
+}
+
+// TestWatchDecided has rules that stand for a while: they are what is repaired,
+// not what is repaired away.
+func TestWatchDecided(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.Host.Listen(t, 22, 80, 8080)
+	m.settings(t, "")
+	m.must(t, exitOK, "bootstrap", "--no-service")
+	rules := m.rules(t)
+	s := m.quiet(t)
+	stays := func(what string) {
+		t.Helper()
+		start, now := time.Now(), m.rules(t)
+		if now == rules {
+			t.Fatalf("%s changes no rule", what)
+		}
+		m.lookedSince(t, start)
+		same(t, what+", after a look", now, m.rules(t))
+		for _, family := range families() {
+			m.iptables(t, family, "-F")
+		}
+		m.back(t, mended, what+", flushed", now)
+	}
+	m.settings(t, "[open]\nx = 8080/tcp\n")
+	m.must(t, exitOK, "apply", "--confirm", "8s")
+	m.Host.MustRun(t, "pkill", "-KILL", "-f", program+" --root "+m.root+" expire")
+	stays("a change that waits")
+	m.takenBack(t, rules, "nobody confirmed it within 8s")
+	m.settings(t, "")
+
+	m.must(t, exitOK, "unlock", "--all", "--for", "6s")
+	stays("unlocked")
+	lab.Poll(t, "it to be locked again", func() bool { return m.rules(t) == rules })
+	start := time.Now()
+	m.lookedSince(t, start.Add(-time.Second))
+	same(t, "in the end", rules, m.rules(t))
+	m.must(t, exitOK, "verify")
+	s.Stop(t)
+}
+
+// TestWatchSSHD has sshd move to another port. The new one is open before sshd
+// listens there, the old one as long as it does.
+func TestWatchSSHD(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	old := m.sshd(t)
+	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", 0o600)
+	m.bootstrap(t)
+	s := m.quiet(t)
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+	m.write(t, "/etc/ssh/sshd_config.d/port.conf", "Port 2222\n", 0o600)
+	start := time.Now()
+	by(t, start.Add(mended), "the rules for the port in a new file", func() bool { return strings.Contains(m.rules(t), "2222") })
+	t.Logf("open after %v", time.Since(start).Round(time.Millisecond))
+	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n", 0o600)
+	m.lookedSince(t, time.Now())
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+	old.stop()
+	m.sshdOn(t, 2222)
+	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
+	// Whatever makes it look.
+	m.Host.MustRun(t, "ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
+	by(t, time.Now().Add(mended), "the old port to be closed", func() bool { return !strings.Contains(m.rules(t), "--dport 22 ") })
+	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
+	m.must(t, exitOK, "verify")
+	says(t, s.Stop(t).Stderr, "sshd is on other ports")
+}
+
+// TestWatchFight has another program undo each repair at once, for a while.
+func TestWatchFight(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.Host.Listen(t, 22, 80, 8080)
+	loads := filepath.Join(m.root, "usr/loads")
+	m.bootstrap(t)
+	rules := m.rules(t)
+	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
+	s := m.quiet(t)
+	enemy := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do " +
+		m.multi + " iptables -D INPUT -j BASICFW-INPUT; sleep 0.05; done 2>/dev/null"}})
+	count := func() int {
+		data, _ := os.ReadFile(loads)
+		return strings.Count(string(data), "x")
+	}
+	lab.Poll(t, "the service to say that it gives in", func() bool {
+		data, err := os.ReadFile(filepath.Join(m.root, message))
+		return err == nil && strings.Contains(string(data), "drift that could not be repaired")
+	})
+	given := count()
+	// Five repairs, each of which may have to be taken back.
+	if given < 5 || given > 10 {
+		t.Errorf("%d loads before it gives in", given)
+	}
+	st := m.status(t, exitDrift)
+	if st.State != "drifted" {
+		t.Errorf("state %q", st.State)
+	}
+	says(t, strings.Join(st.Warnings, "\n"), "repairs of the rules fail or do not last", "the next one is at")
+	says(t, m.must(t, exitDrift, "status").Stdout, "do not last")
+	if got := m.public(t); got.State != "drifted" || !strings.Contains(strings.Join(got.Warnings, "\n"), "do not last") {
+		t.Errorf("for monitoring: %q, %q", got.State, got.Warnings)
+	}
+	m.wantMessage(t, "during the fight", "not as it was decided", "drift that could not be repaired")
+
+	enemy.Stop(t)
+	if n := count(); n > given+2 {
+		t.Errorf("%d more loads while it had given in", n-given)
+	}
+	lab.Poll(t, "the rules to come back", func() bool { return m.rules(t) == rules })
+	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+	lab.Poll(t, "the status for monitoring to follow", func() bool { return m.public(t).State == "protected" })
+	m.must(t, exitOK, "status")
+	m.wantMessage(t, "after the fight")
+	says(t, s.Stop(t).Stderr, "repairs of the rules do not last")
+}
+
+// TestWatchChurn has another program work at its own chains, a hundred times a
+// second.
+func TestWatchChurn(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	loads, looks := filepath.Join(m.root, "usr/loads"), filepath.Join(m.root, "usr/looks")
+	m.bootstrap(t)
+	rules := m.rules(t)
+	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
+	m.wrap(t, "iptables-save", "echo x >>"+looks+"\nexec $real \"$@\"")
+	s := m.quiet(t)
+	count := func(path string) int {
+		data, _ := os.ReadFile(path)
+		return strings.Count(string(data), "x")
+	}
+	before, start := count(looks), time.Now()
+	m.Host.MustRun(t, "sh", "-c", "n=0; while [ $n -lt 300 ]; do "+m.multi+" iptables -N CHURN; "+
+		m.multi+" iptables -A FORWARD -j CHURN; "+m.multi+" iptables -D FORWARD -j CHURN; "+m.multi+" iptables -X CHURN; n=$((n+1)); done")
+	took := time.Since(start)
+	if n := count(loads); n != 0 {
+		t.Errorf("the rules were loaded %d times", n)
+	}
+	n := count(looks) - before
+	t.Logf("%d looks in %v of 1200 changes", n, took.Round(time.Millisecond))
+	if most := 4 + 2*int(took/time.Second); n > most {
+		t.Errorf("%d looks within %v", n, took)
+	}
+	same(t, "rules", rules, m.rules(t))
+	s.Stop(t)
+}
