@@ -293,3 +293,15 @@ func TestStatusOfOthers(t *testing.T) {
 		}
 	}
 }
+
+// The service takes down a guard that was left behind.
+func TestLookTakesDownGuard(t *testing.T) {
+	w := newWatched(t)
+	w.guard.up = true
+	if changed, err := w.look(context.Background()); !changed || err != nil || w.guard.up {
+		t.Errorf("changed %v, %v, guard %v", changed, err, w.guard.up)
+	}
+	if changed, err := w.look(context.Background()); changed || err != nil {
+		t.Errorf("another look changes: %v, %v", changed, err)
+	}
+}
