@@ -131,7 +131,7 @@ func TestConfirmRunsOut(t *testing.T) {
 		m.wantOpen(t, back)
 
 		// Nobody is left who waits, and then the service comes.
-		change("2s")
+		change("6s")
 		m.Host.MustRun(t, "pkill", "-KILL", "-f", program+" --root "+m.root+" expire")
 		_, until := m.pendingUntil(t)
 		waitFor(t, until.Add(time.Second))
@@ -139,12 +139,12 @@ func TestConfirmRunsOut(t *testing.T) {
 			t.Errorf("with nobody left: %q, %v", state, left)
 		}
 		s := m.serve(t)
-		m.takenBack(t, rules, "nobody confirmed it within 2s")
+		m.takenBack(t, rules, "nobody confirmed it within 6s")
 
 		// The service runs, and the other is killed.
-		change("2s")
+		change("6s")
 		m.Host.MustRun(t, "pkill", "-KILL", "-f", program+" --root "+m.root+" expire")
-		m.takenBack(t, rules, "nobody confirmed it within 2s")
+		m.takenBack(t, rules, "nobody confirmed it within 6s")
 		if r := s.Stop(t); r.Code != exitOK {
 			t.Errorf("stopped: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 		}
