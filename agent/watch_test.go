@@ -19,6 +19,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // News are looked at once there were none for a while, or there were some for
@@ -396,14 +397,6 @@ func TestRunWaitsForCommands(t *testing.T) {
 	done := make(chan error)
 	go func() { done <- w.bench.agent.Run(ctx, o) }()
 	<-ready
-	poll := func(what string, f func() bool) {
-		t.Helper()
-		for end := time.Now().Add(10 * time.Second); !f(); time.Sleep(time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("waited in vain for %s", what)
-			}
-		}
-	}
 	unlock, err := w.Store.Lock(ctx, "a command")
 	if err != nil {
 		t.Fatal(err)
@@ -413,13 +406,12 @@ func TestRunWaitsForCommands(t *testing.T) {
 		tell()
 	}
 	// Longer than it waits for the lock.
-	for end := time.Now().Add(bootLockWait + 2*settleQuiet); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if n := looks.Load(); n != before {
-			t.Fatalf("%d looks while a command is at work", n-before)
-		}
+	<-time.After(bootLockWait + 2*settleQuiet)
+	if n := looks.Load(); n != before {
+		t.Fatalf("%d looks while a command is at work", n-before)
 	}
 	unlock()
-	poll("the look after the command", func() bool { return looks.Load() > before })
+	lab.Poll(t, "the look after the command", func() bool { return looks.Load() > before })
 	// A thousand news that come together are one.
 	if n := looks.Load() - before; n > 2 {
 		t.Errorf("%d looks", n)
@@ -428,5 +420,5 @@ func TestRunWaitsForCommands(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	poll("the service's goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
+	lab.Poll(t, "the service's goroutines to end", func() bool { return runtime.NumGoroutine() <= goroutines })
 }

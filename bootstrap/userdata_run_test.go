@@ -4,12 +4,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // stage is a machine of a process's own: nothing that is written to /etc, /usr,
@@ -65,13 +65,8 @@ say() {
 // onStage runs user-data's stages as story says, and gives the log.
 func onStage(t *testing.T, o UserDataOptions, story string) string {
 	t.Helper()
-	need(t, "/usr/bin/python3", "/usr/bin/cloud-init-per")
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("only root can make a mount namespace")
-		}
-		t.Skip("only root can make a mount namespace")
-	}
+	lab.NeedTools(t, "/usr/bin/python3", "/usr/bin/cloud-init-per")
+	lab.Need(t)
 	data, err := UserData(o)
 	if err != nil {
 		t.Fatal(err)
@@ -205,7 +200,7 @@ say bootcmd`)
 
 // TestShells: sh is dash on one system and bash on the next.
 func TestShells(t *testing.T) {
-	need(t, "/usr/bin/python3", "/bin/bash", "/bin/dash")
+	lab.NeedTools(t, "/usr/bin/python3", "/bin/bash", "/bin/dash")
 	data, err := UserData(UserDataOptions{RPMURL: testRPM, KeyURL: testRPM})
 	if err != nil {
 		t.Fatal(err)

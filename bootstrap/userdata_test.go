@@ -13,25 +13,13 @@ import (
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 const (
 	testRPM = "https://example.com/basicfw-agent-0.1.0-1.x86_64.rpm"
 	testSum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 )
-
-// need skips a test that wants a tool of the machine's.
-func need(t *testing.T, files ...string) {
-	t.Helper()
-	for _, f := range files {
-		if _, err := os.Stat(f); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
-}
 
 // TestExamples: what lies in examples is what is printed, and then the owner's
 // own part.
@@ -96,7 +84,7 @@ func TestPrinted(t *testing.T) {
 
 func checkSchema(t *testing.T, path string) {
 	t.Helper()
-	need(t, "/usr/bin/cloud-init")
+	lab.NeedTools(t, "/usr/bin/cloud-init")
 	if _, err := (&system.System{}).Run(context.Background(), system.Command{Name: "cloud-init", Args: []string{"schema", "--config-file", path}}); err != nil {
 		t.Error(err)
 	}
@@ -187,7 +175,7 @@ func FuzzUserData(f *testing.F) {
 
 // TestRoundTrip: a real YAML parser and a real shell get out what went in.
 func TestRoundTrip(t *testing.T) {
-	need(t, "/usr/bin/python3", "/usr/lib/python3/dist-packages/yaml/__init__.py")
+	lab.NeedTools(t, "/usr/bin/python3", "/usr/lib/python3/dist-packages/yaml/__init__.py")
 	type round struct {
 		UserData string
 		Want     []string

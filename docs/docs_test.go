@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // TestProgram holds the manual to what the program prints.
@@ -316,12 +317,7 @@ func testRules(t *testing.T, binary string) {
 
 // TestPages: groff has nothing to say about any page.
 func TestPages(t *testing.T) {
-	if _, err := exec.LookPath("groff"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no groff here")
-	}
+	lab.NeedTools(t, "groff")
 	pages, err := filepath.Glob("*.[58]")
 	if err != nil || len(pages) != 3 {
 		t.Fatalf("%q, %v", pages, err)

@@ -1,12 +1,13 @@
 package hostnet
 
 import (
-	"os"
 	"runtime"
 	"syscall"
 	"testing"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // namespace is a network namespace of a test's own, as bare as the kernel
@@ -18,12 +19,7 @@ type namespace struct {
 
 func newNamespace(t *testing.T) *namespace {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root to make a network namespace")
-		}
-		t.Skip("needs root to make a network namespace")
-	}
+	lab.Need(t)
 	ns := &namespace{jobs: make(chan func())}
 	ended := make(chan struct{})
 	ready := make(chan error)

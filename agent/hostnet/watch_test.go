@@ -4,9 +4,10 @@ import (
 	"context"
 	"net"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // Interfaces, addresses and default routes are told of; other routes are not.
@@ -14,15 +15,8 @@ func TestWatch(t *testing.T) {
 	ns := newNamespace(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	told := make(chan struct{}, 1)
-	ns.must(t, func() error {
-		return Watch(ctx, func() {
-			select {
-			case told <- struct{}{}:
-			default:
-			}
-		})
-	})
+	news := lab.NewNews()
+	ns.must(t, func() error { return Watch(ctx, news.Tell) })
 	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "d0"}, PeerName: "d1"}
 	route := func(cidr string) error {
 		_, dst, err := net.ParseCIDR(cidr)
@@ -50,26 +44,6 @@ func TestWatch(t *testing.T) {
 		{"gone", func() error { return netlink.LinkDel(veth) }, true},
 	} {
 		ns.must(t, tt.do)
-		wait := 10 * time.Second
-		if !tt.news {
-			wait = 200 * time.Millisecond
-		}
-		select {
-		case <-told:
-			if !tt.news {
-				t.Errorf("%s: told", tt.name)
-			}
-		case <-time.After(wait):
-			if tt.news {
-				t.Errorf("%s: nothing was told", tt.name)
-			}
-		}
-		for quiet := false; !quiet; {
-			select {
-			case <-told:
-			case <-time.After(200 * time.Millisecond):
-				quiet = true
-			}
-		}
+		news.Want(t, tt.name, tt.news)
 	}
 }

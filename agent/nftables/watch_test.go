@@ -15,17 +15,11 @@ func TestWatch(t *testing.T) {
 	n := lab.NewNamespace(t)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	told := make(chan struct{}, 1)
-	tell := func() {
-		select {
-		case told <- struct{}{}:
-		default:
-		}
-	}
-	if err := n.Do(func() error { return Watch(ctx, tell) }); err != nil {
+	news := lab.NewNews()
+	if err := n.Do(func() error { return Watch(ctx, news.Tell) }); err != nil {
 		t.Fatal(err)
 	}
-	// news tells whether there was any. What counts comes behind what may not,
+	// What counts comes behind what may not,
 	// so that it is known to have been read.
 	for _, tt := range []struct {
 		name string
@@ -42,35 +36,12 @@ func TestWatch(t *testing.T) {
 		{"a rule after that", []string{"xtables-nft-multi", "iptables", "-F", "X"}, true},
 	} {
 		n.MustRun(t, tt.args...)
-		wait := 10 * time.Second
-		if !tt.news {
-			wait = 200 * time.Millisecond
-		}
-		select {
-		case <-told:
-			if !tt.news {
-				t.Errorf("%s: told", tt.name)
-			}
-		case <-time.After(wait):
-			if tt.news {
-				t.Errorf("%s: nothing was told", tt.name)
-			}
-		}
-		// The same news may come in two parts.
-		for quiet := false; !quiet; {
-			select {
-			case <-told:
-			case <-time.After(200 * time.Millisecond):
-				quiet = true
-			}
-		}
+		news.Want(t, tt.name, tt.news)
 	}
 	cancel()
-	time.Sleep(100 * time.Millisecond)
-	n.MustRun(t, "xtables-nft-multi", "iptables", "-X", "X")
-	select {
-	case <-told:
-		t.Error("told after the end")
-	case <-time.After(200 * time.Millisecond):
-	}
+	// It ends when it has heard of that.
+	lab.Poll(t, "the end of the news", func() bool {
+		n.MustRun(t, "xtables-nft-multi", "iptables", "-A", "X")
+		return !news.Heard(500 * time.Millisecond)
+	})
 }

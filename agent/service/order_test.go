@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // The orderings below are those of the systems' own unit files, which are not
@@ -118,12 +119,7 @@ func layouts() map[string]layout {
 func analyze(t *testing.T, l layout, unitText string) string {
 	t.Helper()
 	sys := &system.System{}
-	if _, err := sys.LookPath("systemd-analyze"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no systemd-analyze here")
-	}
+	lab.NeedTools(t, "systemd-analyze")
 	dir := t.TempDir()
 	write := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -212,12 +208,7 @@ func TestOrderingsThatWouldBeCycles(t *testing.T) {
 // of the unit's [Install].
 func TestEnabledAsWanted(t *testing.T) {
 	sys := &system.System{}
-	if _, err := sys.LookPath("systemctl"); err != nil {
-		if os.Getenv("CI") != "" {
-			t.Fatal(err)
-		}
-		t.Skip("no systemctl here")
-	}
+	lab.NeedTools(t, "systemctl")
 	sys.Root = t.TempDir()
 	put(t, sys, unitPath, systemdUnit)
 	if _, err := sys.Run(context.Background(), system.Command{Name: "systemctl", Args: []string{"--root", sys.Root, "enable", unit}}); err != nil {

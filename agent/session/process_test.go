@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // fake is a process of a made-up /proc. The zero value of a field is what
@@ -31,7 +32,7 @@ type fake struct {
 
 func fakeProc(t *testing.T, processes map[int]fake) *Processes {
 	t.Helper()
-	needsRoot(t) // to make files that belong to root, and such that do not
+	lab.Need(t) // to make files that belong to root, and such that do not
 	dir := t.TempDir()
 	must := func(err error) {
 		t.Helper()

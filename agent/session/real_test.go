@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // insideEnv makes the test program say what it sees, where an SSH session of
@@ -141,8 +142,7 @@ func procNet(t *testing.T) (listening, established []system.Socket) {
 // network namespaces.
 func TestRealSSHD(t *testing.T) {
 	sys := &system.System{}
-	needsRoot(t)
-	needs(t, sys, "ip", "sshd", "ssh", "ssh-keygen", "unshare")
+	lab.Need(t, "ip", "sshd", "ssh", "ssh-keygen", "unshare")
 	run := func(args ...string) (string, error) {
 		res, err := sys.Run(context.Background(), system.Command{Name: args[0], Args: args[1:]})
 		return string(res.Stdout), err

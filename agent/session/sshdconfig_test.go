@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // tree makes files below a directory of the test's own. A name that ends in
@@ -233,8 +234,7 @@ type realSSHD struct {
 func newRealSSHD(t *testing.T) realSSHD {
 	t.Helper()
 	sys := &system.System{}
-	needs(t, sys, "sshd", "ssh-keygen", "unshare")
-	needsRoot(t)
+	lab.Need(t, "sshd", "ssh-keygen", "unshare")
 	dir := t.TempDir()
 	program, err := sys.LookPath("sshd")
 	if err != nil {
@@ -289,30 +289,6 @@ func makeKey(t *testing.T, sys *system.System, file string) {
 	_, err := sys.Run(context.Background(), system.Command{Name: "ssh-keygen", Args: []string{"-q", "-t", "ed25519", "-N", "", "-f", file}})
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// needsRoot skips the test where it is not run by root.
-func needsRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
-	}
-}
-
-// needs skips the test where a program is missing.
-func needs(t *testing.T, sys *system.System, programs ...string) {
-	t.Helper()
-	for _, name := range programs {
-		if _, err := sys.LookPath(name); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
 	}
 }
 

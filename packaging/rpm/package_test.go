@@ -17,20 +17,8 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
-
-// need skips a test that wants a program of the machine's.
-func need(t *testing.T, programs ...string) {
-	t.Helper()
-	for _, p := range programs {
-		if _, err := (&system.System{}).LookPath(p); err != nil {
-			if os.Getenv("CI") != "" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
-}
 
 // command runs a program in dir. Of this process's environment it gets what go
 // needs.
@@ -58,7 +46,7 @@ func must(t *testing.T, dir string, env []string, args ...string) string {
 // x86_64 first.
 func build(t *testing.T, root, dist, version string, env ...string) [2]string {
 	t.Helper()
-	need(t, "rpm")
+	lab.NeedTools(t, "rpm")
 	out := strings.Fields(must(t, root, append(env, "DIST="+dist), "packaging/rpm/build", version))
 	if len(out) != 2 {
 		t.Fatalf("the build says %q", out)
@@ -151,7 +139,7 @@ func contents(t *testing.T, dist string, packages [2]string) {
 // that nfpm gives to the files of a package for what they say: as root it
 // would install the package on this very machine.
 func lint(t *testing.T, packages [2]string) {
-	need(t, "rpmlint")
+	lab.NeedTools(t, "rpmlint")
 	config, err := filepath.Abs("rpmlint.toml")
 	if err != nil {
 		t.Fatal(err)
@@ -190,7 +178,7 @@ func sameBytes(t *testing.T, tree string, first [2]string) {
 // signed: with a key the packages are signed, hold the same as without,
 // and what user-data does to check them does so.
 func signed(t *testing.T, tree string, plain [2]string) {
-	need(t, "gpg", "gpgconf")
+	lab.NeedTools(t, "gpg", "gpgconf")
 	dir := t.TempDir()
 	// A socket's path has 108 characters at most.
 	home, err := os.MkdirTemp("", "gpg")
@@ -237,7 +225,7 @@ func signed(t *testing.T, tree string, plain [2]string) {
 // TestVersions: what git and people call a version becomes one that rpm takes,
 // and orders as they mean it.
 func TestVersions(t *testing.T) {
-	need(t, "rpm")
+	lab.NeedTools(t, "rpm")
 	// go run and go build are not what this is about.
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "go"), []byte("#!/bin/sh\n[ \"$1\" = env ] && { echo amd64; exit; }\n[ \"$1\" = build ] && { while [ \"$1\" != -o ]; do shift; done; printf '#!/bin/sh\\n' >\"$2\"; chmod 755 \"$2\"; }\nexit 0\n"), 0o755); err != nil {

@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // pack makes a package of nfpm.yaml around a program that writes down its calls
@@ -87,13 +89,7 @@ bootstrapped() {
 
 func onStage(t *testing.T, story string, files ...string) string {
 	t.Helper()
-	need(t, "rpm")
-	if os.Geteuid() != 0 {
-		if os.Getenv("CI") != "" {
-			t.Fatal("only root can make a mount namespace")
-		}
-		t.Skip("only root can make a mount namespace")
-	}
+	lab.Need(t, "rpm")
 	// The files may be below what is mounted over.
 	var open, put string
 	for i, f := range files {
@@ -170,7 +166,7 @@ func TestLifecycle(t *testing.T) {
 
 // TestShells: /bin/sh is bash on one system and dash on the next.
 func TestShells(t *testing.T) {
-	need(t, "dash", "bash")
+	lab.NeedTools(t, "dash", "bash")
 	for _, script := range []string{"preun", "posttrans", "build"} {
 		for _, shell := range []string{"dash -n ", "bash --posix -n "} {
 			must(t, ".", nil, strings.Fields(shell+script)...)

@@ -22,18 +22,7 @@ func (m *machine) settings(t *testing.T, more string) {
 // pendingUntil is when the change that waits is to be taken back; zero is none.
 func (m *machine) pendingUntil(t *testing.T) (state string, until time.Time) {
 	t.Helper()
-	r := m.agent(t, "status", "--json")
-	var s struct {
-		State   string
-		Pending *struct{ Until time.Time }
-	}
-	if err := json.Unmarshal([]byte(r.Stdout), &s); err != nil {
-		t.Fatalf("%v\n%s%s", err, r.Stdout, r.Stderr)
-	}
-	if s.Pending != nil {
-		until = s.Pending.Until
-	}
-	return s.State, until
+	return m.waits(t, "pending")
 }
 
 // takenBack waits until the former rules are back, and looks what is said of it.

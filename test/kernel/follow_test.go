@@ -82,7 +82,9 @@ func (m *machine) watch(t *testing.T, secrets ...string) {
 // then: a busy machine may not have let us look earlier.
 func by(t *testing.T, deadline time.Time, what string, done func() bool) {
 	t.Helper()
-	for {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for ; ; <-tick.C {
 		late := time.Now().After(deadline)
 		if done() {
 			return
@@ -91,7 +93,6 @@ func by(t *testing.T, deadline time.Time, what string, done func() bool) {
 			t.Errorf("not in time: %s", what)
 			return
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 
@@ -173,11 +174,12 @@ func TestFollow(t *testing.T) {
 				if !strings.Contains(text, "8080") || !strings.Contains(text, stranger) {
 					return fmt.Errorf("local.ini holds\n%s", text)
 				}
-				for !has(name, true)(m.public(t)) {
+				tick := time.NewTicker(5 * time.Millisecond)
+				defer tick.Stop()
+				for ; !has(name, true)(m.public(t)); <-tick.C {
 					if time.Now().After(end) {
 						return errors.New("the status for monitoring does not have it")
 					}
-					time.Sleep(5 * time.Millisecond)
 				}
 				return nil
 			})

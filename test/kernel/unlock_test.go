@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,23 +11,26 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// unlocked is what "status --json" says of an unlocking.
+// unlocked is what "status --json" says of an unlocking; a zero time is none.
 func (m *machine) unlocked(t *testing.T) (state string, until time.Time) {
 	t.Helper()
+	return m.waits(t, "unlock")
+}
+
+// waits is the state, and until when what a key of "status --json" has lasts.
+func (m *machine) waits(t *testing.T, key string) (state string, until time.Time) {
+	t.Helper()
 	r := m.agent(t, "status", "--json")
-	var s struct {
-		State  string
-		Unlock *struct {
-			Until time.Time
-		}
+	var keys map[string]json.RawMessage
+	var s struct{ Until time.Time }
+	err := json.Unmarshal([]byte(r.Stdout), &keys)
+	if err == nil {
+		err = errors.Join(json.Unmarshal(keys["state"], &state), json.Unmarshal(keys[key], &s))
 	}
-	if err := json.Unmarshal([]byte(r.Stdout), &s); err != nil {
+	if err != nil {
 		t.Fatalf("%v\n%s%s", err, r.Stdout, r.Stderr)
 	}
-	if s.Unlock != nil {
-		until = s.Unlock.Until
-	}
-	return s.State, until
+	return state, s.Until
 }
 
 // wantSSH looks who reaches sshd, and that what is closed stays closed unless

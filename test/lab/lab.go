@@ -118,20 +118,30 @@ func Poll(t testing.TB, what string, done func() bool) {
 // where CI is set: there nothing may go untested.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
-	missing := ""
 	if os.Geteuid() != 0 {
-		missing = "root, to make network namespaces"
+		skip(t, "root, to make namespaces")
 	}
+	NeedTools(t, programs...)
+}
+
+// NeedTools is Need of a test that needs no root.
+func NeedTools(t testing.TB, programs ...string) {
+	t.Helper()
 	for _, p := range programs {
-		if _, err := exec.LookPath(p); err != nil && missing == "" {
-			missing = "the program " + p
+		_, err := exec.LookPath(p)
+		if strings.Contains(p, "/") { // a file, that may be no program
+			_, err = os.Stat(p)
+		}
+		if err != nil {
+			skip(t, p)
 		}
 	}
-	switch {
-	case missing == "":
-	case os.Getenv("CI") != "":
+}
+
+func skip(t testing.TB, missing string) {
+	t.Helper()
+	if os.Getenv("CI") != "" {
 		t.Fatalf("this test needs %s", missing)
-	default:
-		t.Skipf("this test needs %s", missing)
 	}
+	t.Skipf("this test needs %s", missing)
 }
