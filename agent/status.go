@@ -305,9 +305,7 @@ func SSHOf(st store.State) SSHStatus {
 	if l := ssh.Limit; ssh.Mode == firewall.SSHLimited && !l.IsZero() {
 		s.Limit = l.String()
 	}
-	for _, p := range ssh.Allow {
-		s.Allow = append(s.Allow, firewall.FormatPrefix(p))
-	}
+	s.Allow = firewall.FormatPrefixes(ssh.Allow)
 	for _, t := range ssh.Timed {
 		s.Allow = append(s.Allow, firewall.FormatPrefix(t.From))
 		s.Timed = append(s.Timed, TimedSource{firewall.FormatPrefix(t.From), t.Until})
@@ -318,9 +316,7 @@ func SSHOf(st store.State) SSHStatus {
 func (s *Status) ssh(st store.State, facts Facts) {
 	ssh := st.Desired.SSH
 	s.SSH = SSHOf(st)
-	for _, p := range facts.Seen {
-		s.SSH.Seen = append(s.SSH.Seen, firewall.FormatPrefix(p))
-	}
+	s.SSH.Seen = firewall.FormatPrefixes(facts.Seen)
 	if facts.Session == nil || ssh.Mode == "" {
 		return
 	}
@@ -379,10 +375,7 @@ func (s *Status) unlock(st store.State) {
 	if u == nil {
 		return
 	}
-	s.Unlock = &UnlockStatus{From: []string{}, Until: u.Until, All: u.All}
-	for _, p := range u.From {
-		s.Unlock.From = append(s.Unlock.From, firewall.FormatPrefix(p))
-	}
+	s.Unlock = &UnlockStatus{From: firewall.FormatPrefixes(u.From), Until: u.Until, All: u.All}
 	s.SSH.Mode = "unlocked"
 }
 
@@ -400,12 +393,10 @@ func OpenOf(d firewall.Desired) []OpenStatus {
 	own := len(services) - len(d.Open)
 	var list []OpenStatus
 	for _, o := range append(services[own:], services[:own]...) {
-		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On, From: []string{}, Source: o.Source}
+		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On,
+			From: firewall.FormatPrefixes(o.From), Source: o.Source}
 		if !o.Until.IsZero() {
 			open.Until = &o.Until
-		}
-		for _, p := range o.From {
-			open.From = append(open.From, firewall.FormatPrefix(p))
 		}
 		list = append(list, open)
 	}

@@ -223,11 +223,7 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 	default:
 		c.Source, c.Reason = "none", "no client was named, and bootstrap ran in no SSH session"
 		if len(in.Facts.Seen) > 0 {
-			var seen []string
-			for _, a := range in.Facts.Seen {
-				seen = append(seen, firewall.FormatPrefix(a))
-			}
-			c.Reason += "; logged in were " + strings.Join(seen, ", ")
+			c.Reason += "; logged in were " + strings.Join(firewall.FormatPrefixes(in.Facts.Seen), ", ")
 		}
 	}
 	if s.Allow.Mode == settings.AllowAny {

@@ -61,11 +61,7 @@ func UserData(o UserDataOptions) ([]byte, error) {
 		flags = append(flags, "--profile", o.Profile)
 	}
 	if len(clients) > 0 {
-		var list []string
-		for _, c := range clients {
-			list = append(list, firewall.FormatPrefix(c))
-		}
-		flags = append(flags, "--client-ip", strings.Join(list, ","))
+		flags = append(flags, "--client-ip", strings.Join(firewall.FormatPrefixes(clients), ","))
 	}
 	if err := errors.Join(errs...); err != nil {
 		return nil, &InvalidError{err: err}

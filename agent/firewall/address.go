@@ -32,6 +32,15 @@ func FormatPrefix(p netip.Prefix) string {
 	return p.String()
 }
 
+// FormatPrefixes is FormatPrefix of each of a list, which is never nil.
+func FormatPrefixes(list []netip.Prefix) []string {
+	words := make([]string, len(list))
+	for i, p := range list {
+		words[i] = FormatPrefix(p)
+	}
+	return words
+}
+
 // ParseSource reads who may log in over SSH: an address, or a network in CIDR
 // form. White space around it is trimmed, since templates end in newlines; an
 // address becomes a network of one; IPv4-mapped IPv6 becomes IPv4. What cannot

@@ -277,11 +277,7 @@ func (e Editor) close(out *Edit, s firewall.Service, from []netip.Prefix) {
 }
 
 func join(list []netip.Prefix) string {
-	words := make([]string, len(list))
-	for i, p := range list {
-		words[i] = firewall.FormatPrefix(p)
-	}
-	return strings.Join(words, ", ")
+	return strings.Join(firewall.FormatPrefixes(list), ", ")
 }
 
 // Allow lets networks log in over SSH, until a time if there is one.

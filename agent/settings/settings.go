@@ -53,9 +53,7 @@ func (a Allow) String() string {
 	if a.Mode != AllowList {
 		words = append(words, string(a.Mode))
 	}
-	for _, p := range a.List {
-		words = append(words, firewall.FormatPrefix(p))
-	}
+	words = append(words, firewall.FormatPrefixes(a.List)...)
 	for _, t := range a.Timed {
 		words = append(words, firewall.FormatPrefix(t.From)+" "+until+" "+firewall.FormatTime(t.Until))
 	}

@@ -74,11 +74,8 @@ func (a *app) follow(ctx context.Context, w *wiring, r convergeRequest) (err err
 // bootstrapped is store.ErrNone, as an error for people, where the machine was
 // not bootstrapped; else it tells whether the service belongs to it.
 func (a *app) bootstrapped(w *wiring) (service bool, err error) {
-	st, err := w.agent.Store.Load()
-	if err != nil {
-		return false, explainState(err)
-	}
-	return st.Service, nil
+	st, err := w.state()
+	return st.Service, err
 }
 
 // refuseLockout keeps the caller from shutting out the address that they come

@@ -126,9 +126,9 @@ func (a *app) sshListCmd() *cobra.Command {
 		Short: "List who may log in over SSH, until when, and why",
 		Args:  noArgs,
 		RunE: a.forRoot(func(_ context.Context, w *wiring) error {
-			st, err := w.agent.Store.Load()
+			st, err := w.state()
 			if err != nil {
-				return explainState(err)
+				return err
 			}
 			a.printAllowed(st, w.agent.Now())
 			return nil
@@ -141,7 +141,11 @@ func (a *app) printAllowed(st store.State, now time.Time) {
 	ssh := st.Desired.SSH.At(now)
 	tab := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	if u := st.Desired.Unlock; u != nil && u.Until.After(now) {
-		fmt.Fprintf(tab, "%s\tuntil %s, for %s\tbasicfw-agent unlock\n", strings.TrimPrefix(unlockedFor(u), "SSH is open to "), firewall.FormatTime(u.Until), u.Until.Sub(now).Round(time.Second))
+		who := letIn(firewall.FormatPrefixes(u.From))
+		if u.All {
+			who = "any address"
+		}
+		fmt.Fprintf(tab, "%s\tuntil %s, for %s\tbasicfw-agent unlock\n", who, firewall.FormatTime(u.Until), u.Until.Sub(now).Round(time.Second))
 	}
 	switch {
 	case ssh.Mode == firewall.SSHLimited && ssh.Limit.IsZero():

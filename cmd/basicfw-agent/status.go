@@ -179,13 +179,20 @@ func layOut(st agent.Status, now time.Time, room, wide int) screen {
 		}
 		s.wrap("open", openLine(st.Open), wide)
 	}
-	open, closed := listeningLines(st.Listening)
+	open, closed := listeningLines(st.Listening, wide == 2)
 	s.wrap("listening", open, wide-1)
 	label := "listening"
 	if open != "" {
 		label = ""
 	}
-	s.list(label, closed, room)
+	if wide > 2 && len(closed) <= room {
+		for _, line := range closed {
+			s.wrap(label, line, 2)
+			label = ""
+		}
+	} else {
+		s.list(label, closed, room)
+	}
 	s.list("forwarded", bypassLines(st.Bypass), room)
 	s.wrap("interfaces", interfacesLine(st.Interfaces), 2)
 	if st.Backend.Reason != "" {
@@ -250,13 +257,11 @@ func verdict(st agent.Status) string {
 	case agent.PendingState:
 		return "pending: new rules stand, and go at " + firewall.FormatTime(st.Pending.Until) + " unless confirmed"
 	case agent.Unlocked:
-		what := "SSH is open to any address, limited"
-		if st.Unlock.All {
-			what = "nothing is filtered"
-		} else if len(st.Unlock.From) > 0 {
-			what = "SSH is open to " + st.Unlock.From[0]
+		from := st.Unlock.From
+		if len(from) > 1 { // the first line is short
+			from = []string{from[0], count(len(from)-1, "other")}
 		}
-		return fmt.Sprintf("unlocked: %s, until %s", what, firewall.FormatTime(st.Unlock.Until))
+		return fmt.Sprintf("unlocked: %s, until %s", unlockedFor(st.Unlock.All, from), firewall.FormatTime(st.Unlock.Until))
 	case agent.NotBootstrapped:
 		return "not bootstrapped: nothing is closed by basicfw-agent"
 	case agent.Drifted:
@@ -342,8 +347,8 @@ func openSentence(d firewall.Desired) string { return openLine(agent.OpenOf(d)) 
 
 // listeningLines says of each listener whether it can be reached from outside:
 // those that can in one line, and for each of the others the command that
-// opens it.
-func listeningLines(list []agent.ListeningStatus) (open string, closed []string) {
+// opens it. In a short line the command is worth more than the process.
+func listeningLines(list []agent.ListeningStatus, short bool) (open string, closed []string) {
 	var reached []string
 	for _, l := range list {
 		at := fmt.Sprintf("%d/%s", l.Port, l.Proto)
@@ -353,8 +358,8 @@ func listeningLines(list []agent.ListeningStatus) (open string, closed []string)
 			continue
 		}
 		line := who + ": closed; open it: " + l.OpenWith
-		if utf8.RuneCountInString(line) > screenWidth-labelWidth {
-			line = at + ": closed; open it: " + l.OpenWith // the command is worth more
+		if short && utf8.RuneCountInString(line) > screenWidth-labelWidth {
+			line = at + ": closed; open it: " + l.OpenWith
 		}
 		closed = append(closed, line)
 	}

@@ -76,7 +76,7 @@ func (a *app) unlock(ctx context.Context, w *wiring, from []netip.Prefix, length
 	if err := a.setUnlock(ctx, w, u); err != nil {
 		return err
 	}
-	fmt.Fprintf(a.stdout, "unlocked: %s until %s, for %v\n", unlockedFor(u), firewall.FormatTime(u.Until), length)
+	fmt.Fprintf(a.stdout, "unlocked: %s, until %s, for %v\n", unlockedFor(all, firewall.FormatPrefixes(from)), firewall.FormatTime(u.Until), length)
 	fmt.Fprintln(a.stdout, "  it closes by itself then, or by: basicfw-agent lock")
 	if !all {
 		fmt.Fprintln(a.stdout, "next, when you have logged in: basicfw-agent ssh allow me")
@@ -84,19 +84,20 @@ func (a *app) unlock(ctx context.Context, w *wiring, from []netip.Prefix, length
 	return nil
 }
 
-// unlockedFor says what an unlocking lets in.
-func unlockedFor(u *firewall.Unlock) string {
-	switch {
-	case u.All:
+// unlockedFor says what an unlocking lets in: all, or who over SSH.
+func unlockedFor(all bool, from []string) string {
+	if all {
 		return "nothing is filtered"
-	case len(u.From) == 0:
-		return "SSH is open to any address, limited,"
 	}
-	words := make([]string, len(u.From))
-	for i, p := range u.From {
-		words[i] = firewall.FormatPrefix(p)
+	return "SSH is open to " + letIn(from)
+}
+
+// letIn says who an unlocking lets in over SSH.
+func letIn(from []string) string {
+	if len(from) == 0 {
+		return "any address, limited"
 	}
-	return "SSH is open to " + strings.Join(words, ", ")
+	return strings.Join(from, ", ")
 }
 
 func (a *app) lockCmd() *cobra.Command {
@@ -105,9 +106,9 @@ func (a *app) lockCmd() *cobra.Command {
 		Short: "End what unlock began",
 		Args:  noArgs,
 		RunE: a.alone(func(ctx context.Context, w *wiring) error {
-			st, err := w.agent.Store.Load()
+			st, err := w.state()
 			if err != nil {
-				return explainState(err)
+				return err
 			}
 			was := st.At(w.agent.Moment()).Desired.Unlock
 			if st.Desired.Unlock != nil {
@@ -140,9 +141,9 @@ func (a *app) setUnlock(ctx context.Context, w *wiring, u *firewall.Unlock) erro
 			return err
 		}
 	}
-	st, err := w.agent.Store.Load()
+	st, err := w.state()
 	if err != nil {
-		return explainState(err)
+		return err
 	}
 	st = st.At(w.agent.Moment())
 	st.Desired.Unlock = u

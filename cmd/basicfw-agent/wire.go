@@ -59,6 +59,12 @@ func (a *app) wire() (*wiring, error) {
 
 func (w *wiring) profiles() (*profiles.Set, error) { return profiles.Load(w.sys) }
 
+// state is what was decided, or an error for people.
+func (w *wiring) state() (store.State, error) {
+	st, err := w.agent.Store.Load()
+	return st, explainState(err)
+}
+
 // facts looks at the machine. What listens has its processes' names only where they
 // are asked for: they take the longest to find.
 //
