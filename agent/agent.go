@@ -449,9 +449,10 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 			}
 		}
 		if err := a.Kernel.Load(ctx, next.Ruleset, p.Inspection, o.Clear); err != nil {
-			return out, err
+			return out, &LoadError{err}
 		}
 		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection) })
+		a.beginProbation(&next, p.previous)
 	}
 	for _, c := range p.files {
 		was, err := a.snapshot(c.Path)
@@ -510,6 +511,12 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	}
 	return out, nil
 }
+
+// LoadError says that the kernel did not take the rules.
+type LoadError struct{ err error }
+
+func (e *LoadError) Error() string { return e.err.Error() }
+func (e *LoadError) Unwrap() error { return e.err }
 
 // register sees that the service is registered; start that it runs, once the
 // rules are what they are to be: what it mends would get in the way.

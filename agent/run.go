@@ -29,6 +29,9 @@ type RunOptions struct {
 	// Watch begins to call tell, which does not wait, for whatever may mean that
 	// the machine differs from what was decided, until the context ends.
 	Watch func(ctx context.Context, tell func())
+	// Shells are the SSH sessions in which people who may become root have a
+	// shell at a terminal.
+	Shells func() ([]Session, error)
 	// Every is how often it is looked at without being told.
 	Every time.Duration
 	// Facts are for status.json.
@@ -80,8 +83,10 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error {
 	tick := time.NewTicker(w.Every)
 	defer tick.Stop()
+	prove := time.NewTicker(proveEvery)
+	defer prove.Stop()
 	var settle settling
-	end := w.nextEnd()
+	end, probation := w.nextEnd()
 	for {
 		limit, pauses := settleLimit, time.Time{}
 		for _, f := range w.fights() {
@@ -92,6 +97,10 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 		var due <-chan time.Time
 		if t := earliest(settle.due(limit), pauses, end, w.publishDue()); !t.IsZero() {
 			due = time.After(max(t.Sub(w.Now()), 0))
+		}
+		var proving <-chan time.Time
+		if probation {
+			proving = prove.C
 		}
 		select {
 		case <-ctx.Done():
@@ -104,13 +113,22 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 			w.Changed()
 			w.publish(ctx)
 			settle.news(w.Now())
-			end = w.nextEnd()
+			end, probation = w.nextEnd()
+			continue
+		case <-proving:
+			if w.prove(ctx) {
+				w.publish(ctx)
+				end, probation = w.nextEnd()
+			}
 			continue
 		case <-tick.C:
 		case <-due:
 		}
 		settle = settling{}
 		changed, err := w.look(ctx)
+		if ctx.Err() != nil {
+			return nil // what failed by that is no failure
+		}
 		busy := errors.Is(err, errBusy)
 		switch {
 		case !busy:
@@ -122,7 +140,7 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 			settle.news(w.Now())
 		}
 		// What has ended and is still there waits for the next look.
-		if end = w.nextEnd(); !end.After(w.Now()) {
+		if end, probation = w.nextEnd(); !end.After(w.Now()) {
 			end = time.Time{}
 		}
 		if t := w.publishDue(); changed || w.urgent || !t.IsZero() && !w.Now().Before(t) || w.Now().Sub(w.published) >= time.Hour {
@@ -144,21 +162,22 @@ func (w *watcher) publishDue() time.Time {
 	return w.published.Add(publishEvery)
 }
 
-// nextEnd is when something that lasts for a while is over; zero is never.
-func (a *Agent) nextEnd() time.Time {
+// nextEnd is when something that lasts for a while is over, zero is never, and
+// whether a client is on probation until then.
+func (a *Agent) nextEnd() (end time.Time, probation bool) {
 	st, err := a.Store.Load()
 	if err != nil {
-		return time.Time{}
+		return time.Time{}, false
 	}
 	m := a.Moment()
-	end := st.Desired.Ends(m)
+	end, probation = st.Desired.Ends(m), st.Desired.SSH.Probation != nil
 	if p, err := a.Pending(); err == nil && p != nil {
 		end = p.Window.End(m) // nothing else is cleared away until then
 	}
 	if end.IsZero() {
-		return end
+		return end, probation
 	}
-	return end.Add(time.Second) // its last second is a part of it
+	return end.Add(time.Second), probation // its last second is a part of it
 }
 
 // enforce makes the rules stand: those that were applied last; where they are

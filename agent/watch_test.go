@@ -336,7 +336,7 @@ func TestLookRepairsPending(t *testing.T) {
 	if err := w.Store.Save(st); err != nil {
 		t.Fatal(err)
 	}
-	if end := w.nextEnd(); !end.After(w.now) {
+	if end, _ := w.nextEnd(); !end.After(w.now) {
 		t.Errorf("the next look is at %v, %v ago", end, w.now.Sub(end))
 	}
 	st.Desired.SSH.Timed = nil

@@ -160,8 +160,8 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 	// Before 1.4.11 times are of the process's time zone, and off by the hour of
 	// an uninitialised tm_isdst (netfilter's b1319cc0, 8ad33a34): no end at
 	// all is better than one that nobody can count on.
-	if !t.atLeast(1, 4, 11) && haveEnds(want) {
-		return fmt.Errorf("%v cannot end a rule at a time, 1.4.11 can: open it for good (without --for), and close it again", t)
+	if !t.atLeast(1, 4, 11) && haveTimes(want) {
+		return fmt.Errorf("%v cannot begin or end a rule at a time, 1.4.11 can: open it for good (without --for), and close it again", t)
 	}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
@@ -183,8 +183,8 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 	return nil
 }
 
-// haveEnds tells whether a rule is to end by itself.
-func haveEnds(want map[firewall.Family][]chain) bool {
+// haveTimes tells whether a rule is to begin or end by itself.
+func haveTimes(want map[firewall.Family][]chain) bool {
 	for _, chains := range want {
 		for _, c := range chains {
 			if slices.ContainsFunc(c.Rules, func(r string) bool { return strings.Contains(r, "-m time ") }) {

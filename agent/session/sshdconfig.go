@@ -99,12 +99,23 @@ func (r *configReader) include(file string, depth int) {
 		}
 		return
 	}
-	data, err := readRegular(r.sys, file, maxConfigSize)
+	data, err := readConfig(r.sys, file)
 	if err != nil {
 		r.errs = append(r.errs, fmt.Errorf("reading sshd's configuration: %w", err))
 		return
 	}
 	r.parse(file, string(data), depth)
+}
+
+// readConfig reads a file, unless it is one of the kernel's: some of those wait
+// until they have something to say, such as /proc/kmsg.
+func readConfig(sys *system.System, file string) ([]byte, error) {
+	for _, dir := range []string{"/proc/", "/sys/", "/dev/"} {
+		if strings.HasPrefix(path.Clean(file), dir) {
+			return nil, fmt.Errorf("%s is no file of anybody's", system.Printable(file))
+		}
+	}
+	return readRegular(sys, file, maxConfigSize)
 }
 
 // parse follows process_server_config_line_depth in OpenSSH's servconf.c.

@@ -57,8 +57,9 @@ with SIGTERM and leaves the rules.`,
 					// What it took to get here is not needed any more.
 					debug.FreeOSMemory()
 				},
-				Watch: a.watch,
-				Every: time.Minute,
+				Watch:  a.watch,
+				Shells: w.shells,
+				Every:  time.Minute,
 				Facts: func() agent.Facts {
 					facts, err := w.lookAt(s, true)
 					if err != nil {

@@ -303,11 +303,10 @@ func sshLine(s agent.SSHStatus) string {
 		if list != "" {
 			who += "; afterwards " + list
 		}
+	case s.Mode == agent.Probation:
+		who += " until " + firewall.FormatTime(*s.ConfirmBy) + ", then " + anyAddress(s.Limit) + " too, unless confirmed"
 	case s.Mode == string(firewall.SSHLimited):
-		who = "any address, without a limit"
-		if s.Limit != "" {
-			who = "any address, limited to " + s.Limit + " from each"
-		}
+		who = anyAddress(s.Limit)
 		if list != "" {
 			who += "; without limit " + list
 		}
@@ -315,6 +314,14 @@ func sshLine(s agent.SSHStatus) string {
 		who = "nobody"
 	}
 	return fmt.Sprintf("port %s: %s (%s)", strings.Join(ports, ", "), who, s.Reason)
+}
+
+// anyAddress says that any address may log in, within a limit.
+func anyAddress(limit string) string {
+	if limit == "" {
+		return "any address, without a limit"
+	}
+	return "any address, limited to " + limit + " from each"
 }
 
 // sshSentence is sshLine of a decision.

@@ -156,6 +156,23 @@ func (w *wiring) ports() (ports []uint16, why []string, live bool, err error) {
 	return processes.SSHDPorts(w.sys, listening)
 }
 
+// shells are the SSH sessions of people at terminals.
+func (w *wiring) shells() ([]agent.Session, error) {
+	_, established, err := hostnet.Sockets()
+	if err != nil {
+		return nil, err
+	}
+	processes, err := session.ReadProcesses()
+	if err != nil {
+		return nil, err
+	}
+	var list []agent.Session
+	for _, c := range processes.Shells(w.sys, established) {
+		list = append(list, agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason, Began: c.Began})
+	}
+	return list, nil
+}
+
 // look gives the interfaces alone.
 func (w *wiring) look(s settings.Settings) ([]firewall.Interface, error) {
 	host, err := hostnet.Detect(s.Public, s.Private)

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -14,9 +15,10 @@ type status struct {
 	State   string
 	Profile struct{ Name, Source, Reason string }
 	SSH     struct {
-		Mode  string
-		Allow []string
-		You   string
+		Mode, Source string
+		Allow        []string
+		You          string
+		ConfirmBy    *time.Time `json:"confirm_by"`
 	}
 	Open []struct {
 		Name, Proto, Ports, Zone string
