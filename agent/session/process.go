@@ -237,7 +237,7 @@ func parseStatus(data []byte) (status, error) {
 			ids := strings.Split(value, "\t")
 			uid, err := strconv.ParseUint(ids[0], 10, 32)
 			if err != nil || len(ids) != 4 {
-				return status{}, fmt.Errorf("Uid %q", value)
+				return status{}, fmt.Errorf("user %q", value)
 			}
 			hasUid = true
 			st.uid, st.same = uint32(uid), len(slices.Compact(ids)) == 1
