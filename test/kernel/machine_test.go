@@ -62,7 +62,7 @@ func families() []string { return []string{ipv4, ipv6} }
 type machine struct {
 	*lab.Lab
 	root string // what --root is given
-	bin  string // the first directory in PATH: it decides which iptables runs
+	bin  string // what /usr/local/sbin is: it decides which iptables runs
 	// multi is the iptables program: xtables-nft-multi or xtables-legacy-multi.
 	multi string
 	// noIPv6 has the program see a kernel without IPv6.
@@ -117,6 +117,7 @@ func newMachine(t *testing.T, variant string) *machine {
 	}
 	// The xtables lock is below /run. Its own keeps machines apart.
 	m.Host.Bind(t, filepath.Join(m.root, "run"), "/run")
+	m.Host.Bind(t, m.bin, "/usr/local/sbin")
 	return m
 }
 
@@ -124,7 +125,7 @@ func newMachine(t *testing.T, variant string) *machine {
 func (m *machine) command(args ...string) lab.Command {
 	return lab.Command{
 		Args:   append([]string{program, "--root", m.root}, args...),
-		Env:    []string{"PATH=" + m.bin + ":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"},
+		Env:    []string{"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"},
 		Dir:    "/",
 		NoIPv6: m.noIPv6,
 	}

@@ -250,6 +250,8 @@ func testLateDownload(t *testing.T, b built) {
 			t.Errorf("the login message still says %q", out)
 		}
 	})
+
+	t.Run("in the sandbox", func(t *testing.T) { s.testSandbox(t, m) })
 }
 
 // example is one of the examples of user-data, with what is marked in it
