@@ -14,8 +14,10 @@ type status struct {
 	State   string
 	Profile struct{ Name, Source, Reason string }
 	SSH     struct {
+		Ports []uint16
 		Mode  string
 		Allow []string
+		Seen  []string
 		You   string
 	}
 	Open []struct {
