@@ -2,6 +2,7 @@ package system
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -197,5 +198,33 @@ func TestCheckOwner(t *testing.T) {
 	}
 	if fi, _ := os.Lstat(dir); CheckOwner(fi) == nil {
 		t.Error("a directory passed")
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "Zürich, 東京 \U0001F512": "Zürich, 東京 \U0001F512",
+		"a\x1b[2Jb\n\t": "a?[2Jb??", "\u009b31m": "?31m", "\x7f\x00": "??", "\u202ex\u2066\u200b\u2028\ufeff": "?x????", "\xff\ufffd": "??", "\u00a0": "?",
+	} {
+		if got := Printable(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestPrintableJSON: nothing gets lost.
+func TestPrintableJSON(t *testing.T) {
+	want := "a\x1b\u202e\u009b\x7f\U000e0001\u2028 <é>\\\"\n"
+	data, err := json.MarshalIndent(map[string]string{"k": want}, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := PrintableJSON(data)
+	if shown := strings.ReplaceAll(string(text), "\n", ""); Printable(shown) != shown {
+		t.Errorf("%q does not show all", text)
+	}
+	var got map[string]string
+	if err := json.Unmarshal(text, &got); err != nil || got["k"] != want {
+		t.Errorf("%q, %v, want %q", got["k"], err, want)
 	}
 }

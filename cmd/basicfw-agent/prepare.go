@@ -44,7 +44,7 @@ func (a *app) prepareCmd() *cobra.Command {
 				return err
 			case <-ctx.Done():
 				// A program that waits within the kernel cannot even be killed.
-				return fmt.Errorf("the kernel's modules are not loaded within %v: going on without them", prepareLimit)
+				return fmt.Errorf("preparing the kernel took more than %v: going on without its end", prepareLimit)
 			}
 		}),
 	}
