@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
@@ -245,4 +247,37 @@ func TestForgedLock(t *testing.T) {
 			return strings.Contains(m.read(t, "/run/basicfw-agent/status.json"), "8082")
 		})
 	})
+}
+
+// TestLockOfHungProcess has a process of root's hold the lock for good. A boot
+// does not wait for it for long, and a command says whose it is.
+func TestLockOfHungProcess(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.Host.Listen(t, 80, 8080)
+	m.bootstrap(t)
+	path := filepath.Join(m.root, "run/basicfw-agent/lock")
+	lock, err := os.OpenFile(path, os.O_RDWR|os.O_TRUNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	if _, err := lock.WriteString("4711 hang\x1b[2J\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	before := m.rules(t)
+	command := m.start(t, "open", "8080/tcp") // it waits for a minute
+	m.reboot(t)
+	s := m.serve(t)
+	m.wantOpen(t, map[string]string{"80/tcp": everybody, "8080/tcp": nobody})
+	r := command.Wait(t)
+	if r.Code != exitFailed {
+		t.Errorf("exit code %d\n%s", r.Code, r.Stdout)
+	}
+	oneLine(t, r.Stderr, "process 4711: basicfw-agent hang?[2J")
+	says(t, s.Stop(t).Stderr, "without the lock")
+	same(t, "the rules", before, m.rules(t))
 }
