@@ -9,6 +9,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 // RunOptions are what Run looks at and tells.
@@ -301,7 +302,7 @@ func (w *watcher) publish(ctx context.Context) {
 	s.redact()
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
-		err = w.put(Change{Path: StatusFile, Data: append(data, '\n'), Mode: 0o644})
+		err = w.put(Change{Path: StatusFile, Data: append(system.PrintableJSON(data), '\n'), Mode: 0o644})
 	}
 	if err != nil {
 		w.Log.WithError(err).Warn("no status for monitoring")

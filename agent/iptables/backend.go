@@ -36,6 +36,20 @@ func (e *MissingError) Error() string {
 
 func (e *MissingError) Unwrap() error { return e.err }
 
+// Prepare has the legacy variant load the kernel's tables. It asks modprobe for
+// them itself, which not every process that reads and loads rules may do. It
+// does not where no table is named.
+func (b *Backend) Prepare(ctx context.Context) error {
+	var errs []error
+	for _, f := range b.families {
+		_, err := b.run(ctx, system.Command{Name: program(f, "-save"), Args: []string{"-t", filter}})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("preparing the %v tables: %w", f, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // snapshot is both families' rules as they were read at one time.
 type snapshot map[firewall.Family]dump
 

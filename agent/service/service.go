@@ -196,9 +196,9 @@ func flush(paths []string) error {
 	return nil
 }
 
-// kardianos gives the library's view of the service. It runs systemctl by
-// PATH, which is narrowed until restore is called: another user's directory
-// must not decide what root runs.
+// kardianos gives the library's view of the service. It runs systemctl by PATH,
+// and hands on the environment. Until restore is called, that is what any
+// program of ours gets: somebody else's must not decide what root runs, and how.
 func (m *Manager) kardianos(d definition) (k service.Service, restore func(), err error) {
 	k, err = service.New(nil, &service.Config{
 		Name:       name,
@@ -215,11 +215,18 @@ func (m *Manager) kardianos(d definition) (k service.Service, restore func(), er
 	if err != nil {
 		return nil, nil, err
 	}
-	path := os.Getenv("PATH")
-	if err := os.Setenv("PATH", filepath.Dir(systemctl)); err != nil {
-		return nil, nil, err
+	was := os.Environ()
+	setEnviron([]string{"LC_ALL=C", "PATH=" + filepath.Dir(systemctl)})
+	return k, func() { setEnviron(was) }, nil
+}
+
+func setEnviron(environ []string) {
+	os.Clearenv()
+	for _, entry := range environ {
+		if name, value, ok := strings.Cut(entry, "="); ok {
+			os.Setenv(name, value)
+		}
 	}
-	return k, func() { os.Setenv("PATH", path) }, nil
 }
 
 // startBeforeNetwork moves the links that kardianos made: its S50 comes after

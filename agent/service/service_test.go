@@ -254,6 +254,8 @@ func TestUnitKeepsItsPromises(t *testing.T) {
 		"Type=notify", "DefaultDependencies=no", "Conflicts=shutdown.target", "Before=shutdown.target",
 		"Wants=network-pre.target", "Before=network-pre.target cloud-init-local.service",
 		"ExecReload=@EXEC@ apply", "Restart=on-failure",
+		// Its failure keeps no rule from being loaded.
+		"ExecStartPre=-+@EXEC@ prepare",
 	} {
 		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `$`).MatchString(systemdUnit) {
 			t.Errorf("the unit has no line %q", line)

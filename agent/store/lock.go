@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
@@ -28,7 +30,10 @@ func (s *Store) Lock(ctx context.Context, command string) (unlock func(), err er
 			time.Since(start).Round(time.Millisecond), s.holder())
 	}
 	// Who holds it is for that message only, so a failure to say it is none.
-	os.WriteFile(s.sys.Path(lockFile), []byte(fmt.Sprintf("%d %s\n", os.Getpid(), command)), 0o600)
+	if f, err := os.OpenFile(s.sys.Path(lockFile), os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0); err == nil {
+		fmt.Fprintf(f, "%d %s\n", os.Getpid(), command)
+		f.Close()
+	}
 	return release, nil
 }
 

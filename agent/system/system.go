@@ -14,9 +14,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -30,6 +33,9 @@ type System struct {
 	// Step, where set, is called before each change to a file and before each
 	// run of a program; an error from it is that step's error. It is for tests.
 	Step func(op, name string) error
+	// Programs, where set, are where programs are looked for in place of the
+	// system's directories. It is for tests.
+	Programs []string
 }
 
 func (s *System) step(op, name string) error {
@@ -106,10 +112,12 @@ func (s *System) ReadDir(path string) ([]fs.DirEntry, error) { return os.ReadDir
 // Readlink is os.Readlink below the root.
 func (s *System) Readlink(path string) (string, error) { return os.Readlink(s.Path(path)) }
 
-// MkdirAll makes a directory and its parents, and gives the last one mode.
+// MkdirAll makes a directory and its parents, and sees that the last one is
+// root's (the caller's, when that is not root) and has mode: one that somebody
+// else has is mended.
 func (s *System) MkdirAll(path string, mode fs.FileMode) error {
 	p := s.Path(path)
-	if fi, err := os.Lstat(p); err == nil && fi.IsDir() && fi.Mode().Perm() == mode {
+	if fi, err := os.Lstat(p); err == nil && fi.IsDir() && fi.Mode().Perm() == mode && callers(fi) {
 		return nil
 	}
 	if err := s.step("mkdir", path); err != nil {
@@ -118,7 +126,21 @@ func (s *System) MkdirAll(path string, mode fs.FileMode) error {
 	if err := os.MkdirAll(p, mode); err != nil {
 		return err
 	}
+	fi, err := os.Stat(p)
+	if err != nil {
+		return err
+	}
+	if !callers(fi) {
+		if err := os.Chown(p, os.Geteuid(), os.Getegid()); err != nil {
+			return err
+		}
+	}
 	return os.Chmod(p, mode)
+}
+
+func callers(fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return !ok || int(st.Uid) == os.Geteuid()
 }
 
 // WriteFile replaces a file in one step: the data goes to a new file beside
@@ -297,27 +319,43 @@ func (s *System) tryLock(path string) (*os.File, error) {
 	return nil, nil
 }
 
-// defaultPath is where programs are looked for when the environment has none.
+// defaultPath is where programs are looked for, and what those are given that
+// are run.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// LookPath finds a program. It looks in PATH, but only in directories that are
-// root's (or the caller's own, when that is not root) and that nobody else can
-// write to, so that no other user's directory decides what root runs.
+// LookPath finds a program in the system's directories, in an order that is
+// fixed. The caller's PATH can take some of these away, and add none. One that
+// others than root (or than the caller, when that is not root) could change is
+// passed over, so that no other user decides what root runs.
 func (s *System) LookPath(name string) (string, error) {
-	path := os.Getenv("PATH")
-	if path == "" {
-		path = defaultPath
+	dirs := s.Programs
+	if dirs == nil {
+		dirs = searched(os.Getenv("PATH"))
 	}
-	for _, dir := range filepath.SplitList(path) {
-		if !filepath.IsAbs(dir) || !trusted(dir) {
-			continue
-		}
+	for _, dir := range dirs {
 		p := filepath.Join(dir, name)
-		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && trusted(p) {
+		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && trusted(p) && trustedDir(dir) {
 			return p, nil
 		}
 	}
-	return "", &NotFoundError{Name: name, Path: path}
+	where := strings.Join(dirs, ":")
+	if where == "" {
+		where = "PATH, which has none of " + defaultPath
+	}
+	return "", &NotFoundError{Name: name, Path: where}
+}
+
+// searched gives the system's directories that a PATH has; an empty one has all.
+func searched(path string) []string {
+	all := filepath.SplitList(defaultPath)
+	if path == "" {
+		return all
+	}
+	var theirs []string
+	for _, dir := range filepath.SplitList(path) {
+		theirs = append(theirs, filepath.Clean(dir))
+	}
+	return slices.DeleteFunc(all, func(dir string) bool { return !slices.Contains(theirs, dir) })
 }
 
 func trusted(path string) bool {
@@ -328,7 +366,24 @@ func trusted(path string) bool {
 	return (st.Uid == 0 || int(st.Uid) == os.Geteuid()) && st.Mode&0o022 == 0
 }
 
-// NotFoundError says that a program is on no trusted directory of PATH.
+// trustedDir is trusted of a directory and of all above it. Above it may be one
+// that all write to, where each can take away only what is his own.
+func trustedDir(dir string) bool {
+	if !trusted(dir) {
+		return false
+	}
+	for dir != "/" {
+		dir = filepath.Dir(dir)
+		var st unix.Stat_t
+		if unix.Stat(dir, &st) != nil || st.Uid != 0 && int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// NotFoundError says that a program is in none of the directories where it was
+// looked for.
 type NotFoundError struct{ Name, Path string }
 
 func (e *NotFoundError) Error() string {
@@ -420,15 +475,35 @@ func oneLine(b []byte) string {
 	return Printable(s)
 }
 
-// Printable replaces what a terminal might take for a command in text that
-// comes from files, processes or the network.
+// Printable replaces what a terminal might take for a command, or what would
+// make text look like another, in text that comes from files, processes or the
+// network: control characters, and all that does not show, such as those that
+// turn the direction of writing.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || r < 0x20 || r >= 0x7f && r < 0xa0 {
-			return '?'
+		if shows(r) {
+			return r
 		}
-		return r
+		return '?'
 	}, s)
+}
+
+func shows(r rune) bool { return r != utf8.RuneError && unicode.IsPrint(r) }
+
+// PrintableJSON is Printable of a JSON text, where nothing gets lost: what does
+// not show stands there by its number.
+func PrintableJSON(data []byte) []byte {
+	var out []byte
+	for _, r := range string(data) {
+		if r == '\n' || shows(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, u := range utf16.Encode([]rune{r}) {
+			out = fmt.Appendf(out, "\\u%04x", u)
+		}
+	}
+	return out
 }
 
 // Detach starts a program that goes on when this one, and the session that it

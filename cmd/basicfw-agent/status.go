@@ -56,13 +56,15 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
 			}
 			if asJSON {
-				enc := json.NewEncoder(a.stdout)
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(st); err != nil {
+				data, err := json.MarshalIndent(st, "", "  ")
+				if err != nil {
+					return err
+				}
+				if _, err := a.terminal.Write(append(system.PrintableJSON(data), '\n')); err != nil {
 					return err
 				}
 			} else {
-				printStatus(a.stdout, st, time.Now(), coloured(a.stdout))
+				printStatus(a.terminal, st, time.Now(), coloured(a.terminal))
 			}
 			if code := st.ExitCode(); code != 0 {
 				return &silentError{code}
@@ -149,7 +151,7 @@ search:
 			}
 		}
 	}
-	fmt.Fprintln(out, paint(verdict(st), st.State, colour))
+	fmt.Fprintln(out, paint(system.Printable(verdict(st)), st.State, colour))
 	for _, l := range s.lines {
 		fmt.Fprintln(out, l)
 	}

@@ -31,6 +31,7 @@ import (
 type wiring struct {
 	agent   *agent.Agent
 	manager *service.Manager
+	kernel  *iptables.Backend
 	sys     *system.System
 	host    hostnet.Host // after facts
 	found   agent.Facts  // after facts
@@ -47,7 +48,7 @@ func (a *app) wire() (*wiring, error) {
 		return nil, err
 	}
 	kernel := iptables.New(a.sys, families)
-	w := &wiring{sys: a.sys, manager: manager}
+	w := &wiring{sys: a.sys, manager: manager, kernel: kernel}
 	w.agent = &agent.Agent{
 		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
 		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},

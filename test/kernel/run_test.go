@@ -127,3 +127,27 @@ func TestRun(t *testing.T) {
 		})
 	}
 }
+
+// TestPrepare does what comes before the service. It has to end, also where the
+// programs that it runs do not: the boot waits for it.
+func TestPrepare(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		before := m.everything(t)
+		m.must(t, exitOK, "prepare")
+		for name, words := range map[string]string{"exec cat /never/there": "/never/there", "exec sleep 80": "preparing"} {
+			m.wrap(t, "ip6tables-save", name)
+			start := time.Now()
+			r := m.must(t, exitFailed, "prepare")
+			says(t, r.Stderr, "basicfw-agent: ", words)
+			if took := time.Since(start); took > 40*time.Second {
+				t.Errorf("%s: it took %v", name, took)
+			}
+			if err := os.Remove(filepath.Join(m.bin, "ip6tables-save")); err != nil {
+				t.Fatal(err)
+			}
+			m.link(t, "ip6tables-save")
+		}
+		same(t, "after all that", before, m.everything(t))
+	})
+}

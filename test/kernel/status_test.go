@@ -15,8 +15,9 @@ type status struct {
 	State   string
 	Profile struct{ Name, Source, Reason string }
 	SSH     struct {
+		Ports        []uint16
 		Mode, Source string
-		Allow        []string
+		Allow, Seen  []string
 		You          string
 		ConfirmBy    *time.Time `json:"confirm_by"`
 	}
