@@ -148,7 +148,7 @@ func newBench(t *testing.T) *bench {
 			t.Fatal(err)
 		}
 	}
-	sys := &system.System{Root: b.root, Step: step}
+	sys := &system.System{Root: b.root, Step: system.Before(step)}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	b.kernel, b.service = &fakeKernel{step: step}, &fakeService{step: step}
