@@ -86,7 +86,7 @@ func (k *fakeKernel) Yield(context.Context) error {
 	return nil
 }
 
-func (k *fakeKernel) Revert(_ context.Context, was firewall.Inspection) error {
+func (k *fakeKernel) Revert(_ context.Context, was firewall.Inspection, _ firewall.Before) error {
 	k.rules, k.removed, k.yielded = was.Snapshot.(firewall.Ruleset), false, false
 	return nil
 }

@@ -147,15 +147,7 @@ func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool
 	if !live {
 		// At boot only the configuration speaks. A port that was given to sshd
 		// in another way stays until sshd itself is seen elsewhere.
-		for i, p := range st.Desired.SSH.Ports {
-			if !slices.Contains(now, p) {
-				now = append(now, p)
-				if i < len(st.SSHPorts) {
-					why = append(why, st.SSHPorts[i])
-				}
-			}
-		}
-		slices.Sort(now)
+		now, why = KeepPorts(now, why, *st)
 	}
 	if slices.Equal(now, st.Desired.SSH.Ports) {
 		return false, nil
@@ -168,6 +160,23 @@ func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool
 	}
 	st.Desired, st.Ruleset, st.SSHPorts = d, rules, why
 	return true, nil
+}
+
+// KeepPorts adds to ports of sshd's, and why they are that, those that were
+// decided before.
+func KeepPorts(now []uint16, why []string, st store.State) ([]uint16, []string) {
+	now, why = slices.Clone(now), slices.Clone(why)
+	for i, p := range st.Desired.SSH.Ports {
+		if at, there := slices.BinarySearch(now, p); !there {
+			now = slices.Insert(now, at, p)
+			reason := "decided before"
+			if i < len(st.SSHPorts) {
+				reason = st.SSHPorts[i]
+			}
+			why = slices.Insert(why, min(at, len(why)), reason)
+		}
+	}
+	return now, why
 }
 
 func (a *Agent) verifyFiles(r *Report) error {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -95,10 +96,11 @@ func (s *System) Path(path string) string {
 // ReadFile is os.ReadFile below the root.
 func (s *System) ReadFile(path string) ([]byte, error) { return look(s, stepRead, path, os.ReadFile) }
 
-// ReadLimited reads a file of at most max bytes; a larger one is an error.
+// ReadLimited reads a file of at most max bytes; a larger one is an error. It
+// does not wait for a FIFO's other end.
 func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
 	return look(s, stepRead, path, func(p string) ([]byte, error) {
-		f, err := os.Open(p)
+		f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -136,10 +138,12 @@ func CheckOwner(fi fs.FileInfo) error {
 	return nil
 }
 
-// Exists tells whether there is something at path, be it a dangling link.
+// Exists tells whether there is something at path, be it a dangling link. Where
+// that cannot be told, there is: settings on a failing disk must not pass for
+// none.
 func (s *System) Exists(path string) bool {
 	_, err := s.Lstat(path)
-	return err == nil
+	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR)
 }
 
 // ReadDir is os.ReadDir below the root.
@@ -210,9 +214,10 @@ func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err erro
 			err = fmt.Errorf("writing %s: %w", path, err)
 		}
 	}()
+	s.sweep(path)
 	var f *os.File
 	if err := s.Do("create", path, func() (err error) {
-		f, err = os.CreateTemp(filepath.Dir(p), "."+filepath.Base(p)+".*")
+		f, err = os.CreateTemp(filepath.Dir(p), fmt.Sprintf(".%s.%d.*", filepath.Base(p), os.Getpid()))
 		return err
 	}); err != nil {
 		return err
@@ -243,6 +248,24 @@ func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err erro
 	return s.Sync(filepath.Dir(path))
 }
 
+// sweep removes what those left beside a file who were killed while they wrote
+// it. Their names have the process in them: one that lives may still write.
+func (s *System) sweep(path string) {
+	entries, err := s.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return
+	}
+	for _, e := range entries {
+		rest, ours := strings.CutPrefix(e.Name(), "."+filepath.Base(path)+".")
+		pid, _, ok := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(pid); !ours || !ok || err != nil || n <= 0 || !errors.Is(unix.Kill(n, 0), unix.ESRCH) {
+			continue
+		}
+		left := filepath.Join(filepath.Dir(path), e.Name())
+		s.Do("remove", left, func() error { return os.Remove(s.Path(left)) })
+	}
+}
+
 // copyLabel gives the new file the SELinux label of the one it replaces. A
 // system without labels, or a file that was not there, is no error.
 func copyLabel(old string, f *os.File) error {
@@ -259,6 +282,7 @@ func copyLabel(old string, f *os.File) error {
 
 // Remove removes a file; one that is not there is no error.
 func (s *System) Remove(path string) error {
+	s.sweep(path)
 	if _, err := s.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
@@ -277,6 +301,9 @@ func (s *System) RemoveAll(path string) error {
 // RemoveDir removes a directory if it is there and empty; else it is no error.
 func (s *System) RemoveDir(path string) error {
 	entries, err := s.ReadDir(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err != nil || len(entries) > 0 {
 		return nil
 	}
@@ -286,8 +313,9 @@ func (s *System) RemoveDir(path string) error {
 // Symlink puts a symbolic link at path in place of what is there, in one step.
 func (s *System) Symlink(target, path string) error {
 	p := s.Path(path)
-	temp := filepath.Join(filepath.Dir(p), "."+filepath.Base(p)+".link")
-	os.Remove(temp) // of a run that was cut short
+	temp := filepath.Join(filepath.Dir(p), fmt.Sprintf(".%s.%d.link", filepath.Base(p), os.Getpid()))
+	s.sweep(path)
+	os.Remove(temp) // of another process of this number
 	if err := s.Do("link", path, func() error { return os.Symlink(target, temp) }); err != nil {
 		return fmt.Errorf("linking %s: %w", path, err)
 	}
