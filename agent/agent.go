@@ -362,7 +362,7 @@ func (a *Agent) same(c Change) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm() != c.Mode || fi.Size() != int64(len(c.Data)) {
+	if system.CheckOwner(fi) != nil || fi.Mode().Perm() != c.Mode || fi.Size() != int64(len(c.Data)) {
 		return false, nil
 	}
 	data, err := a.System.ReadFile(c.Path)

@@ -133,7 +133,7 @@ type bench struct {
 	fail    int // the step that fails, from 1; 0 is none
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	b := &bench{root: t.TempDir()}
 	step := func(op, name string) error {
@@ -178,7 +178,7 @@ func (b *bench) files(t *testing.T) map[string]string {
 	return out
 }
 
-func (b *bench) write(t *testing.T, path, data string) {
+func (b *bench) write(t testing.TB, path, data string) {
 	t.Helper()
 	p := filepath.Join(b.root, path)
 	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
@@ -189,7 +189,7 @@ func (b *bench) write(t *testing.T, path, data string) {
 	}
 }
 
-func decided(t *testing.T, client string) store.State {
+func decided(t testing.TB, client string) store.State {
 	t.Helper()
 	st := store.State{Profile: store.Choice{Name: "web-only"}, Service: true}
 	st.Desired = firewall.Desired{

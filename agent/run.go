@@ -9,6 +9,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 // RunOptions are what Run looks at and tells.
@@ -225,8 +226,16 @@ func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string
 	}
 	files := map[firewall.Family][]byte{}
 	for _, f := range firewall.Families {
-		if data, err := a.System.ReadLimited(a.RulesPath(f), maxRules); err == nil {
-			files[f] = data
+		path := a.RulesPath(f)
+		fi, err := a.System.Lstat(path)
+		if err == nil {
+			err = system.CheckOwner(fi)
+		}
+		if err == nil {
+			files[f], err = a.System.ReadLimited(path, maxRules)
+		}
+		if err != nil {
+			a.Log.WithError(err).Warnf("%s cannot be used", path)
 		}
 	}
 	err = a.Kernel.LoadFiles(ctx, files, in)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 // Ports tells where sshd listens or will listen, and for each of the ports why
@@ -197,6 +198,8 @@ func (a *Agent) verifyFiles(r *Report) error {
 		default:
 			if fi.Mode().Perm() != 0o600 {
 				fail(firewall.Altered, "mode 0600", fmt.Sprintf("mode %04o", fi.Mode().Perm()))
+			} else if err := system.CheckOwner(fi); err != nil {
+				fail(firewall.Altered, "a file of root's", err.Error())
 			}
 			data, err := a.System.ReadLimited(path, maxRules)
 			if err != nil {
@@ -209,7 +212,7 @@ func (a *Agent) verifyFiles(r *Report) error {
 			}
 			drifts := firewall.Lines(f.String(), path, lines(want), lines(data))
 			r.files = append(r.files, drifts...)
-			file.OK = len(drifts) == 0 && fi.Mode().Perm() == 0o600
+			file.OK = len(drifts) == 0 && fi.Mode().Perm() == 0o600 && system.CheckOwner(fi) == nil
 		}
 		r.Persisted = append(r.Persisted, file)
 	}
