@@ -38,6 +38,8 @@ type operation struct {
 	again []int
 	// gone is an operation after which the program is off the machine.
 	gone bool
+	// boots is the service's start at a boot.
+	boots bool
 	// intact looks at what else may not be lost on the way.
 	intact func(m *machine) error
 }
@@ -113,6 +115,14 @@ func operations(m *machine) []operation {
 			t.Helper()
 			stands(t, m)
 			m.must(t, exitOK, "unlock", "--for", "1h")
+		}},
+		{name: "boot", args: []string{"run"}, boots: true, before: func(t *testing.T, m *machine) {
+			t.Helper()
+			stands(t, m)
+			m.reboot(t)
+			if err := os.RemoveAll(filepath.Join(m.root, "run/basicfw-agent")); err != nil {
+				t.Fatal(err)
+			}
 		}},
 		{name: "uninstall", before: stands, args: []string{"uninstall"}, again: []int{exitNotBootstrapped}, gone: true},
 	}
@@ -311,13 +321,37 @@ func (w *walk) broken(t *testing.T, at, how string) (lab.Result, []string) {
 	c := w.command(w.op.args...)
 	c.Args[0] = path
 	c.Env = append(c.Env, "FAULT_STEPS="+list, "FAULT_AT="+at, "FAULT_HOW="+how)
-	r := w.Host.Start(t, c).End(t)
-	data, err := os.ReadFile(list)
-	if err != nil {
-		t.Fatal(err)
+	read := func() []string {
+		data, err := os.ReadFile(list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
 	}
-	w.endTrial(t)
-	return r, strings.Split(strings.TrimSuffix(string(data), "\n"), "\n")
+	if !w.op.boots {
+		r := w.Host.Start(t, c).End(t)
+		w.endTrial(t)
+		return r, read()
+	}
+	s := w.startService(t, c)
+	ended := make(chan lab.Result, 1)
+	go func() {
+		ended <- s.End(t)
+		s.notices.Close()
+	}()
+	var steps []string
+	if s.ready() == nil {
+		steps = read() // what comes later is no part of the boot
+		s.Terminate()
+	}
+	r := <-ended
+	if steps == nil {
+		steps = read()
+		if r.Code == exitOK {
+			r.Code = exitFailed // it never said that it was ready
+		}
+	}
+	return r, steps
 }
 
 // endTrial ends who waits for the end of a trial, if the operation is one.
@@ -349,6 +383,8 @@ func (w *walk) inject(t *testing.T, at, how string) error {
 	case killed && r.Code != -1:
 		return fmt.Errorf("exit code %d", r.Code)
 	case killed:
+	case w.op.boots && r.Code != exitOK:
+		return fmt.Errorf("the machine is not closed: exit code %d\n%s", r.Code, r.Stderr)
 	case r.Code == exitOK:
 		if diff := differs(w.fresh, now); diff != "" {
 			return fmt.Errorf("exit code 0, and the rules are not the new ones: %s\n%s", diff, r.Stderr)
@@ -411,7 +447,12 @@ func (w *walk) judge(t *testing.T) error {
 // next runs the operation again, unharmed.
 func (w *walk) next(t *testing.T) error {
 	t.Helper()
-	r := w.agent(t, w.op.args...)
+	var r lab.Result
+	if w.op.boots {
+		r = w.serve(t).Stop(t)
+	} else {
+		r = w.agent(t, w.op.args...)
+	}
 	w.endTrial(t)
 	if r.Code != exitOK && !slices.Contains(w.op.again, r.Code) {
 		return fmt.Errorf("the next run: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
@@ -428,6 +469,10 @@ func (w *walk) next(t *testing.T) error {
 		return fmt.Errorf("after the next run the rules are not the new ones: %s", diff)
 	}
 	if w.op.gone {
+		// One that finds nothing to do leaves its lock, until the next boot.
+		if err := os.RemoveAll(filepath.Join(w.root, "run/basicfw-agent")); err != nil {
+			t.Fatal(err)
+		}
 		if now := w.described(t); now != w.freshFiles {
 			return fmt.Errorf("after the next run:%s", difference(w.freshFiles, now))
 		}

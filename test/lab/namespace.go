@@ -165,11 +165,14 @@ func (p *Process) End(t testing.TB) Result {
 // Stop asks the program to end, as a service manager does, and waits for it.
 func (p *Process) Stop(t testing.TB) Result {
 	t.Helper()
-	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
+	if err := p.Terminate(); err != nil {
 		t.Fatalf("stopping %v: %v", p.cmd.Args, err)
 	}
 	return p.Wait(t)
 }
+
+// Terminate asks the program to end and does not wait.
+func (p *Process) Terminate() error { return p.cmd.Process.Signal(unix.SIGTERM) }
 
 // Run runs a program to its end.
 func (n *Namespace) Run(t testing.TB, c Command) Result {
