@@ -200,7 +200,8 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 			a.Log.WithError(failed).Error("the rules stand, but not all that keeps them")
 			return fmt.Sprintf("protected by profile %s, but %v", r.State.Profile.Name, failed), nil
 		}
-		err = errors.Join(failed, err)
+		a.Log.WithError(err).Debug("nor can the rules alone be loaded")
+		err = failed
 	}
 	a.Log.WithError(err).Error("the rules that were decided cannot be enforced")
 	return a.fallBack(ctx, o, err)

@@ -25,13 +25,16 @@ func TestBrokenIptablesAtBoot(t *testing.T) {
 		programs string
 		script   string // "" is no program at all
 		words    []string
+		// blind is set where nobody can see what is loaded: the failsafe rules
+		// may stand then, which is better than none.
+		blind bool
 	}{
-		{"missing", all, "", []string{"install iptables"}},
-		{"missing for IPv6", "ip6tables ip6tables-save ip6tables-restore", "", []string{"install iptables"}},
-		{"fails", all, "exit 1", []string{"exit status 1"}},
-		{"fails for IPv6", "ip6tables-restore", "cat >/dev/null; exit 1", []string{"ipv6", "exit status 1"}},
-		{"says that all is well and does nothing", "iptables-restore ip6tables-restore", "cat >/dev/null", []string{"does not hold what was loaded"}},
-		{"prints nothing", "iptables-save ip6tables-save", "exit 0", []string{"iptables"}},
+		{"missing", all, "", []string{"install iptables"}, false},
+		{"missing for IPv6", "ip6tables ip6tables-save ip6tables-restore", "", []string{"install iptables"}, false},
+		{"fails", all, "exit 1", []string{"exit status 1"}, false},
+		{"fails for IPv6", "ip6tables-restore", "cat >/dev/null; exit 1", []string{"ipv6", "exit status 1"}, false},
+		{"says that all is well and does nothing", "iptables-restore ip6tables-restore", "cat >/dev/null", []string{"does not hold what was loaded"}, false},
+		{"prints nothing", "iptables-save ip6tables-save", "exit 0", []string{"does not hold what was loaded"}, true},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			onBoth(t, func(t *testing.T, m *machine) {
@@ -61,10 +64,8 @@ func TestBrokenIptablesAtBoot(t *testing.T) {
 				if n, _, err := s.notices.ReadFrom(make([]byte, 4096)); err == nil {
 					t.Errorf("the service manager was told something, of %d bytes", n)
 				}
-				// What was there, all open, or the rules of a family; never a part of them.
 				m.heal(t)
-				text := m.rules(t)
-				if strings.Contains(text, "BASICFW") {
+				if text := m.rules(t); strings.Contains(text, "BASICFW") && !c.blind {
 					t.Errorf("a part of the rules stands:\n%s", text)
 				}
 				m.serve(t).Stop(t)

@@ -58,6 +58,9 @@ func operations(m *machine) []operation {
 	stands := func(t *testing.T, m *machine) {
 		t.Helper()
 		fresh(t, m)
+		// A port that is found by reading on.
+		m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", 0o644)
+		m.write(t, "/etc/ssh/sshd_config.d/port.conf", "Port 2222\n", 0o644)
 		m.must(t, exitOK, bootstrap...)
 	}
 	edited := func(t *testing.T, m *machine) {
@@ -459,8 +462,11 @@ func (w *walk) next(t *testing.T) error {
 	}
 	now := w.families(t)
 	want := w.fresh
-	if r.Code != exitOK && !w.op.gone {
-		want = w.stoodBoot // a boot has taken it back
+	if r.Code != exitOK { // there was nothing left to do: a boot came before
+		want = w.stoodBoot
+		if w.op.gone {
+			want = w.freshBoot
+		}
 		if differs(want, now) != "" {
 			want = w.fresh
 		}
