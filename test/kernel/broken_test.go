@@ -169,14 +169,17 @@ func TestAnotherRestores(t *testing.T) {
 		before := m.rules(t)
 		ctx, cancel := context.WithCancel(context.Background())
 		var loads atomic.Int64
-		done := make(chan error, 1)
+		var failed error
+		done := make(chan struct{})
+		t.Cleanup(func() { cancel(); <-done })
 		go func() {
+			defer close(done)
+			defer cancel()
 			tick := time.NewTicker(10 * time.Millisecond)
 			defer tick.Stop()
 			for {
 				select {
 				case <-ctx.Done():
-					done <- nil
 					return
 				case <-tick.C:
 				}
@@ -185,7 +188,7 @@ func TestAnotherRestores(t *testing.T) {
 					{Args: []string{"nft", "-f", "-"}, Stdin: set},
 				} {
 					if r := m.Host.Run(t, c); r.Code != 0 {
-						done <- fmt.Errorf("%v: %s", c.Args, r.Stderr)
+						failed = fmt.Errorf("%v: %s", c.Args, r.Stderr)
 						return
 					}
 				}
@@ -207,7 +210,7 @@ func TestAnotherRestores(t *testing.T) {
 			n := loads.Load()
 			m.must(t, exitOK, args...)
 			look(strings.Join(args, " "))
-			lab.Poll(t, "the other to go on", func() bool { return loads.Load() > n || len(done) > 0 })
+			lab.Poll(t, "the other to go on", func() bool { return loads.Load() > n || ctx.Err() != nil })
 		}
 		bootstrap := []string{"bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service"}
 		for range 3 {
@@ -232,8 +235,8 @@ func TestAnotherRestores(t *testing.T) {
 			during("uninstall")
 		}
 		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
+		if <-done; failed != nil {
+			t.Error(failed)
 		}
 		same(t, "rules in the end", before, m.rules(t))
 		t.Logf("the other restored %d times", loads.Load())

@@ -479,7 +479,7 @@ func (w *walk) next(t *testing.T) error {
 		if err := os.RemoveAll(filepath.Join(w.root, "run/basicfw-agent")); err != nil {
 			t.Fatal(err)
 		}
-		if now := w.described(t); now != w.freshFiles {
+		if now := w.describe(t, w.fresh); now != w.freshFiles {
 			return fmt.Errorf("after the next run:%s", difference(w.freshFiles, now))
 		}
 		return nil
