@@ -200,16 +200,27 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 		for _, d := range r.Inspection.Drift {
 			a.Log.WithField("drift", d.String()).Debug("not in the kernel as decided")
 		}
+		var failed error
 		if len(r.Drift) > 0 {
-			_, err = a.Mend(ctx, r)
+			_, failed = a.Mend(ctx, r)
 		} else {
-			err = a.Verified(r)
+			failed = a.Verified(r)
 		}
-		if err == nil {
+		if failed == nil {
 			msg := fmt.Sprintf("protected by profile %s; repaired: %d", r.State.Profile.Name, len(r.Drift))
 			a.Log.Info(msg)
 			return msg, nil
 		}
+		// By themselves: a full or a broken disk must not keep the rules out.
+		if r.Inspection, err = a.Kernel.Inspect(ctx, r.wanted()); err == nil {
+			err = a.load(ctx, r)
+		}
+		if err == nil {
+			a.Log.WithError(failed).Error("the rules stand, but not all that keeps them")
+			return fmt.Sprintf("protected by profile %s, but %v", r.State.Profile.Name, failed), nil
+		}
+		a.Log.WithError(err).Debug("nor can the rules alone be loaded")
+		err = failed
 	}
 	a.Log.WithError(err).Error("the rules that were decided cannot be enforced")
 	return a.fallBack(ctx, o, err)
@@ -235,8 +246,16 @@ func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string
 	}
 	files := map[firewall.Family][]byte{}
 	for _, f := range firewall.Families {
-		if data, err := a.System.ReadLimited(a.RulesPath(f), maxRules); err == nil {
-			files[f] = data
+		path := a.RulesPath(f)
+		fi, err := a.System.Lstat(path)
+		if err == nil {
+			err = system.CheckOwner(fi)
+		}
+		if err == nil {
+			files[f], err = a.System.ReadLimited(path, maxRules)
+		}
+		if err != nil {
+			a.Log.WithError(err).Warnf("%s cannot be used", path)
 		}
 	}
 	err = a.Kernel.LoadFiles(ctx, files, in)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
@@ -201,12 +202,12 @@ func TestLookRepairsRulesFirst(t *testing.T) {
 	w := newWatched(t)
 	w.kernel.rules, w.service.there = firewall.Ruleset{}, false
 	os.Remove(filepath.Join(w.root, "/etc/sysconfig/iptables"))
-	w.System.Step = func(op, name string) error {
+	w.System.Step = system.Before(func(op, name string) error {
 		if strings.HasPrefix(name, "/etc/") {
 			return fs.ErrPermission
 		}
 		return nil
-	}
+	})
 	if _, err := w.looks(0); !errors.Is(err, fs.ErrPermission) || !w.kernel.rules.Equal(w.good) || w.kernel.loads != 1 {
 		t.Fatalf("%v, %d loads", err, w.kernel.loads)
 	}

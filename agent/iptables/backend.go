@@ -215,7 +215,7 @@ func (b *Backend) back(ctx context.Context, was firewall.Inspection, added firew
 	// The way back must not be cut short by what ended the way there.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	if e := b.revert(ctx, was, added); e != nil {
+	if e := b.Revert(ctx, was, added); e != nil {
 		return fmt.Errorf("%w; and the former rules could not be brought back: %w", err, e)
 	}
 	return err
@@ -244,12 +244,9 @@ func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old ta
 }
 
 // Revert gives both families back as was says they were: our chains, INPUT and
-// the policies. What others changed elsewhere meanwhile stays.
-func (b *Backend) Revert(ctx context.Context, was firewall.Inspection) error {
-	return b.revert(ctx, was, firewall.Before{})
-}
-
-func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added firewall.Before) error {
+// the policies. What others changed elsewhere meanwhile stays, but for what
+// Remove gave back of before.
+func (b *Backend) Revert(ctx context.Context, was firewall.Inspection, before firewall.Before) error {
 	snap := was.Snapshot.(snapshot)
 	t, err := b.tools(ctx, snap)
 	if err != nil {
@@ -264,7 +261,7 @@ func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added fir
 		if sameParts(now[f].table(filter), snap[f].table(filter)) {
 			continue
 		}
-		lines := revertLines(now[f].table(filter), snap[f].table(filter), added.Family(f).Removed)
+		lines := revertLines(now[f].table(filter), snap[f].table(filter), before.Family(f).Removed)
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
 		}

@@ -8,8 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
@@ -21,18 +19,13 @@ func (s *Store) Lock(ctx context.Context, command string) (unlock func(), err er
 		return nil, err
 	}
 	start := time.Now()
-	release, err := s.sys.Lock(ctx, lockFile)
+	release, err := s.sys.Lock(ctx, lockFile, fmt.Sprintf("%d %s\n", os.Getpid(), command))
 	if err != nil {
 		if ctx.Err() == nil {
 			return nil, err
 		}
 		return nil, fmt.Errorf("another change has been under way for more than %v, %s: try again when it has ended",
 			time.Since(start).Round(time.Millisecond), s.holder())
-	}
-	// Who holds it is for that message only, so a failure to say it is none.
-	if f, err := os.OpenFile(s.sys.Path(lockFile), os.O_WRONLY|os.O_TRUNC|unix.O_NOFOLLOW, 0); err == nil {
-		fmt.Fprintf(f, "%d %s\n", os.Getpid(), command)
-		f.Close()
 	}
 	return release, nil
 }

@@ -3,7 +3,6 @@
 package store
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -220,6 +219,12 @@ func (s *Store) Save(st State) error {
 func (s *Store) LoadOriginal() (Original, error) {
 	var o Original
 	err := s.read(original, &o)
+	if err == nil && len(o.Files) == 0 {
+		err = fmt.Errorf("%s is no record: it names no file", original)
+	}
+	if err != nil && !errors.Is(err, ErrNone) {
+		err = fmt.Errorf("%w: move it away to go on without it", err)
+	}
 	return o, err
 }
 
@@ -293,8 +298,7 @@ func (s *Store) read(path string, into any) error {
 	if err != nil {
 		return err
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if err := dec.Decode(into); err != nil {
+	if err := json.Unmarshal(data, into); err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
 	return nil

@@ -48,13 +48,13 @@ func TestWriteFile(t *testing.T) {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
 	// A step that fails leaves the old file, and nothing beside it.
-	for _, fail := range []string{"write", "rename"} {
-		s.Step = func(op, _ string) error {
+	for _, fail := range []string{"create", "write", "chmod", "label", "flush", "close", "rename"} {
+		s.Step = Before(func(op, _ string) error {
 			if op == fail {
 				return errors.New("broken")
 			}
 			return nil
-		}
+		})
 		if err := s.WriteFile("/etc/f", []byte("new"), 0o640); err == nil || !strings.Contains(err.Error(), "writing /etc/f") {
 			t.Errorf("%s: %v", fail, err)
 		}
@@ -154,13 +154,13 @@ func TestLock(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "run"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	unlock, err := s.Lock(context.Background(), "/run/lock")
+	unlock, err := s.Lock(context.Background(), "/run/lock", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := s.Lock(ctx, "/run/lock"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Lock(ctx, "/run/lock", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second holder: %v", err)
 	}
 	// Who holds it removes the file and lets go; a lock on what was removed
@@ -168,14 +168,14 @@ func TestLock(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "run/lock")); err != nil {
 		t.Fatal(err)
 	}
-	again, err := s.Lock(context.Background(), "/run/lock")
+	again, err := s.Lock(context.Background(), "/run/lock", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	unlock()
 	ctx, cancel = context.WithTimeout(context.Background(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := s.Lock(ctx, "/run/lock"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Lock(ctx, "/run/lock", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second holder of the new file: %v", err)
 	}
 	again()

@@ -25,7 +25,7 @@ type app struct {
 	sys      *system.System
 }
 
-func newRoot(stdout, stderr io.Writer) *cobra.Command {
+func newRoot(stdout, stderr io.Writer, step system.Step) *cobra.Command {
 	a := &app{stdout: printable{stdout}, terminal: stdout, log: logrus.New()}
 	a.log.SetOutput(stderr)
 	root := &cobra.Command{
@@ -45,7 +45,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 		SilenceUsage:  true,
 		Version:       version,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			a.sys = &system.System{Root: a.root}
+			a.sys = &system.System{Root: a.root, Step: step}
 			return a.setUpLog()
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },

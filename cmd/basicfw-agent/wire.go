@@ -97,6 +97,10 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	}
 	if f.SSHPorts, f.SSHWhy, f.SSHLive, err = processes.SSHDPorts(w.sys, listening); err != nil {
 		w.agent.Log.WithError(err).Warn("not all of sshd's configuration can be read")
+		// What cannot be read may name the port that the owner comes in by.
+		if st, err := w.agent.Store.Load(); err == nil {
+			f.SSHPorts, f.SSHWhy = agent.KeepPorts(f.SSHPorts, f.SSHWhy, st)
+		}
 	}
 	if c, ok := processes.Invoker(os.Getpid(), established); ok {
 		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason, Began: c.Began}

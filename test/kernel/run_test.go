@@ -20,27 +20,41 @@ type service struct {
 // serve starts the service and waits until it says that it is ready.
 func (m *machine) serve(t *testing.T) *service {
 	t.Helper()
+	s := m.startService(t, m.command("run"))
+	if err := s.ready(); err != nil {
+		r := s.Stop(t)
+		t.Fatalf("the service does not get ready: %v\n%s%s", err, r.Stdout, r.Stderr)
+	}
+	return s
+}
+
+// startService starts a program that tells this test what a service tells its
+// manager.
+func (m *machine) startService(t *testing.T, c lab.Command) *service {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenPacket("unixgram", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c := m.command("run")
 	c.Env = append(c.Env, "NOTIFY_SOCKET="+path)
-	s := &service{m.Host.Start(t, c), conn}
-	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		t.Fatal(err)
+	return &service{m.Host.Start(t, c), conn}
+}
+
+// ready waits until the service says that it is.
+func (s *service) ready() error {
+	if err := s.notices.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
+		return err
 	}
 	buf := make([]byte, 4096)
 	for {
-		n, _, err := conn.ReadFrom(buf)
+		n, _, err := s.notices.ReadFrom(buf)
 		if err != nil {
-			r := s.Stop(t)
-			t.Fatalf("the service does not get ready: %v\n%s%s", err, r.Stdout, r.Stderr)
+			return err
 		}
 		if strings.Contains("\n"+string(buf[:n])+"\n", "\nREADY=1\n") {
-			return s
+			return nil
 		}
 	}
 }
