@@ -125,13 +125,14 @@ func TestAnnounce(t *testing.T) {
 	if _, err := b.agent.Converge(context.Background(), st, options()); err != nil {
 		t.Fatal(err)
 	}
+	b.write(t, reloadFile, "")
 	open := st
 	open.Client.Source, open.Desired.SSH = "none", firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHLimited}
 	for _, c := range []struct {
 		st    store.State
 		there bool
 		steps int // that change something
-	}{{st, false, 3}, {st, false, 0}, {open, true, 3}, {open, true, 0}, {st, false, 3}, {open, true, 3}} {
+	}{{st, false, 4}, {st, false, 0}, {open, true, 4}, {open, true, 0}, {st, false, 4}, {open, true, 4}} {
 		before := len(b.steps)
 		if err := b.agent.Announce(c.st, Facts{}, firewall.Inspection{}); err != nil {
 			t.Fatal(err)

@@ -18,6 +18,10 @@ const MessageFile = "/etc/motd.d/basicfw"
 // IssueFile is shown at the consoles, before the login (agetty(8)).
 const IssueFile = "/run/issue.d/basicfw.issue"
 
+// reloadFile is watched by each agetty that waits for a name, and made by it: once
+// touched, it shows anew what is said before the login ("agetty --reload").
+const reloadFile = "/run/agetty.reload"
+
 // Announce brings the login message up to date after a change that succeeded.
 func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) error {
 	s := Status{State: Protected, Bypass: bypasses(facts.Interfaces, in.Bypass, facts.Forwarded)}
@@ -38,22 +42,28 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 func (a *Agent) announce(s Status) error {
 	// Every user of the machine can read the one, and only who stands at a
 	// console the other: agetty is root.
-	return errors.Join(
-		a.show(MessageFile, withoutAddresses(s.message()), 0o644),
-		a.show(IssueFile, s.issue(), 0o600))
+	_, err := a.show(MessageFile, withoutAddresses(s.message()), 0o644)
+	changed, e := a.show(IssueFile, s.issue(), 0o600)
+	if changed && e == nil {
+		e = a.System.Touch(reloadFile)
+	}
+	return errors.Join(err, e)
 }
 
 // show has a file say a text; with none it is not there.
-func (a *Agent) show(path, text string, mode fs.FileMode) error {
+func (a *Agent) show(path, text string, mode fs.FileMode) (changed bool, err error) {
 	if text == "" {
-		return a.System.Remove(path)
+		return a.System.Exists(path), a.System.Remove(path)
 	}
 	c := Change{Path: path, Data: []byte(text), Mode: mode}
 	if same, err := a.same(c); same || err != nil {
-		return err
+		return false, err
 	}
-	return a.put(c)
+	return true, a.put(c)
 }
+
+// wayIn is what to type at a console.
+const wayIn = "Shut out? Log in here and type: basicfw-agent unlock"
 
 // issue is what a console says before anybody has logged in: who may come in
 // over SSH, where that is not everybody, and what to type here when shut out.
@@ -65,7 +75,7 @@ func (s Status) issue() string {
 	if len(s.SSH.Allow) > 0 {
 		who = strings.Join(s.SSH.Allow, ", ") + " only"
 	}
-	return fmt.Sprintf("basicfw: SSH is for %s. Shut out? Log in here and type: basicfw-agent unlock\n\n", who)
+	return fmt.Sprintf("basicfw: SSH is for %s. %s\n\n", who, wayIn)
 }
 
 // message is what needs the owner, a line each; "" is nothing.

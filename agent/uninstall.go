@@ -61,6 +61,9 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 			return fmt.Errorf("giving back %s: %w", file.Path, err)
 		}
 	}
+	if err := a.System.Touch(reloadFile); err != nil {
+		a.Log.WithError(err).Info("the consoles may show for a while who could come in")
+	}
 	for _, dir := range org.Dirs {
 		if err := a.System.RemoveDir(dir); err != nil {
 			return err

@@ -194,6 +194,18 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
+// Touch makes a file one of now; one that is not there stays so.
+func (s *System) Touch(path string) error {
+	if !s.Exists(path) {
+		return nil
+	}
+	if err := s.step("touch", path); err != nil {
+		return err
+	}
+	now := time.Now()
+	return os.Chtimes(s.Path(path), now, now)
+}
+
 // Remove removes a file; one that is not there is no error.
 func (s *System) Remove(path string) error {
 	p := s.Path(path)

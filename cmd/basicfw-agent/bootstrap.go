@@ -207,6 +207,10 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	if err != nil {
 		return err
 	}
+	if r.clear && out.Changed {
+		// While there is another way in to set it right.
+		out.Inspection.Warnings = append(out.Inspection.Warnings, w.found.Surprises...)
+	}
 	if r.show != nil {
 		r.show(st)
 	} else {

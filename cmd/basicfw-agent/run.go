@@ -57,6 +57,7 @@ with SIGTERM and leaves the rules.`,
 					// What it took to get here is not needed any more.
 					debug.FreeOSMemory()
 				},
+				Say:   a.sys.Say,
 				Watch: a.watch,
 				Every: time.Minute,
 				Facts: func() agent.Facts {
