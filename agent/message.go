@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -17,6 +18,11 @@ const MessageFile = "/etc/motd.d/basicfw"
 
 // IssueFile is shown at the consoles, before the login (agetty(8)).
 const IssueFile = "/run/issue.d/basicfw.issue"
+
+// issueLink leads to it: where there is an /etc/issue, agetty looks beside that, and
+// not in /run (agetty(8)). Where it looks in both, one name counts once. To the
+// service /etc is read-only, so it stays while the file comes and goes.
+const issueLink = "/etc/issue.d/basicfw.issue"
 
 // reloadFile is watched by each agetty that waits for a name, and made by it: once
 // touched, it shows anew what is said before the login ("agetty --reload").
@@ -36,7 +42,19 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 	if s.unlock(st); s.Pending == nil && s.Unlock != nil {
 		s.State = Unlocked
 	}
-	return a.announce(s)
+	return errors.Join(a.linkIssue(), a.announce(s))
+}
+
+func (a *Agent) linkIssue() error {
+	if a.System.Exists(issueLink) {
+		return nil
+	}
+	if dir := filepath.Dir(issueLink); !a.System.Exists(dir) {
+		if err := a.System.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return a.System.Symlink(IssueFile, issueLink)
 }
 
 func (a *Agent) announce(s Status) error {

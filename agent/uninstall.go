@@ -51,7 +51,7 @@ func (a *Agent) Uninstall(ctx context.Context) error {
 		}
 		return err
 	}
-	for _, path := range []string{MessageFile, IssueFile} {
+	for _, path := range []string{MessageFile, IssueFile, issueLink} {
 		if org.File(path) == nil { // a record of version 0.1, or none
 			org.Files = append(org.Files, store.File{Path: path})
 		}
