@@ -116,6 +116,9 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 		}
 		settle = settling{}
 		changed, err := w.look(ctx)
+		if ctx.Err() != nil {
+			return nil // cut short, which is no failure
+		}
 		busy := errors.Is(err, errBusy)
 		switch {
 		case !busy:

@@ -409,8 +409,11 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	err := cmd.Run()
 	res := Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}
 	if err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("no end within %v: %w", timeout, ctx.Err())
+		switch e := ctx.Err(); {
+		case errors.Is(e, context.DeadlineExceeded):
+			err = fmt.Errorf("no end within %v: %w", timeout, e)
+		case e != nil:
+			err = fmt.Errorf("cut short: %w", e)
 		}
 		code := -1
 		var exit *exec.ExitError
