@@ -243,7 +243,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
-	paths := append(slices.Clone(o.Record), MessageFile, IssueFile)
+	paths := append(slices.Clone(o.Record), MessageFile, IssueFile, issueLink)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
 	}

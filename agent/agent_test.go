@@ -52,7 +52,15 @@ func (k *fakeKernel) Inspect(_ context.Context, want firewall.Ruleset) (firewall
 	if !k.rules.Equal(want) {
 		in.Drift = []firewall.Drift{{Family: "ipv4", Chain: firewall.InputChain, Kind: firewall.Altered, Want: "this", Got: "that"}}
 		if k.rules.IsZero() {
-			in.Drift[0] = firewall.Drift{Family: "ipv4", Chain: "INPUT", Kind: firewall.Missing, Want: "-j BASICFW-INPUT"}
+			in.Drift = nil
+			for _, f := range firewall.Families {
+				in.Drift = append(in.Drift, firewall.Drift{Family: f.String(), Chain: "INPUT", Kind: firewall.Missing, Want: "-j BASICFW-INPUT"})
+				for _, c := range want.Chains(f) {
+					for _, r := range c.Rules {
+						in.Drift = append(in.Drift, firewall.Drift{Family: f.String(), Chain: c.Name, Kind: firewall.Missing, Want: r.Target})
+					}
+				}
+			}
 		}
 	}
 	return in, nil

@@ -125,6 +125,10 @@ func TestAnnounce(t *testing.T) {
 	if _, err := b.agent.Converge(context.Background(), st, options()); err != nil {
 		t.Fatal(err)
 	}
+	b.write(t, reloadFile, "")
+	if err := b.agent.linkIssue(); err != nil {
+		t.Fatal(err)
+	}
 	open := st
 	open.Client.Source, open.Desired.SSH = "none", firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHLimited}
 	for _, c := range []struct {
@@ -144,6 +148,9 @@ func TestAnnounce(t *testing.T) {
 		if says := strings.Contains(string(issue), "SSH is for 192.0.2.9 only") && strings.Contains(string(issue), "basicfw-agent unlock"); says == c.there {
 			t.Errorf("the console says %q, %v", issue, err)
 		}
+		if target, err := os.Readlink(b.root + issueLink); target != IssueFile {
+			t.Errorf("beside /etc/issue there is %q, %v", target, err)
+		}
 		if fi, err := os.Stat(b.root + IssueFile); err == nil && fi.Mode() != 0o600 {
 			t.Errorf("the console's text is %v", fi.Mode())
 		}
@@ -151,7 +158,7 @@ func TestAnnounce(t *testing.T) {
 	if err := b.agent.Uninstall(context.Background()); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{"/etc/motd.d", "/run/issue.d"} {
+	for _, dir := range []string{"/etc/motd.d", "/run/issue.d", "/etc/issue.d"} {
 		if b.agent.System.Exists(dir) {
 			t.Errorf("something is left in %s", dir)
 		}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -17,6 +18,15 @@ const MessageFile = "/etc/motd.d/basicfw"
 
 // IssueFile is shown at the consoles, before the login (agetty(8)).
 const IssueFile = "/run/issue.d/basicfw.issue"
+
+// issueLink leads to it: where there is an /etc/issue, agetty looks beside that, and
+// not in /run (agetty(8)). Where it looks in both, one name counts once. To the
+// service /etc is read-only, so it stays while the file comes and goes.
+const issueLink = "/etc/issue.d/basicfw.issue"
+
+// reloadFile is watched by each agetty that waits for a name, and made by it: once
+// touched, it shows anew what is said before the login ("agetty --reload").
+const reloadFile = "/run/agetty.reload"
 
 // Announce brings the login message up to date after a change that succeeded.
 func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) error {
@@ -32,28 +42,46 @@ func (a *Agent) Announce(st store.State, facts Facts, in firewall.Inspection) er
 	if s.unlock(st); s.Pending == nil && s.Unlock != nil {
 		s.State = Unlocked
 	}
-	return a.announce(s)
+	return errors.Join(a.linkIssue(), a.announce(s))
+}
+
+func (a *Agent) linkIssue() error {
+	if a.System.Exists(issueLink) {
+		return nil
+	}
+	if dir := filepath.Dir(issueLink); !a.System.Exists(dir) {
+		if err := a.System.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return a.System.Symlink(IssueFile, issueLink)
 }
 
 func (a *Agent) announce(s Status) error {
 	// Every user of the machine can read the one, and only who stands at a
 	// console the other: agetty is root.
-	return errors.Join(
-		a.show(MessageFile, withoutAddresses(s.message()), 0o644),
-		a.show(IssueFile, s.issue(), 0o600))
+	_, err := a.show(MessageFile, withoutAddresses(s.message()), 0o644)
+	changed, e := a.show(IssueFile, s.issue(), 0o600)
+	if changed && e == nil {
+		e = a.System.Touch(reloadFile)
+	}
+	return errors.Join(err, e)
 }
 
 // show has a file say a text; with none it is not there.
-func (a *Agent) show(path, text string, mode fs.FileMode) error {
+func (a *Agent) show(path, text string, mode fs.FileMode) (changed bool, err error) {
 	if text == "" {
-		return a.System.Remove(path)
+		return a.System.Exists(path), a.System.Remove(path)
 	}
 	c := Change{Path: path, Data: []byte(text), Mode: mode}
 	if same, err := a.same(c); same || err != nil {
-		return err
+		return false, err
 	}
-	return a.put(c)
+	return true, a.put(c)
 }
+
+// wayIn is what to type at a console.
+const wayIn = "Shut out? Log in here and type: basicfw-agent unlock"
 
 // issue is what a console says before anybody has logged in: who may come in
 // over SSH, where that is not everybody, and what to type here when shut out.
@@ -65,7 +93,7 @@ func (s Status) issue() string {
 	if len(s.SSH.Allow) > 0 {
 		who = strings.Join(s.SSH.Allow, ", ") + " only"
 	}
-	return fmt.Sprintf("basicfw: SSH is for %s. Shut out? Log in here and type: basicfw-agent unlock\n\n", who)
+	return fmt.Sprintf("basicfw: SSH is for %s. %s\n\n", who, wayIn)
 }
 
 // message is what needs the owner, a line each; "" is nothing.

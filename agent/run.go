@@ -33,6 +33,9 @@ type RunOptions struct {
 	// Shells are the SSH sessions in which people who may become root have a
 	// shell at a terminal.
 	Shells func() ([]Session, error)
+	// Say, where set, writes a line to the serial consoles, and with shown to the
+	// screen.
+	Say func(text string, shown bool) error
 	// Every is how often it is looked at without being told.
 	Every time.Duration
 	// Facts are for status.json.
@@ -72,11 +75,12 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 	if err != nil {
 		a.Log.WithError(err).Warn("what commands change is followed only now and then")
 	}
-	w := &watcher{Agent: a, RunOptions: o}
+	w := &watcher{Agent: a, RunOptions: o, said: a.loadNote().Said}
 	w.note(a.Now())
 	defer w.leave()
 	w.publish(ctx)
 	o.Ready(status)
+	w.greet()
 	return w.run(ctx, news, changes)
 }
 
@@ -113,6 +117,7 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 			// By a command, or by ourselves a moment ago.
 			w.Changed()
 			w.publish(ctx)
+			w.greet()
 			settle.news(w.Now())
 			end, probation = w.nextEnd()
 			continue
@@ -128,7 +133,7 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 		settle = settling{}
 		changed, err := w.look(ctx)
 		if ctx.Err() != nil {
-			return nil // what failed by that is no failure
+			return nil // cut short, which is no failure
 		}
 		busy := errors.Is(err, errBusy)
 		switch {
@@ -314,6 +319,7 @@ func (w *watcher) publish(ctx context.Context) {
 		return
 	}
 	w.shown = s.found
+	w.issue = s.issue()
 	// Whoever waits for the status then also finds the message.
 	if err := w.announce(s); err != nil {
 		w.Log.WithError(err).Warn("the login message could not be brought up to date")

@@ -61,7 +61,7 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 	if err := a.giveBackOthers(ctx, &org); err != nil {
 		return err
 	}
-	for _, path := range []string{MessageFile, IssueFile} {
+	for _, path := range []string{MessageFile, IssueFile, issueLink} {
 		if org.File(path) == nil { // a record of version 0.1, or none
 			org.Files = append(org.Files, store.File{Path: path})
 		}
@@ -75,6 +75,9 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 		if err != nil {
 			return fmt.Errorf("giving back %s: %w", file.Path, err)
 		}
+	}
+	if err := a.System.Touch(reloadFile); err != nil {
+		a.Log.WithError(err).Info("the consoles may show for a while who could come in")
 	}
 	for _, dir := range org.Dirs {
 		if !a.System.Exists(dir) {

@@ -63,6 +63,8 @@ type watcher struct {
 	shown     string // what the last published status was made from
 	urgent    bool   // it has to be published soon
 	published time.Time
+	issue     string // what agetty shows
+	said      bool   // in this boot, on the serial consoles
 	busy      bool   // a command held the lock
 	failed    string // the last failure, as it was logged
 	failedAt  time.Time
@@ -179,6 +181,10 @@ func (w *watcher) mend(ctx context.Context, r Report, f followed) (changed bool,
 			return true, fmt.Errorf("repairing the rules: %w", err)
 		}
 		changed = true
+		if gone := r.flushed(); len(gone) > 0 {
+			// Most likely by somebody who is shut out, and stands there.
+			w.say(fmt.Sprintf("basicfw: the %s rules were flushed, and are back. %s", strings.Join(gone, " and "), wayIn), true)
+		}
 	}
 	if r.Pending != nil {
 		// The files have their turn when it is confirmed or taken back.
@@ -289,6 +295,27 @@ func (w *watcher) tell(r Report) {
 	w.list("the rules were changed by others, and are repaired", r.Inspection.Drift)
 }
 
+// greet says on the serial consoles, once a boot, what agetty shows there: whoever
+// reads their log, or is at a prompt from before bootstrap, finds it too.
+func (w *watcher) greet() {
+	if w.said || w.issue == "" {
+		return
+	}
+	w.said = true
+	w.note(time.Time{})
+	w.say(strings.TrimSpace(w.issue), false)
+}
+
+// say tells the consoles. That it cannot is of no consequence.
+func (w *watcher) say(text string, shown bool) {
+	if w.Say == nil {
+		return
+	}
+	if err := w.Say(text, shown); err != nil {
+		w.Log.WithError(err).Info("not all consoles can be told")
+	}
+}
+
 // unreadable is what becomes of a machine whose state cannot be read while it
 // runs: as at boot, it is closed by what there is, if it is not closed.
 func (w *watcher) unreadable(ctx context.Context, cause error) (changed bool, err error) {
@@ -330,6 +357,7 @@ const watchFile = store.RunDir + "/watch.json"
 type watchNote struct {
 	Verified time.Time     `json:"verified"` // all was as decided
 	Pauses   []pausedFight `json:"pauses,omitempty"`
+	Said     bool          `json:"said,omitempty"` // on the consoles, who may come in
 }
 
 // pausedFight is something that is not repaired for a while, because somebody
@@ -345,7 +373,7 @@ func (p pausedFight) String() string {
 
 // note writes the note; a zero time leaves the former.
 func (w *watcher) note(verified time.Time) {
-	n := watchNote{Verified: verified}
+	n := watchNote{Verified: verified, Said: w.said}
 	if verified.IsZero() {
 		n.Verified = w.loadNote().Verified
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/sirupsen/logrus"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -114,6 +116,7 @@ type watched struct {
 	*watcher
 	now  time.Time
 	log  bytes.Buffer
+	says []string // on the consoles; true is on the screen too
 	good firewall.Ruleset
 }
 
@@ -129,6 +132,7 @@ func newWatched(t *testing.T) *watched {
 	w.bench.agent.Log = log
 	w.good, w.kernel.loads = w.kernel.rules, 0
 	w.watcher = &watcher{Agent: w.bench.agent, RunOptions: RunOptions{Ports: noPorts, Instance: func() string { return "" },
+		Say:  func(text string, shown bool) error { w.says = append(w.says, fmt.Sprint(shown, " ", text)); return nil },
 		Look: func() ([]firewall.Interface, error) { return nil, nil }, Facts: func() Facts { return Facts{SSHPorts: []uint16{22}} }}}
 	return w
 }
@@ -194,6 +198,44 @@ func TestLookRepairs(t *testing.T) {
 	}
 	if n := strings.Count(w.log.String(), "level=warning"); n == 0 || n > 30 {
 		t.Errorf("%d warnings:\n%s", n, w.log.String())
+	}
+}
+
+// The consoles are told once a boot who may come in, and each time that flushed
+// rules are back.
+func TestConsoles(t *testing.T) {
+	w := newWatched(t)
+	says := func(want ...string) {
+		t.Helper()
+		if diff := cmp.Diff(want, w.says); diff != "" {
+			t.Errorf("the consoles show (-want +got):\n%s", diff)
+		}
+		w.says = nil
+	}
+	const how = "Shut out? Log in here and type: basicfw-agent unlock"
+	for range 2 {
+		w.publish(context.Background())
+		w.greet()
+	}
+	says("false basicfw: SSH is for 203.0.113.9 only. " + how)
+	w.watcher = &watcher{Agent: w.bench.agent, RunOptions: w.RunOptions, said: w.loadNote().Said} // restarted
+	w.note(w.now)
+	w.publish(context.Background())
+	w.greet()
+	says()
+	w.kernel.rules.IPv6 = w.kernel.rules.IPv6[:1:1]
+	w.looks(time.Minute)
+	says()
+	flushed := "true basicfw: the ipv4 and ipv6 rules were flushed, and are back. " + how
+	w.kernel.rules = firewall.Ruleset{}
+	w.looks(time.Minute)
+	says(flushed)
+	for range 600 { // somebody flushes them again and again
+		w.kernel.rules = firewall.Ruleset{}
+		w.looks(time.Second)
+	}
+	if n := len(w.says); n < 5 || n > 15 {
+		t.Errorf("it was said %d times in ten minutes", n)
 	}
 }
 

@@ -302,6 +302,15 @@ func copyLabel(old string, f *os.File) error {
 	return nil
 }
 
+// Touch makes a file one of now; one that is not there stays so.
+func (s *System) Touch(path string) error {
+	if !s.Exists(path) {
+		return nil
+	}
+	now := time.Now()
+	return s.Do("touch", path, func() error { return os.Chtimes(s.Path(path), now, now) })
+}
+
 // Remove removes a file; one that is not there is no error.
 func (s *System) Remove(path string) error {
 	s.sweep(path)
@@ -543,8 +552,11 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 		return res, fmt.Errorf("%s: %w", line, err)
 	}
 	if err != nil {
-		if ctx.Err() != nil {
-			err = fmt.Errorf("no end within %v: %w", timeout, ctx.Err())
+		switch e := ctx.Err(); {
+		case errors.Is(e, context.DeadlineExceeded):
+			err = fmt.Errorf("no end within %v: %w", timeout, e)
+		case e != nil:
+			err = fmt.Errorf("cut short: %w", e)
 		}
 		code := -1
 		var exit *exec.ExitError

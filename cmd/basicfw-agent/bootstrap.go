@@ -220,6 +220,10 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 
 // converged shows what was done.
 func (a *app) converged(w *wiring, st store.State, out agent.Outcome, r convergeRequest) error {
+	if r.clear && out.Changed {
+		// While there is another way in to set it right.
+		out.Inspection.Warnings = append(out.Inspection.Warnings, w.found.Surprises...)
+	}
 	if r.show != nil {
 		r.show(st)
 	} else {

@@ -58,6 +58,7 @@ with SIGTERM and leaves the rules.`,
 					// What it took to get here is not needed any more.
 					debug.FreeOSMemory()
 				},
+				Say:    a.sys.Say,
 				Watch:  a.watch,
 				Shells: w.shells,
 				Every:  time.Minute,

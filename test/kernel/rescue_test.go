@@ -12,7 +12,8 @@ import (
 func TestRescue(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
-		m.bootstrap(t)
+		m.write(t, "/etc/shadow", "root:*:20000:0:99999:7:::\n", 0o640)
+		says(t, m.bootstrap(t).Stdout, "warning   root cannot log in at the console (its password is locked)")
 		cmdline := filepath.Join(t.TempDir(), "cmdline")
 		loader := func(text string) {
 			t.Helper()

@@ -40,6 +40,7 @@ func TestBoot(t *testing.T) {
 	b.image = BuildImage(t, cache)
 	t.Run("from first boot to removal", func(t *testing.T) { testLife(t, b) })
 	t.Run("a download that fails at first", func(t *testing.T) { testLateDownload(t, b) })
+	t.Run("shut out", func(t *testing.T) { testShutOut(t, b) })
 }
 
 // buildPackage makes the package as a release of a version.

@@ -17,8 +17,9 @@ import (
 )
 
 // containerPackages are those of a system that runs in a container: no kernel,
-// and other programs that manage the firewall.
-const containerPackages = "systemd,systemd-sysv,dbus,iproute2,iptables,nftables,openssh-server,ufw,firewalld,shorewall,shorewall6"
+// and other programs that manage the firewall, or write rules.
+const containerPackages = "systemd,systemd-sysv,dbus,iproute2,iptables,nftables,openssh-server,ufw,firewalld,shorewall,shorewall6," +
+	"fail2ban,docker.io"
 
 // customizeContainer is run by mmdebstrap with the directory of the new system.
 const customizeContainer = `#!/bin/sh
@@ -26,7 +27,9 @@ set -e
 echo host >"$1/etc/hostname"
 echo 0123456789abcdef0123456789abcdef >"$1/etc/machine-id"
 mkdir -p "$1/etc/sysconfig"
-chroot "$1" systemctl -q disable nftables ufw firewalld shorewall shorewall6
+chroot "$1" systemctl -q disable nftables ufw firewalld shorewall shorewall6 fail2ban docker docker.socket containerd
+# ufw and these do not go together, so they are there to be unpacked.
+chroot "$1" sh -ec 'mkdir /packages; cd /packages; apt-get download -q netfilter-persistent iptables-persistent'
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   fstrim.timer getty@tty1.service console-getty.service
 rm -r "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
@@ -110,7 +113,8 @@ func (c *Container) Start(t testing.TB) {
 done
 exec "$@"`
 	cmd := exec.Command("sh", "-c", script, c.group, "systemd-nspawn", "-q", "-D", c.root, "--register=no", "--keep-unit",
-		fmt.Sprintf("--network-namespace-path=/proc/%d/fd/%d", os.Getpid(), c.net.Fd()), "--capability=CAP_NET_ADMIN", "-b")
+		fmt.Sprintf("--network-namespace-path=/proc/%d/fd/%d", os.Getpid(), c.net.Fd()), "--capability=CAP_NET_ADMIN",
+		"--system-call-filter=bpf add_key keyctl", "-b") // for Docker's containers
 	// It shuts the container down when the test ends, however it does. The
 	// signal comes when the thread ends that started it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}

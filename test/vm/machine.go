@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
@@ -30,10 +31,13 @@ const scriptLimit = 2 * time.Minute
 
 // Machine is a running virtual machine.
 type Machine struct {
-	dir  string
-	done chan struct{} // closed when qemu has ended
-	end  string        // how qemu ended, once it has
-	conn net.Conn
+	dir   string
+	image Image
+	wire  *Wire
+	done  chan struct{} // closed when qemu has ended
+	end   string        // how qemu ended, once it has
+	conn  net.Conn
+	qemu  *os.Process
 
 	mu      sync.Mutex // guards what follows
 	last    int
@@ -48,56 +52,15 @@ type Seed struct{ UserData, MetaData, NetworkConfig string }
 // machine.
 func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 	t.Helper()
-	m := &Machine{dir: t.TempDir(), done: make(chan struct{}), waiting: map[int]chan wire.Reply{}}
+	m := &Machine{dir: t.TempDir(), image: image, wire: w, waiting: map[int]chan wire.Reply{}}
 	for name, text := range map[string]string{
 		"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig,
 	} {
 		write(t, m.dir+"/seed/"+name, text, 0o644)
 	}
-	overlay := m.dir + "/overlay.qcow2"
-	run(t, time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image.Disk, "-F", "raw", overlay)
-
-	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-display", "none",
-		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
-		"-kernel", image.Kernel, "-initrd", image.Initrd,
-		"-append", "root=LABEL=root rw quiet console=ttyS0 mitigations=off systemd.show_status=1",
-		"-drive", "if=virtio,format=qcow2,cache=unsafe,file="+overlay,
-		"-blockdev", "driver=vvfat,node-name=seed,read-only=on,label=cidata,dir="+m.dir+"/seed",
-		"-device", "virtio-blk-pci,drive=seed",
-		"-netdev", "tap,id=wire,script=no,downscript=no,ifname="+w.Device,
-		"-device", "virtio-net-pci,netdev=wire,mac="+w.MAC,
-		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
-		"-serial", "file:"+m.console(),
-		"-chardev", "socket,id=lab,server=on,wait=off,path="+m.dir+"/lab.sock",
-		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab,name="+wire.Port)
-	errs, err := os.Create(m.dir + "/qemu.log")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer errs.Close()
-	cmd.Stdout, cmd.Stderr = errs, errs
-	if err := w.Outsider.Do(cmd.Start); err != nil {
-		t.Fatalf("starting qemu: %v", err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		<-m.done
-	})
-	go func() {
-		err := cmd.Wait()
-		said, _ := os.ReadFile(m.dir + "/qemu.log")
-		m.end = fmt.Sprintf("qemu has ended: %v %s", err, said)
-		close(m.done)
-	}()
-	until(t, 30*time.Second, "connecting to the machine's serial port", func() error {
-		if m.ended() {
-			t.Fatal(m.end)
-		}
-		m.conn, err = net.Dial("unix", m.dir+"/lab.sock")
-		return err
-	})
-	t.Cleanup(func() { m.conn.Close() })
-	go m.listen()
+	run(t, time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image.Disk, "-F", "raw", m.overlay())
+	m.switchOn(t, "")
+	t.Cleanup(m.switchOff)
 	t.Cleanup(func() {
 		if t.Failed() {
 			m.report(t)
@@ -106,7 +69,130 @@ func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 	return m
 }
 
+// switchOn starts qemu. What the boot loader would add goes to the kernel.
+func (m *Machine) switchOn(t testing.TB, arguments string) {
+	t.Helper()
+	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-display", "none",
+		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
+		"-kernel", m.image.Kernel, "-initrd", m.image.Initrd,
+		"-append", strings.TrimSpace("root=LABEL=root rw quiet console=ttyS0 mitigations=off systemd.show_status=1 "+arguments),
+		"-drive", "if=virtio,format=qcow2,cache=unsafe,file="+m.overlay(),
+		"-blockdev", "driver=vvfat,node-name=seed,read-only=on,label=cidata,dir="+m.dir+"/seed",
+		"-device", "virtio-blk-pci,drive=seed",
+		"-netdev", "tap,id=wire,script=no,downscript=no,ifname="+m.wire.Device,
+		"-device", "virtio-net-pci,netdev=wire,mac="+m.wire.MAC,
+		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
+		"-chardev", "socket,id=console,server=on,wait=off,path="+m.dir+"/console.sock,logappend=on,logfile="+m.console(),
+		"-serial", "chardev:console",
+		"-chardev", "socket,id=lab,server=on,wait=off,path="+m.dir+"/lab.sock",
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab,name="+wire.Port)
+	errs, err := os.Create(m.dir + "/qemu.log")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer errs.Close()
+	cmd.Stdout, cmd.Stderr = errs, errs
+	if err := m.wire.Outsider.Do(cmd.Start); err != nil {
+		t.Fatalf("starting qemu: %v", err)
+	}
+	done := make(chan struct{})
+	m.done, m.qemu = done, cmd.Process
+	go func() {
+		err := cmd.Wait()
+		said, _ := os.ReadFile(m.dir + "/qemu.log")
+		m.end = fmt.Sprintf("qemu has ended: %v %s", err, said)
+		close(done)
+	}()
+	until(t, 30*time.Second, "connecting to the machine's serial port", func() error {
+		if m.ended() {
+			t.Fatal(m.end)
+		}
+		m.conn, err = net.Dial("unix", m.dir+"/lab.sock")
+		return err
+	})
+	go m.listen(m.conn)
+}
+
+// switchOff ends qemu, as pulling the plug would.
+func (m *Machine) switchOff() {
+	m.qemu.Kill()
+	<-m.done
+	if m.conn != nil {
+		m.conn.Close()
+	}
+}
+
+// BootWith boots the machine anew, with arguments that somebody typed at the boot
+// loader's prompt, and waits for the end of that. Reboots keep them.
+func (m *Machine) BootWith(t testing.TB, arguments string) {
+	t.Helper()
+	r, err := m.call("systemctl --no-block poweroff", scriptLimit)
+	if err != nil {
+		t.Fatalf("asking for the end: %v", err)
+	}
+	select {
+	case <-m.done:
+	case <-time.After(scriptLimit):
+		t.Fatal("the machine does not power off")
+	}
+	m.switchOff()
+	m.switchOn(t, arguments)
+	m.WaitBoot(t, r.Boot)
+}
+
+func (m *Machine) overlay() string { return filepath.Join(m.dir, "overlay.qcow2") }
+
+// console is what the machine's serial console has shown.
 func (m *Machine) console() string { return filepath.Join(m.dir, "console.log") }
+
+// Console is the end of the serial console where somebody sits and types.
+type Console struct {
+	m    *Machine
+	conn net.Conn
+	read int // how much of what was shown is known
+}
+
+// Sit sits down at the console, until the test ends.
+func (m *Machine) Sit(t testing.TB) *Console {
+	t.Helper()
+	conn, err := net.Dial("unix", m.dir+"/console.sock")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	go io.Copy(io.Discard, conn) // it is in the file, too
+	return &Console{m: m, conn: conn}
+}
+
+// Type types a line, and waits until all of some words were shown since the
+// last one, in this order. It gives what was.
+func (c *Console) Type(t testing.TB, line string, words ...string) string {
+	t.Helper()
+	if fi, err := os.Stat(c.m.console()); err == nil {
+		c.read = int(fi.Size())
+	}
+	if _, err := c.conn.Write([]byte(line + "\r")); err != nil {
+		t.Fatal(err)
+	}
+	var shown string
+	until(t, scriptLimit, fmt.Sprintf("the console to show %q after %q", words, line), func() error {
+		data, err := os.ReadFile(c.m.console())
+		if err != nil {
+			return err
+		}
+		shown = string(data[c.read:])
+		rest := shown
+		for _, w := range words {
+			_, behind, found := strings.Cut(rest, w)
+			if !found {
+				return fmt.Errorf("it shows %q", shown)
+			}
+			rest = behind
+		}
+		return nil
+	})
+	return shown
+}
 
 func (m *Machine) ended() bool {
 	select {
@@ -118,8 +204,8 @@ func (m *Machine) ended() bool {
 }
 
 // listen hands replies to those who wait for them.
-func (m *Machine) listen() {
-	in := bufio.NewReader(m.conn)
+func (m *Machine) listen(conn net.Conn) {
+	in := bufio.NewReader(conn)
 	for {
 		line, err := in.ReadBytes('\n')
 		if err != nil {
