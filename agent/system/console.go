@@ -32,7 +32,7 @@ func (s *System) Say(text string, shown bool) error {
 	if s.Root != "" {
 		return nil
 	}
-	active, err := os.ReadFile(consolesFile)
+	active, err := s.ReadLimited(consolesFile, 4096)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
@@ -45,7 +45,7 @@ func (s *System) Say(text string, shown bool) error {
 	if shown {
 		devices = append(devices, "/dev/"+screen)
 	}
-	return sayTo(devices, text)
+	return s.Do("say", strings.Join(devices, " "), func() error { return sayTo(devices, text) })
 }
 
 // sayLimit is how long a line may take to get out.

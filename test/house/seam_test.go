@@ -96,9 +96,7 @@ var unstepped = map[string]string{
 }
 
 // inSteps are functions that are called in a step alone.
-//
-// A line for a console is none: nothing depends on it.
-var inSteps = []string{"Say", "sayOn", "copyLabel", "lookPath", "trusted", "trustedDir"}
+var inSteps = []string{"sayOn", "copyLabel", "lookPath", "trusted", "trustedDir"}
 
 // fileUses lists what of files is used in a source file; stepped is what is
 // within the arguments of Do or look.
