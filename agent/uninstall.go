@@ -83,7 +83,12 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 		if !a.System.Exists(dir) {
 			continue
 		}
-		undo = append(undo, func() error { return a.System.MkdirAll(dir, 0o755) })
+		undo = append(undo, func() error {
+			if a.System.Exists(dir) {
+				return nil
+			}
+			return a.System.MkdirAll(dir, 0o755)
+		})
 		if err := a.System.RemoveDir(dir); err != nil {
 			return err
 		}

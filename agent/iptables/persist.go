@@ -68,7 +68,8 @@ func (Files) Unpersisted(current, original []byte) ([]byte, error) {
 			file.filter.policies[name] = policy
 		}
 		for _, rule := range old.filter.input {
-			if decides(rule) {
+			// It may be back already, by a run that was cut short.
+			if decides(rule) && !slices.Contains(file.filter.input, rule) {
 				file.filter.input = append(file.filter.input, rule)
 			}
 		}
