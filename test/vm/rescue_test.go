@@ -144,4 +144,7 @@ func testShutOut(t *testing.T, b built) {
 	if out, code := m.Run(t, "journalctl -u basicfw-agent --no-pager | grep -E 'level=error|consoles can'"); code == 0 {
 		t.Errorf("the service has complained:\n%s", out)
 	}
+	if out, code := m.Run(t, "journalctl -b --no-pager _PID=1 | grep -i 'basicfw-agent.*device'"); code == 0 {
+		t.Errorf("systemd has complained of the unit:\n%s", out)
+	}
 }

@@ -141,7 +141,7 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 			State     string
 			Conflicts []string
 		}
-		out := c.Must(t, "basicfw-agent verify >/dev/null && basicfw-agent status --json")
+		out := c.Must(t, "basicfw-agent verify >/dev/null 2>&1 && basicfw-agent status --json")
 		if err := json.Unmarshal([]byte(out), &status); err != nil || status.State != "protected" || len(status.Conflicts) > 0 {
 			t.Errorf("status: %v\n%s", err, out)
 		}
