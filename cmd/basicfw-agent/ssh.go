@@ -147,11 +147,15 @@ func (a *app) printAllowed(st store.State, now time.Time) {
 		}
 		fmt.Fprintf(tab, "%s\tuntil %s, for %s\tbasicfw-agent unlock\n", who, firewall.FormatTime(u.Until), u.Until.Sub(now).Round(time.Second))
 	}
-	switch {
-	case ssh.Mode == firewall.SSHLimited && ssh.Limit.IsZero():
-		fmt.Fprintf(tab, "any address\talways\t%s\n", system.Printable(st.Client.Why()))
+	anybody := "any address"
+	if !ssh.Limit.IsZero() {
+		anybody += fmt.Sprintf(", %s from each", ssh.Limit)
+	}
+	switch p := ssh.Probation; {
 	case ssh.Mode == firewall.SSHLimited:
-		fmt.Fprintf(tab, "any address, %s from each\talways\t%s\n", ssh.Limit, system.Printable(st.Client.Why()))
+		fmt.Fprintf(tab, "%s\talways\t%s\n", anybody, system.Printable(st.Client.Why()))
+	case p != nil:
+		fmt.Fprintf(tab, "%s\tfrom %s, in %s\tunless confirmed: basicfw-agent confirm\n", anybody, firewall.FormatTime(p.Until), p.Until.Sub(now).Round(time.Second))
 	case len(ssh.Allow)+len(ssh.Timed) == 0:
 		fmt.Fprintf(tab, "nobody\talways\t%s\n", system.Printable(st.Client.Why()))
 	}

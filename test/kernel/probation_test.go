@@ -62,6 +62,7 @@ func TestProbation(t *testing.T) {
 		text := m.must(t, exitOK, "status").Stdout
 		says(t, text, "unless confirmed", "next        basicfw-agent confirm")
 		wantScreen(t, text)
+		says(t, m.must(t, exitOK, "ssh", "list").Stdout, "any address, 30/min from each", "from "+by.Format("2006-01-02T15:04:05Z")+", in 29m", client.String())
 		before := m.settled(t)
 		says(t, m.must(t, exitOK, "bootstrap", "--no-service").Stdout, "nothing changed")
 		same(t, "after another bootstrap", before, m.settled(t))
