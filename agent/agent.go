@@ -33,8 +33,8 @@ type Kernel interface {
 	LoadFiles(ctx context.Context, files map[firewall.Family][]byte, was firewall.Inspection) error
 	// Yield sets INPUT's policy to ACCEPT, while something else filters.
 	Yield(ctx context.Context) error
-	// Revert takes back what Load did.
-	Revert(ctx context.Context, was firewall.Inspection) error
+	// Revert takes back what Load did, or what Remove did with before.
+	Revert(ctx context.Context, was firewall.Inspection, before firewall.Before) error
 	// Remove takes out our part and gives back what Load took out.
 	Remove(ctx context.Context, before firewall.Before) error
 }
@@ -201,8 +201,11 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 		if p.original, err = a.record(in, o); err != nil {
 			return p, err
 		}
-	case err != nil:
+	case err != nil && (p.previous == nil || o.Clear || o.TakeOver && len(p.Others) > 0):
 		return p, fmt.Errorf("what was there before bootstrap is recorded, but cannot be read: %w", err)
+	case err != nil: // nothing is to be added to it
+		a.Log.WithError(err).Warn("what was there before bootstrap cannot be read, and could not be given back")
+		p.recorded = true
 	default:
 		p.before = p.original
 		p.before.Managers = slices.Clone(p.original.Managers)
@@ -317,7 +320,9 @@ const maxRules = 64 << 20
 // iptables-services reads them, or where there is no /etc/sysconfig, where
 // netfilter-persistent does.
 func (a *Agent) RulesPath(f firewall.Family) string {
-	if fi, err := a.System.Stat("/etc/sysconfig"); err == nil && fi.IsDir() {
+	// One that cannot be looked at is there: rules that are written elsewhere would
+	// be read by nobody.
+	if fi, err := a.System.Stat("/etc/sysconfig"); err == nil && fi.IsDir() || err != nil && a.System.Exists("/etc/sysconfig") {
 		if f == firewall.IPv4 {
 			return "/etc/sysconfig/iptables"
 		}
@@ -357,7 +362,7 @@ func (a *Agent) same(c Change) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	if !fi.Mode().IsRegular() || fi.Mode().Perm() != c.Mode || fi.Size() != int64(len(c.Data)) {
+	if system.CheckOwner(fi) != nil || fi.Mode().Perm() != c.Mode || fi.Size() != int64(len(c.Data)) {
 		return false, nil
 	}
 	data, err := a.System.ReadFile(c.Path)
@@ -449,9 +454,10 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 			}
 		}
 		if err := a.Kernel.Load(ctx, next.Ruleset, p.Inspection, o.Clear); err != nil {
-			return out, err
+			return out, &LoadError{err}
 		}
-		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection) })
+		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection, firewall.Before{}) })
+		a.beginProbation(&next, p.previous)
 	}
 	for _, c := range p.files {
 		was, err := a.snapshot(c.Path)
@@ -471,12 +477,14 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 		next.Bootstrapped = next.LastVerified
 	}
 	if !p.first || p.previous != nil {
-		undo = append(undo, func() error {
-			if p.previous == nil {
-				return a.Store.Forget(false)
+		// To the letter: it may be of a newer version, or not for us to read.
+		for _, path := range []string{store.StateFile, store.PendingFile} {
+			was, err := a.snapshot(path)
+			if err != nil {
+				return out, fmt.Errorf("%s: %w", path, err)
 			}
-			return a.Store.Save(*p.previous)
-		})
+			undo = append(undo, func() error { return a.putBack(was) })
+		}
 	}
 	if err := a.Store.Save(next); err != nil {
 		return out, fmt.Errorf("keeping the state: %w", err)
@@ -510,6 +518,12 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	}
 	return out, nil
 }
+
+// LoadError says that the kernel did not take the rules.
+type LoadError struct{ err error }
+
+func (e *LoadError) Error() string { return e.err.Error() }
+func (e *LoadError) Unwrap() error { return e.err }
 
 // register sees that the service is registered; start that it runs, once the
 // rules are what they are to be: what it mends would get in the way.

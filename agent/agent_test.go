@@ -94,7 +94,7 @@ func (k *fakeKernel) Yield(context.Context) error {
 	return nil
 }
 
-func (k *fakeKernel) Revert(_ context.Context, was firewall.Inspection) error {
+func (k *fakeKernel) Revert(_ context.Context, was firewall.Inspection, _ firewall.Before) error {
 	k.rules, k.removed, k.yielded = was.Snapshot.(firewall.Ruleset), false, false
 	return nil
 }
@@ -141,7 +141,7 @@ type bench struct {
 	fail    int // the step that fails, from 1; 0 is none
 }
 
-func newBench(t *testing.T) *bench {
+func newBench(t testing.TB) *bench {
 	t.Helper()
 	b := &bench{root: t.TempDir()}
 	step := func(op, name string) error {
@@ -156,7 +156,7 @@ func newBench(t *testing.T) *bench {
 			t.Fatal(err)
 		}
 	}
-	sys := &system.System{Root: b.root, Step: step}
+	sys := &system.System{Root: b.root, Step: system.Before(step)}
 	log := logrus.New()
 	log.SetOutput(io.Discard)
 	b.kernel, b.service = &fakeKernel{step: step}, &fakeService{step: step}
@@ -186,7 +186,7 @@ func (b *bench) files(t *testing.T) map[string]string {
 	return out
 }
 
-func (b *bench) write(t *testing.T, path, data string) {
+func (b *bench) write(t testing.TB, path, data string) {
 	t.Helper()
 	p := filepath.Join(b.root, path)
 	if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
@@ -197,7 +197,7 @@ func (b *bench) write(t *testing.T, path, data string) {
 	}
 }
 
-func decided(t *testing.T, client string) store.State {
+func decided(t testing.TB, client string) store.State {
 	t.Helper()
 	st := store.State{Profile: store.Choice{Name: "web-only"}, Service: true}
 	st.Desired = firewall.Desired{

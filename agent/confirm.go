@@ -66,6 +66,15 @@ func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration,
 	if err := firewall.CheckTime(pending.Window.Until); err != nil {
 		return out, err
 	}
+	was, err := a.snapshot(store.PendingFile)
+	if err != nil {
+		return out, fmt.Errorf("%s: %w", store.PendingFile, err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.putBack(was))
+		}
+	}()
 	// The note comes first: a change that nobody knows of is never taken back.
 	if err := a.Store.SavePending(pending); err != nil {
 		return out, fmt.Errorf("noting the change: %w", err)
@@ -77,7 +86,7 @@ func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration,
 		a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
 	}
 	if err := a.Kernel.Load(ctx, next.Ruleset, prep.Inspection, false); err != nil {
-		return out, errors.Join(err, a.Store.RemovePending())
+		return out, err
 	}
 	return out, nil
 }

@@ -132,15 +132,15 @@ func TestAnnounce(t *testing.T) {
 	open := st
 	open.Client.Source, open.Desired.SSH = "none", firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHLimited}
 	for _, c := range []struct {
-		st    store.State
-		there bool
-		steps int // that change something
-	}{{st, false, 4}, {st, false, 0}, {open, true, 4}, {open, true, 0}, {st, false, 4}, {open, true, 4}} {
+		st      store.State
+		there   bool
+		changes bool
+	}{{st, false, true}, {st, false, false}, {open, true, true}, {open, true, false}, {st, false, true}, {open, true, true}} {
 		before := len(b.steps)
 		if err := b.agent.Announce(c.st, Facts{}, firewall.Inspection{}); err != nil {
 			t.Fatal(err)
 		}
-		if there := b.agent.System.Exists(MessageFile); there != c.there || len(b.steps)-before != c.steps {
+		if there := b.agent.System.Exists(MessageFile); there != c.there || len(b.steps) > before != c.changes {
 			t.Errorf("there %v, want %v; %q", there, c.there, b.steps[before:])
 		}
 		// The console says who may come in, to root's eyes only.

@@ -86,7 +86,7 @@ const wayIn = "Shut out? Log in here and type: basicfw-agent unlock"
 // issue is what a console says before anybody has logged in: who may come in
 // over SSH, where that is not everybody, and what to type here when shut out.
 func (s Status) issue() string {
-	if s.SSH.Mode != string(firewall.SSHPinned) {
+	if s.SSH.Mode != string(firewall.SSHPinned) && s.SSH.Mode != Probation {
 		return ""
 	}
 	who := "nobody"
@@ -121,6 +121,10 @@ func (s Status) message() string {
 	}
 	switch {
 	case s.State == FailsafeState: // what pins it cannot be used
+	case s.SSH.Mode == Probation:
+		say("SSH is for the client that was detected, and opens to any address at %s unless somebody logs in anew from there. Keep it so: basicfw-agent confirm. Or say who: basicfw-agent ssh allow ADDRESS", firewall.FormatTime(*s.SSH.ConfirmBy))
+	case s.openToAnyone() && s.SSH.Source == store.Unconfirmed:
+		say("SSH is open to any address, because nobody logged in anew from the one that was detected. Pin it to yours: basicfw-agent ssh allow me")
 	case s.openToAnyone():
 		say("SSH is open to any address, because nobody is known. Pin it to yours: basicfw-agent ssh allow me")
 	case s.SSH.Mode == string(firewall.SSHPinned) && len(s.SSH.Allow) == 0:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 // RunOptions are what Run looks at and tells.
@@ -32,6 +33,9 @@ type RunOptions struct {
 	// Say, where set, writes a line to the serial consoles, and with shown to the
 	// screen.
 	Say func(text string, shown bool) error
+	// Shells are the SSH sessions in which people who may become root have a
+	// shell at a terminal.
+	Shells func() ([]Session, error)
 	// Every is how often it is looked at without being told.
 	Every time.Duration
 	// Facts are for status.json.
@@ -84,8 +88,10 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error {
 	tick := time.NewTicker(w.Every)
 	defer tick.Stop()
+	prove := time.NewTicker(proveEvery)
+	defer prove.Stop()
 	var settle settling
-	end := w.nextEnd()
+	end, probation := w.nextEnd()
 	for {
 		limit, pauses := settleLimit, time.Time{}
 		for _, f := range w.fights() {
@@ -96,6 +102,10 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 		var due <-chan time.Time
 		if t := earliest(settle.due(limit), pauses, end, w.publishDue()); !t.IsZero() {
 			due = time.After(max(t.Sub(w.Now()), 0))
+		}
+		var proving <-chan time.Time
+		if probation {
+			proving = prove.C
 		}
 		select {
 		case <-ctx.Done():
@@ -109,7 +119,13 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 			w.publish(ctx)
 			w.greet()
 			settle.news(w.Now())
-			end = w.nextEnd()
+			end, probation = w.nextEnd()
+			continue
+		case <-proving:
+			if w.prove(ctx) {
+				w.publish(ctx)
+				end, probation = w.nextEnd()
+			}
 			continue
 		case <-tick.C:
 		case <-due:
@@ -117,7 +133,7 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 		settle = settling{}
 		changed, err := w.look(ctx)
 		if ctx.Err() != nil {
-			return nil // cut short, which is no failure
+			return nil // what failed by that is no failure
 		}
 		busy := errors.Is(err, errBusy)
 		switch {
@@ -130,7 +146,7 @@ func (w *watcher) run(ctx context.Context, news, changes <-chan struct{}) error 
 			settle.news(w.Now())
 		}
 		// What has ended and is still there waits for the next look.
-		if end = w.nextEnd(); !end.After(w.Now()) {
+		if end, probation = w.nextEnd(); !end.After(w.Now()) {
 			end = time.Time{}
 		}
 		if t := w.publishDue(); changed || w.urgent || !t.IsZero() && !w.Now().Before(t) || w.Now().Sub(w.published) >= time.Hour {
@@ -152,21 +168,22 @@ func (w *watcher) publishDue() time.Time {
 	return w.published.Add(publishEvery)
 }
 
-// nextEnd is when something that lasts for a while is over; zero is never.
-func (a *Agent) nextEnd() time.Time {
+// nextEnd is when something that lasts for a while is over, zero is never, and
+// whether a client is on probation until then.
+func (a *Agent) nextEnd() (end time.Time, probation bool) {
 	st, err := a.Store.Load()
 	if err != nil {
-		return time.Time{}
+		return time.Time{}, false
 	}
 	m := a.Moment()
-	end := st.Desired.Ends(m)
+	end, probation = st.Desired.Ends(m), st.Desired.SSH.Probation != nil
 	if p, err := a.Pending(); err == nil && p != nil {
 		end = p.Window.End(m) // nothing else is cleared away until then
 	}
 	if end.IsZero() {
-		return end
+		return end, probation
 	}
-	return end.Add(time.Second) // its last second is a part of it
+	return end.Add(time.Second), probation // its last second is a part of it
 }
 
 // enforce makes the rules stand: those that were applied last; where they are
@@ -188,16 +205,27 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 		for _, d := range r.Inspection.Drift {
 			a.Log.WithField("drift", d.String()).Debug("not in the kernel as decided")
 		}
+		var failed error
 		if len(r.Drift) > 0 {
-			_, err = a.Mend(ctx, r)
+			_, failed = a.Mend(ctx, r)
 		} else {
-			err = a.Verified(r)
+			failed = a.Verified(r)
 		}
-		if err == nil {
+		if failed == nil {
 			msg := fmt.Sprintf("protected by profile %s; repaired: %d", r.State.Profile.Name, len(r.Drift))
 			a.Log.Info(msg)
 			return msg, nil
 		}
+		// By themselves: a full or a broken disk must not keep the rules out.
+		if r.Inspection, err = a.Kernel.Inspect(ctx, r.wanted()); err == nil {
+			err = a.load(ctx, r)
+		}
+		if err == nil {
+			a.Log.WithError(failed).Error("the rules stand, but not all that keeps them")
+			return fmt.Sprintf("protected by profile %s, but %v", r.State.Profile.Name, failed), nil
+		}
+		a.Log.WithError(err).Debug("nor can the rules alone be loaded")
+		err = failed
 	}
 	a.Log.WithError(err).Error("the rules that were decided cannot be enforced")
 	return a.fallBack(ctx, o, err)
@@ -223,8 +251,16 @@ func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string
 	}
 	files := map[firewall.Family][]byte{}
 	for _, f := range firewall.Families {
-		if data, err := a.System.ReadLimited(a.RulesPath(f), maxRules); err == nil {
-			files[f] = data
+		path := a.RulesPath(f)
+		fi, err := a.System.Lstat(path)
+		if err == nil {
+			err = system.CheckOwner(fi)
+		}
+		if err == nil {
+			files[f], err = a.System.ReadLimited(path, maxRules)
+		}
+		if err != nil {
+			a.Log.WithError(err).Warnf("%s cannot be used", path)
 		}
 	}
 	err = a.Kernel.LoadFiles(ctx, files, in)
@@ -291,7 +327,7 @@ func (w *watcher) publish(ctx context.Context) {
 	s.redact()
 	data, err := json.MarshalIndent(s, "", "  ")
 	if err == nil {
-		err = w.put(Change{Path: StatusFile, Data: append(data, '\n'), Mode: 0o644})
+		err = w.put(Change{Path: StatusFile, Data: append(system.PrintableJSON(data), '\n'), Mode: 0o644})
 	}
 	if err != nil {
 		w.Log.WithError(err).Warn("no status for monitoring")

@@ -25,6 +25,10 @@ const (
 	NotBootstrapped = "not-bootstrapped" // nothing was decided yet
 )
 
+// Probation is the mode of SSH while it is pinned to a client that was detected
+// and is not confirmed. The others are firewall's, and Unlocked.
+const Probation = "probation"
+
 // StatusSchema is the version of Status as JSON. Keys are added under the same
 // number; one that goes or changes its meaning takes the next.
 const StatusSchema = 1
@@ -166,7 +170,7 @@ func (a *Agent) Status(ctx context.Context, facts Facts) (Status, error) {
 		st = p.State
 		st.LastVerified = report.State.LastVerified
 	}
-	st.Desired = st.Desired.At(a.Moment()) // the kernel has ended the rest
+	st = st.At(a.Moment()) // the kernel has ended the rest
 	s.Profile, s.Persisted, s.Service = st.Profile, report.Persisted, report.Service
 	s.Drift = append(s.Drift, report.Drift...)
 	s.Foreign = report.Inspection.Foreign
@@ -298,11 +302,14 @@ func sentence(findings []firewall.Finding) string {
 // SSHOf says who may log in by what was decided.
 func SSHOf(st store.State) SSHStatus {
 	ssh := st.Desired.SSH
-	s := SSHStatus{Ports: ssh.Ports, Mode: string(ssh.Mode), Source: st.Client.Source, Reason: st.Client.Reason}
+	s := SSHStatus{Ports: ssh.Ports, Mode: string(ssh.Mode), Source: st.Client.Source, Reason: st.Client.Why()}
 	if ssh.Mode == firewall.SSHPinned && st.Client.Source == "none" { // so it was not the client
 		s.Source, s.Reason = "settings", st.WhyAllowed(first(ssh.Allow), time.Time{})
 	}
-	if l := ssh.Limit; ssh.Mode == firewall.SSHLimited && !l.IsZero() {
+	if p := ssh.Probation; p != nil {
+		s.Mode, s.ConfirmBy = Probation, &p.Until
+	}
+	if l := ssh.Limit; s.Mode != string(firewall.SSHPinned) && !l.IsZero() {
 		s.Limit = l.String()
 	}
 	s.Allow = firewall.FormatPrefixes(ssh.Allow)
@@ -482,8 +489,14 @@ func (s *Status) warn(st store.State, facts Facts, r Report) {
 		who = "me"
 	}
 	if s.openToAnyone() {
-		warn("SSH is open to any address: %s", st.Client.Reason)
+		warn("SSH is open to any address: %s", st.Client.Why())
 		s.Next = append(s.Next, "basicfw-agent ssh allow "+who)
+	}
+	if p := ssh.Probation; p != nil {
+		warn("SSH opens to any address at %s, unless somebody logs in anew from %s", firewall.FormatTime(p.Until), strings.Join(firewall.FormatPrefixes(st.Client.Allow), " or "))
+		if s.SSH.You == "" || s.SSH.YouMay {
+			s.Next = append(s.Next, "basicfw-agent confirm")
+		}
 	}
 	switch {
 	case ssh.Mode == firewall.SSHPinned && len(s.SSH.Allow) == 0:

@@ -9,6 +9,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 // Ports tells where sshd listens or will listen, and for each of the ports why
@@ -147,15 +148,7 @@ func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool
 	if !live {
 		// At boot only the configuration speaks. A port that was given to sshd
 		// in another way stays until sshd itself is seen elsewhere.
-		for i, p := range st.Desired.SSH.Ports {
-			if !slices.Contains(now, p) {
-				now = append(now, p)
-				if i < len(st.SSHPorts) {
-					why = append(why, st.SSHPorts[i])
-				}
-			}
-		}
-		slices.Sort(now)
+		now, why = KeepPorts(now, why, *st)
 	}
 	if slices.Equal(now, st.Desired.SSH.Ports) {
 		return false, nil
@@ -168,6 +161,23 @@ func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool
 	}
 	st.Desired, st.Ruleset, st.SSHPorts = d, rules, why
 	return true, nil
+}
+
+// KeepPorts adds to ports of sshd's, and why they are that, those that were
+// decided before.
+func KeepPorts(now []uint16, why []string, st store.State) ([]uint16, []string) {
+	now, why = slices.Clone(now), slices.Clone(why)
+	for i, p := range st.Desired.SSH.Ports {
+		if at, there := slices.BinarySearch(now, p); !there {
+			now = slices.Insert(now, at, p)
+			reason := "decided before"
+			if i < len(st.SSHPorts) {
+				reason = st.SSHPorts[i]
+			}
+			why = slices.Insert(why, min(at, len(why)), reason)
+		}
+	}
+	return now, why
 }
 
 func (a *Agent) verifyFiles(r *Report) error {
@@ -188,6 +198,8 @@ func (a *Agent) verifyFiles(r *Report) error {
 		default:
 			if fi.Mode().Perm() != 0o600 {
 				fail(firewall.Altered, "mode 0600", fmt.Sprintf("mode %04o", fi.Mode().Perm()))
+			} else if err := system.CheckOwner(fi); err != nil {
+				fail(firewall.Altered, "a file of root's", err.Error())
 			}
 			data, err := a.System.ReadLimited(path, maxRules)
 			if err != nil {
@@ -200,7 +212,7 @@ func (a *Agent) verifyFiles(r *Report) error {
 			}
 			drifts := firewall.Lines(f.String(), path, lines(want), lines(data))
 			r.files = append(r.files, drifts...)
-			file.OK = len(drifts) == 0 && fi.Mode().Perm() == 0o600
+			file.OK = len(drifts) == 0 && fi.Mode().Perm() == 0o600 && system.CheckOwner(fi) == nil
 		}
 		r.Persisted = append(r.Persisted, file)
 	}

@@ -122,8 +122,9 @@ type followed struct {
 	next       store.State
 	interfaces []firewall.Interface
 	new        bool // in its rules
-	// ended is set where something that was open for a while is over.
-	ended bool
+	// ended is set where something that was to last for a while is over, and
+	// opened where that was a client's probation.
+	ended, opened bool
 }
 
 // follow finds what the machine's interfaces, its instance and the time make of
@@ -143,7 +144,7 @@ func (w *watcher) follow(r Report) (f followed, err error) {
 		return f, err
 	}
 	if id := w.Instance(); id != "" && st.InstanceID != "" && id != st.InstanceID && next.Desired.SSH.Mode == firewall.SSHPinned {
-		next.Desired.SSH.Mode = firewall.SSHLimited
+		next.Desired.SSH.Mode, next.Desired.SSH.Probation = firewall.SSHLimited, nil
 		if next.Desired.SSH.Limit.IsZero() {
 			next.Desired.SSH.Limit = firewall.Failsafe(nil).SSH.Limit
 		}
@@ -156,7 +157,9 @@ func (w *watcher) follow(r Report) (f followed, err error) {
 	if err != nil {
 		return f, err
 	}
-	if f.new = !was.Equal(rules); f.new {
+	p := st.Desired.SSH.Probation
+	f.opened = p != nil && next.Client.Source == store.Unconfirmed
+	if f.new = f.opened && p.NoRule || !was.Equal(rules); f.new {
 		next.Ruleset = rules
 	}
 	f.next = next
@@ -219,7 +222,10 @@ func (w *watcher) become(ctx context.Context, f followed) error {
 	}
 	var options Options
 	if f.ended {
-		w.Log.Info("something that was open for a while has ended")
+		if f.opened {
+			w.Log.Warn("SSH is open to any address, limited: " + f.next.Client.Why())
+		}
+		w.Log.Info("what was to end by now has ended")
 		change, err := w.Prune()
 		if err != nil {
 			w.Log.WithError(err).Warn("it stays in the settings, where it has no effect any more")

@@ -21,6 +21,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
@@ -243,12 +244,12 @@ func TestLookRepairsRulesFirst(t *testing.T) {
 	w := newWatched(t)
 	w.kernel.rules, w.service.there = firewall.Ruleset{}, false
 	os.Remove(filepath.Join(w.root, "/etc/sysconfig/iptables"))
-	w.System.Step = func(op, name string) error {
+	w.System.Step = system.Before(func(op, name string) error {
 		if strings.HasPrefix(name, "/etc/") {
 			return fs.ErrPermission
 		}
 		return nil
-	}
+	})
 	if _, err := w.looks(0); !errors.Is(err, fs.ErrPermission) || !w.kernel.rules.Equal(w.good) || w.kernel.loads != 1 {
 		t.Fatalf("%v, %d loads", err, w.kernel.loads)
 	}
@@ -378,7 +379,7 @@ func TestLookRepairsPending(t *testing.T) {
 	if err := w.Store.Save(st); err != nil {
 		t.Fatal(err)
 	}
-	if end := w.nextEnd(); !end.After(w.now) {
+	if end, _ := w.nextEnd(); !end.After(w.now) {
 		t.Errorf("the next look is at %v, %v ago", end, w.now.Sub(end))
 	}
 	st.Desired.SSH.Timed = nil

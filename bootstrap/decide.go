@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -54,6 +55,10 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	s := in.Settings
 	if in.Redetect {
 		in.Previous = withoutDetections(in.Previous)
+	}
+	if in.Previous != nil {
+		now := in.Previous.At(in.Now)
+		in.Previous = &now
 	}
 	st = store.State{Schema: store.Schema, InstanceID: in.Facts.Instance}
 	if in.Previous != nil {
@@ -134,9 +139,31 @@ func allow(st *store.State, in Input) {
 	}
 	ssh.Nobody = s.Allow.Mode == settings.AllowNone
 	ssh.Mode = firewall.SSHPinned
-	if s.Allow.Mode == settings.AllowAny || len(ssh.Allow) == 0 && !ssh.Nobody {
+	known := len(s.Allow.List) > 0 // by name, beside the client
+	if s.Allow.Mode == settings.AllowAny || len(ssh.Allow) == 0 && !ssh.Nobody || st.Client.Source == store.Unconfirmed && !known {
 		ssh.Mode = firewall.SSHLimited
 	}
+	if st.Client.Source == "session" && !known {
+		ssh.Probation = probation(in)
+	}
+}
+
+// probation is the time in which a detected client has to show that it is the
+// owner's; nil where it has, or need not. It begins again only where it is to be
+// another length.
+func probation(in Input) *firewall.Probation {
+	length := in.Settings.ConfirmWithin.Truncate(time.Second)
+	if length == 0 {
+		return nil
+	}
+	if before := in.Previous; before != nil && before.Client.Source == "session" {
+		p := before.Desired.SSH.Probation
+		if p == nil || p.Until.Sub(p.Since) == length {
+			return p
+		}
+	}
+	w := firewall.NewWindow(in.Now, length)
+	return &firewall.Probation{Window: w, NoRule: firewall.CheckTime(w.Until) != nil}
 }
 
 // origin is where a setting came from, without the line: that may change while
@@ -159,7 +186,7 @@ func withoutDetections(p *store.State) *store.State {
 		return nil
 	}
 	q := *p
-	q.Profile, q.Client = store.Choice{}, store.Client{}
+	q.Profile, q.Client, q.Desired.SSH.Probation = store.Choice{}, store.Client{}, nil
 	return &q
 }
 
@@ -216,15 +243,17 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 		}
 		c.Allow, c.Source, c.Reason = s.ClientIP, "named", "named by "+at
 	case s.Allow.Mode == settings.AllowAny:
-	case p != nil && (p.Client.Source == "session" || p.Client.Source == "none"):
+	case p != nil && slices.Contains([]string{"session", "none", store.Unconfirmed}, p.Client.Source):
 		c = p.Client
 	case in.Facts.Session != nil:
 		c.Allow, c.Source, c.Reason = []netip.Prefix{in.Facts.Session.Client}, "session", in.Facts.Session.Reason
-	default:
-		c.Source, c.Reason = "none", "no client was named, and bootstrap ran in no SSH session"
-		if len(in.Facts.Seen) > 0 {
-			c.Reason += "; logged in were " + strings.Join(firewall.FormatPrefixes(in.Facts.Seen), ", ")
+	case len(in.Facts.Seen) > 0:
+		c.Allow, c.Source, c.Reason = in.Facts.Seen, "session", "somebody who may become root was logged in from there"
+		if len(in.Facts.Seen) > 1 {
+			c.Reason = fmt.Sprintf("people who may become root were logged in from these %d", len(in.Facts.Seen))
 		}
+	default:
+		c.Source, c.Reason = "none", "no client was named, and nobody who may become root was logged in over SSH"
 	}
 	if s.Allow.Mode == settings.AllowAny {
 		c.Source, c.Reason = "any", "opened to any address by "+in.origin("ssh.allow")

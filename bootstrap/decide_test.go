@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -39,7 +40,7 @@ func input(t *testing.T, ini string) Input {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return Input{Settings: s, Profiles: set,
+	return Input{Settings: s, Profiles: set, Now: firewall.Moment{Time: now},
 		Facts: agent.Facts{SSHPorts: []uint16{22}, SSHWhy: []string{"sshd listens on it"}, Instance: "i-1"},
 		CheckClient: func(p netip.Prefix) (string, error) {
 			if p.Addr().IsPrivate() {
@@ -49,12 +50,18 @@ func input(t *testing.T, ini string) Input {
 		}}
 }
 
+// now is when the tests decide.
+var now = time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
+
 // summary is a decision in one line: profile and its source, SSH and the
-// client's source, and the allowed networks.
+// client's source, the allowed networks, and until when that is on probation.
 func summary(st store.State) string {
 	var allow []string
 	for _, p := range st.Desired.SSH.Allow {
 		allow = append(allow, firewall.FormatPrefix(p))
+	}
+	if p := st.Desired.SSH.Probation; p != nil {
+		allow = append(allow, "until "+p.Until.Format("15:04"))
 	}
 	return fmt.Sprintf("%s %s; %s %s %v %s", st.Profile.Name, st.Profile.Source, st.Desired.SSH.Mode, st.Client.Source, st.Desired.SSH.Ports, strings.Join(allow, " "))
 }
@@ -73,14 +80,46 @@ func TestDecide(t *testing.T) {
 		change(&st)
 		return &st
 	}
+	onProbation := func(since time.Duration) func(*store.State) {
+		return func(s *store.State) {
+			ssh := &s.Desired.SSH
+			ssh.Mode = firewall.SSHPinned
+			ssh.Probation = &firewall.Probation{Window: firewall.NewWindow(firewall.Moment{Time: now.Add(since)}, 30*time.Minute)}
+		}
+	}
+	seen := []netip.Prefix{netip.MustParsePrefix("198.51.100.9/32"), netip.MustParsePrefix("2001:db8:1::/64")}
 	for _, tt := range []struct {
 		name, ini, want string
 		change          func(*Input)
 	}{
 		{"nothing known", "", "web-only detected; limited none [22] ", nil},
-		{"a session", "", "web-only detected; pinned session [22] 198.51.100.9", func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
-		{"others logged in are shown, not pinned", "", "web-only detected; limited none [22] ",
-			func(in *Input) { in.Facts.Seen = []netip.Prefix{netip.MustParsePrefix("198.51.100.9/32")} }},
+		{"a session", "", "web-only detected; pinned session [22] 198.51.100.9 until 12:30", func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"others who are logged in", "", "web-only detected; pinned session [22] 198.51.100.9 2001:db8:1::/64 until 12:30", func(in *Input) { in.Facts.Seen = seen }},
+		{"a session goes before them", "", "web-only detected; pinned session [22] 198.51.100.7 until 12:30", func(in *Input) {
+			in.Facts.Seen, in.Facts.Session = seen, session("198.51.100.7")
+		}},
+		{"a session, and more time to confirm it", "[ssh]\nconfirm_within = 2h\n", "web-only detected; pinned session [22] 198.51.100.9 until 14:00",
+			func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"a session that need not be confirmed", "[ssh]\nconfirm_within = 0\n", "web-only detected; pinned session [22] 198.51.100.9",
+			func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"a session, and somebody who is named", "[ssh]\nallow = client, 203.0.113.9\n", "web-only detected; pinned session [22] 198.51.100.9 203.0.113.9",
+			func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"a session, and somebody for a while", "[ssh]\nallow = client, 203.0.113.9 until 2026-11-24T13:00:00Z\n", "web-only detected; pinned session [22] 198.51.100.9 until 12:30",
+			func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
+		{"on probation still", "", "web+mail detected; pinned session [22] 198.51.100.1 until 12:20",
+			func(in *Input) { in.Previous = before(onProbation(-10 * time.Minute)) }},
+		{"on probation, and the time is another", "[ssh]\nconfirm_within = 1h\n", "web+mail detected; pinned session [22] 198.51.100.1 until 13:00",
+			func(in *Input) { in.Previous = before(onProbation(-10 * time.Minute)) }},
+		{"on probation, and it is turned off", "[ssh]\nconfirm_within = 0\n", "web+mail detected; pinned session [22] 198.51.100.1",
+			func(in *Input) { in.Previous = before(onProbation(-10 * time.Minute)) }},
+		{"probation is over", "", "web+mail detected; limited unconfirmed [22] 198.51.100.1",
+			func(in *Input) { in.Previous = before(onProbation(-40 * time.Minute)) }},
+		{"probation is over, and somebody is named", "[ssh]\nallow = client, 203.0.113.9\n", "web+mail detected; pinned unconfirmed [22] 198.51.100.1 203.0.113.9",
+			func(in *Input) { in.Previous = before(onProbation(-40 * time.Minute)) }},
+		{"probation is over, and it is decided anew", "", "web-only detected; pinned session [22] 198.51.100.9 until 12:30", func(in *Input) {
+			in.Previous = before(onProbation(-40 * time.Minute))
+			in.Facts.Session, in.Redetect = session("198.51.100.9"), true
+		}},
 		{"a named client goes before the session", "[ssh]\nclient_ip = 203.0.113.9, 2001:db8::/64\n", "web-only detected; pinned named [22] 203.0.113.9 2001:db8::/64",
 			func(in *Input) { in.Facts.Session = session("198.51.100.9") }},
 		{"a list", "[ssh]\nallow = 203.0.113.0/24\nclient_ip = 198.51.100.9\n", "web-only detected; pinned settings [22] 203.0.113.0/24", nil},
@@ -99,7 +138,7 @@ func TestDecide(t *testing.T) {
 			in.Previous = before(func(s *store.State) { s.Client = store.Client{Source: "none"} })
 			in.Facts.Session = session("198.51.100.9")
 		}},
-		{"unless it is to be decided anew", "", "web-only detected; pinned session [22] 198.51.100.9", func(in *Input) {
+		{"unless it is to be decided anew", "", "web-only detected; pinned session [22] 198.51.100.9 until 12:30", func(in *Input) {
 			in.Previous = before(func(*store.State) {})
 			in.Facts.Session, in.Redetect = session("198.51.100.9"), true
 		}},

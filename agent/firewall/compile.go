@@ -65,6 +65,9 @@ func check(d Desired) error {
 	if d.SSH.Mode == SSHPinned && len(d.SSH.Allow) == 0 && !d.SSH.Nobody {
 		errs = append(errs, errors.New("SSH is pinned to nobody"))
 	}
+	if d.SSH.Probation != nil && d.SSH.Mode != SSHPinned {
+		errs = append(errs, fmt.Errorf("probation where SSH is %s", d.SSH.Mode))
+	}
 	names := map[string]bool{}
 	for _, s := range d.Services() {
 		at := ""
@@ -252,8 +255,11 @@ func (c *compiler) ssh() []Rule {
 		}
 	}
 	chain.Rules = append(chain.Rules, c.unlockSSH()...)
-	if c.d.SSH.Mode == SSHLimited {
+	if p := c.d.SSH.Probation; c.d.SSH.Mode == SSHLimited || p != nil && !p.NoRule {
 		rule := Rule{State: StateNew, Comment: "basicfw-ssh-limit", Target: Accept}
+		if c.d.SSH.Mode != SSHLimited {
+			rule.Since = p.Until
+		}
 		if !c.d.SSH.Limit.IsZero() {
 			// A burst as large as the rate lets a person's tools open several
 			// sessions at once, within the minute's sum.

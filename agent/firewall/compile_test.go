@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -27,6 +28,7 @@ func TestCompileRefuses(t *testing.T) {
 		{"a reserved name", "baseline's own", func(d *Desired) { d.Profile.Services[0].Name = "ssh" }},
 		{"a bad name", "1 to 20", func(d *Desired) { d.Profile.Services[0].Name = "a b" }},
 		{"a name twice", "there twice", func(d *Desired) { d.Profile.Services = append(d.Profile.Services, d.Profile.Services[0]) }},
+		{"probation where anybody may", "probation where SSH is limited", func(d *Desired) { d.SSH.Mode, d.SSH.Probation = SSHLimited, &Probation{} }},
 		{"a bad interface", "interface name", func(d *Desired) { d.Trusted = []string{"eth0 -j ACCEPT"} }},
 	} {
 		d := base()
@@ -67,6 +69,7 @@ func TestCheckRefuses(t *testing.T) {
 		{"ports without a protocol", func(r *Ruleset) { r.IPv4[0].Rules[0].DstPort = Port(1) }},
 		{"a log prefix", func(r *Ruleset) { r.IPv4[0].Rules[0].Target, r.IPv4[0].Rules[0].LogPrefix = Log, "x\" -j ACCEPT" }},
 		{"a state", func(r *Ruleset) { r.IPv4[0].Rules[1].State = "NEW -j ACCEPT" }},
+		{"a beginning", func(r *Ruleset) { r.IPv4[0].Rules[0].Since = time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC) }},
 		{"a hop limit", func(r *Ruleset) { r.IPv4[0].Rules[0].HopLimit = 1 }},
 		{"a limit", func(r *Ruleset) { r.IPv4[0].Rules[0].Limit = &Limit{Rate: Rate{1, "x"}, Burst: 1} }},
 	} {

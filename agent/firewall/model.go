@@ -199,9 +199,21 @@ type SSH struct {
 	Timed []TimedSource `json:"timed,omitempty"`
 	// Nobody is set where an empty Allow is meant: SSH is pinned to nobody.
 	Nobody bool `json:"nobody,omitempty"`
+	// Probation is set where SSH is pinned to a client that may be the wrong one.
+	Probation *Probation `json:"probation,omitempty"`
 	// Limit is for each source, an IPv4 address or an IPv6 /64, where Mode is
 	// SSHLimited. Zero is none.
 	Limit Rate `json:"limit"`
+}
+
+// Probation is the time in which a client that was detected, not named, has to
+// show that it is the owner's. When it is over, SSH is for everybody, within
+// the limit: the rules say so from the beginning, so that nothing has to run.
+type Probation struct {
+	Window
+	// NoRule is set where the kernel cannot begin a rule at a time. Then only
+	// the agent ends it.
+	NoRule bool `json:"no_rule,omitempty"`
 }
 
 // TimedSource is a network that is let in until a time.

@@ -85,7 +85,9 @@ type Rule struct {
 	DstType  string       `json:"dst_type,omitempty"` // "BROADCAST" or "MULTICAST"
 	Limit    *Limit       `json:"limit,omitempty"`
 	HopLimit uint8        `json:"hop_limit,omitempty"` // IPv6 only
-	// Until is the last second, UTC, in which the rule matches; zero is no end.
+	// Since is the first second, UTC, in which the rule matches, and Until the
+	// last; zero is always.
+	Since   time.Time `json:"since,omitzero"`
 	Until   time.Time `json:"until,omitzero"`
 	Comment string    `json:"comment"`
 	Target  string    `json:"target"`
@@ -188,6 +190,8 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		return fmt.Errorf("unknown type of destination %q", r.DstType)
 	case !isWord(r.Comment, 60):
 		return fmt.Errorf("bad comment %q", r.Comment)
+	case !r.Since.IsZero() && CheckTime(r.Since) != nil:
+		return CheckTime(r.Since)
 	case !r.Until.IsZero() && CheckTime(r.Until) != nil:
 		return CheckTime(r.Until)
 	case r.Target == Log && (r.LogPrefix == "" || len(r.LogPrefix) > 29 || strings.Trim(r.LogPrefix, "abcdefghijklmnopqrstuvwxyz: ") != ""):

@@ -11,6 +11,9 @@ import (
 // have 32 bits, of which iptables uses 31, and takes the largest for "no end".
 const maxTime = 1<<31 - 2
 
+// MaxTime is the last second that a rule can begin or end in.
+var MaxTime = time.Unix(maxTime, 0).UTC()
+
 // timeForm is how times are written: RFC 3339 in UTC.
 const timeForm = "2006-01-02T15:04:05Z"
 
@@ -30,7 +33,7 @@ func ParseTime(text string) (time.Time, error) {
 // CheckTime says why the kernel cannot count to a time, or nil.
 func CheckTime(t time.Time) error {
 	if s := t.Unix(); s < 1 || s > maxTime || t.Nanosecond() != 0 || t.Location() != time.UTC {
-		return fmt.Errorf("%s: want a time in whole seconds from 1970 to %s", t.Format(time.RFC3339Nano), FormatTime(time.Unix(maxTime, 0)))
+		return fmt.Errorf("%s: want a time in whole seconds from 1970 to %s", t.Format(time.RFC3339Nano), FormatTime(MaxTime))
 	}
 	return nil
 }
@@ -44,6 +47,9 @@ func over(until, now time.Time) bool { return !until.IsZero() && now.Unix() > un
 func (d Desired) At(m Moment) Desired {
 	d.Open = without(d.Open, func(s Service) bool { return over(s.Until, m.Time) })
 	d.SSH = d.SSH.At(m.Time)
+	if p := d.SSH.Probation; p != nil && p.Over(m) {
+		d.SSH.Mode, d.SSH.Probation = SSHLimited, nil
+	}
 	if d.Unlock != nil && d.Unlock.Over(m) {
 		d.Unlock = nil
 	}
@@ -82,6 +88,9 @@ func (d Desired) Ends(m Moment) time.Time {
 	for _, t := range d.SSH.Timed {
 		earlier(t.Until)
 	}
+	if p := d.SSH.Probation; p != nil {
+		earlier(p.End(m))
+	}
 	if u := d.Unlock; u != nil {
 		earlier(u.End(m))
 	}
@@ -89,9 +98,31 @@ func (d Desired) Ends(m Moment) time.Time {
 }
 
 // At gives r without the rules that have ended by a time, and without the
-// chains that only they led to. It is what Compile makes of Desired.At.
+// chains that only they led to; what has begun, it has without its beginning.
+// It is what Compile makes of Desired.At.
 func (r Ruleset) At(now time.Time) Ruleset {
-	return r.without(func(rule Rule) bool { return over(rule.Until, now) })
+	return r.without(func(rule Rule) bool { return over(rule.Until, now) }).begun(func(rule Rule) bool { return over(rule.Since, now) })
+}
+
+// Begun gives r with all that was to begin at a time, begun.
+func (r Ruleset) Begun() Ruleset { return r.begun(func(Rule) bool { return true }) }
+
+// begun gives r without the beginnings of some rules.
+func (r Ruleset) begun(has func(Rule) bool) Ruleset {
+	begun := func(chains []Chain) []Chain {
+		chains = slices.Clone(chains)
+		for i := range chains {
+			rules := slices.Clone(chains[i].Rules)
+			for j, rule := range rules {
+				if has(rule) {
+					rules[j].Since = time.Time{}
+				}
+			}
+			chains[i].Rules = rules
+		}
+		return chains
+	}
+	return Ruleset{IPv4: begun(r.IPv4), IPv6: begun(r.IPv6)}
 }
 
 // Locked gives r without the rules of an unlocking.

@@ -160,3 +160,61 @@ func TestUnlockEnds(t *testing.T) {
 		}
 	}
 }
+
+// A probation ends like an unlocking, and then SSH is open to any address: by
+// the rules alone, by those that are compiled anew, and where the clock is no
+// help, by those that are made to begin.
+func TestProbationEnds(t *testing.T) {
+	begin := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
+	p := &Probation{Window: NewWindow(Moment{Time: begin, Boot: "a", Uptime: time.Hour}, 30*time.Minute)}
+	d := base()
+	d.SSH.Probation = p
+	rules, err := Compile(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		what   string
+		clock  time.Duration // since the beginning
+		uptime time.Duration
+		over   bool
+		mode   SSHMode
+	}{
+		{"at once", 0, time.Hour, false, SSHPinned},
+		{"its last second", 30 * time.Minute, 90 * time.Minute, false, SSHPinned},
+		{"over", 30*time.Minute + time.Second, 90*time.Minute + time.Second, true, SSHLimited},
+		{"the clock was set back", time.Minute, 91 * time.Minute, true, SSHLimited},
+		{"the clock was set forward", time.Hour, time.Hour + time.Minute, true, SSHLimited},
+	} {
+		m := Moment{Time: begin.Add(tt.clock), Boot: "a", Uptime: tt.uptime}
+		now := d.At(m)
+		if over := now.SSH.Probation == nil; over != tt.over || now.SSH.Mode != tt.mode {
+			t.Errorf("%s: over is %v, SSH is %s", tt.what, over, now.SSH.Mode)
+		}
+		want, err := Compile(now)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left := rules.At(m.Time)
+		if tt.over {
+			left = left.Begun()
+		}
+		if !left.Equal(want) {
+			t.Errorf("%s (-compiled +left):\n%s", tt.what, cmp.Diff(want, left, cmpopts.EquateComparable(netip.Prefix{})))
+		}
+	}
+	if ends := d.Ends(Moment{Time: begin, Boot: "a", Uptime: time.Hour}); !ends.Equal(p.Until) {
+		t.Errorf("it ends at %v", ends)
+	}
+
+	// Where no rule opens SSH, they are those of who is pinned.
+	p.NoRule = true
+	silent, err := Compile(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pinned, err := Compile(base())
+	if err != nil || !silent.Equal(pinned) || rules.Equal(pinned) {
+		t.Errorf("without a rule: %v (-pinned +silent):\n%s", err, cmp.Diff(pinned, silent, cmpopts.EquateComparable(netip.Prefix{})))
+	}
+}

@@ -72,7 +72,7 @@ func TestConntrackFiles(t *testing.T) {
 	}
 	sys := &system.System{}
 	var wrote []string
-	sys.Step = func(op, name string) error { wrote = append(wrote, filepath.Base(name)); return nil }
+	sys.Step = system.Before(func(op, name string) error { wrote = append(wrote, filepath.Base(name)); return nil })
 	for _, tt := range []struct {
 		want  Conntrack
 		wrote string

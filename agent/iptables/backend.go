@@ -36,6 +36,20 @@ func (e *MissingError) Error() string {
 
 func (e *MissingError) Unwrap() error { return e.err }
 
+// Prepare has the legacy variant load the kernel's tables. It asks modprobe for
+// them itself, which not every process that reads and loads rules may do. It
+// does not where no table is named.
+func (b *Backend) Prepare(ctx context.Context) error {
+	var errs []error
+	for _, f := range b.families {
+		_, err := b.run(ctx, system.Command{Name: program(f, "-save"), Args: []string{"-t", filter}})
+		if err != nil {
+			errs = append(errs, fmt.Errorf("preparing the %v tables: %w", f, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // snapshot is both families' rules as they were read at one time.
 type snapshot map[firewall.Family]dump
 
@@ -160,8 +174,8 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 	// Before 1.4.11 times are of the process's time zone, and off by the hour of
 	// an uninitialised tm_isdst (netfilter's b1319cc0, 8ad33a34): no end at
 	// all is better than one that nobody can count on.
-	if !t.atLeast(1, 4, 11) && haveEnds(want) {
-		return fmt.Errorf("%v cannot end a rule at a time, 1.4.11 can: open it for good (without --for), and close it again", t)
+	if !t.atLeast(1, 4, 11) && haveTimes(want) {
+		return fmt.Errorf("%v cannot begin or end a rule at a time, 1.4.11 can: open it for good (without --for), and close it again", t)
 	}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
@@ -183,8 +197,8 @@ func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, wa
 	return nil
 }
 
-// haveEnds tells whether a rule is to end by itself.
-func haveEnds(want map[firewall.Family][]chain) bool {
+// haveTimes tells whether a rule is to begin or end by itself.
+func haveTimes(want map[firewall.Family][]chain) bool {
 	for _, chains := range want {
 		for _, c := range chains {
 			if slices.ContainsFunc(c.Rules, func(r string) bool { return strings.Contains(r, "-m time ") }) {
@@ -201,7 +215,7 @@ func (b *Backend) back(ctx context.Context, was firewall.Inspection, added firew
 	// The way back must not be cut short by what ended the way there.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	if e := b.revert(ctx, was, added); e != nil {
+	if e := b.Revert(ctx, was, added); e != nil {
 		return fmt.Errorf("%w; and the former rules could not be brought back: %w", err, e)
 	}
 	return err
@@ -230,12 +244,9 @@ func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old ta
 }
 
 // Revert gives both families back as was says they were: our chains, INPUT and
-// the policies. What others changed elsewhere meanwhile stays.
-func (b *Backend) Revert(ctx context.Context, was firewall.Inspection) error {
-	return b.revert(ctx, was, firewall.Before{})
-}
-
-func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added firewall.Before) error {
+// the policies. What others changed elsewhere meanwhile stays, but for what
+// Remove gave back of before.
+func (b *Backend) Revert(ctx context.Context, was firewall.Inspection, before firewall.Before) error {
 	snap := was.Snapshot.(snapshot)
 	t, err := b.tools(ctx, snap)
 	if err != nil {
@@ -250,7 +261,7 @@ func (b *Backend) revert(ctx context.Context, was firewall.Inspection, added fir
 		if sameParts(now[f].table(filter), snap[f].table(filter)) {
 			continue
 		}
-		lines := revertLines(now[f].table(filter), snap[f].table(filter), added.Family(f).Removed)
+		lines := revertLines(now[f].table(filter), snap[f].table(filter), before.Family(f).Removed)
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
 		}

@@ -254,7 +254,7 @@ func TestLock(t *testing.T) {
 			m.theirs()
 			before := m.holds()
 			hold := func() func() {
-				unlock, err := m.sys.Lock(context.Background(), lockFile)
+				unlock, err := m.sys.Lock(context.Background(), lockFile, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -299,7 +299,7 @@ func TestLock(t *testing.T) {
 	}
 	t.Run("ended meanwhile", func(t *testing.T) {
 		m := newMachine(t, old(t, "1.4.21"))
-		unlock, err := m.sys.Lock(context.Background(), lockFile)
+		unlock, err := m.sys.Lock(context.Background(), lockFile, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -494,12 +494,12 @@ func TestEachRunFails(t *testing.T) {
 				was := op.setup(m)
 				before := m.holds()
 				count := 0
-				m.sys.Step = func(string, string) error {
+				m.sys.Step = system.Before(func(string, string) error {
 					if count++; count == n {
 						return broken
 					}
 					return nil
-				}
+				})
 				err := op.do(m, was)
 				m.sys.Step = nil
 				if err == nil && count < n {
@@ -527,18 +527,18 @@ func TestNoWayBack(t *testing.T) {
 	m.theirs()
 	was := m.inspect(want)
 	broken := errors.New("broken")
-	m.sys.Step = func(_, name string) error {
+	m.sys.Step = system.Before(func(_, name string) error {
 		if strings.HasPrefix(name, "ip6tables-restore") {
-			m.sys.Step = func(_, name string) error {
+			m.sys.Step = system.Before(func(_, name string) error {
 				if strings.HasPrefix(name, "iptables-restore") {
 					return broken
 				}
 				return nil
-			}
+			})
 			return errors.New("first")
 		}
 		return nil
-	}
+	})
 	err := m.Load(context.Background(), want, was, true)
 	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "loading the ipv6 rules: ip6tables-restore --noflush: first; and the former rules could not be brought back: bringing back the ipv4 rules") {
 		t.Errorf("got %v", err)
@@ -552,12 +552,12 @@ func TestEndedMeanwhile(t *testing.T) {
 	m.theirs()
 	was, before := m.inspect(want), m.holds()
 	ctx, cancel := context.WithCancel(context.Background())
-	m.sys.Step = func(_, name string) error {
+	m.sys.Step = system.Before(func(_, name string) error {
 		if strings.HasPrefix(name, "ip6tables-restore") {
 			cancel()
 		}
 		return nil
-	}
+	})
 	if err := m.Load(ctx, want, was, true); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}

@@ -436,8 +436,7 @@ func newMachine(t *testing.T, f fake) *machine {
 	if err := os.Chmod(m.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("PATH", m.dir)
-	m.Backend = New(&system.System{Root: root}, firewall.Families[:])
+	m.Backend = New(&system.System{Root: root, Programs: []string{m.dir}}, firewall.Families[:])
 	m.lockWait = time.Second
 	m.become(f)
 	return m

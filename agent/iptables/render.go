@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
@@ -81,8 +82,15 @@ func spec(f firewall.Family, r firewall.Rule) string {
 			}
 		}
 	}
-	if !r.Until.IsZero() {
-		arg("-m", "time", "--datestop", r.Until.UTC().Format("2006-01-02T15:04:05"))
+	until := r.Until
+	if !r.Since.IsZero() {
+		arg("-m", "time", "--datestart", date(r.Since))
+		if until.IsZero() { // else iptables thinks of an end, and may print it
+			until = firewall.MaxTime
+		}
+		arg("--datestop", date(until))
+	} else if !until.IsZero() {
+		arg("-m", "time", "--datestop", date(until))
 	}
 	arg("-m", "comment", "--comment", r.Comment)
 	if r.HopLimit != 0 { // last: ip6tables 1.4.7 refuses options behind it
@@ -94,6 +102,9 @@ func spec(f firewall.Family, r firewall.Rule) string {
 	}
 	return b.String()
 }
+
+// date is a time as the match "time" prints it.
+func date(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05") }
 
 func ports(r firewall.PortRange) string {
 	if r.First == r.Last {

@@ -126,7 +126,7 @@ func (b *Backend) try(ctx context.Context, name string, args, lines []string) er
 func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
 	wait, cancel := context.WithTimeout(ctx, b.lockWait)
 	defer cancel()
-	unlock, err = b.sys.Lock(wait, lockFile)
+	unlock, err = b.sys.Lock(wait, lockFile, "")
 	if err != nil && wait.Err() != nil && ctx.Err() == nil {
 		return nil, &lockError{b.lockWait, err}
 	}

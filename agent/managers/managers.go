@@ -376,16 +376,16 @@ func (m *Managers) masked(unit string) bool {
 func (m *Managers) links(unit string) ([]firewall.Link, error) {
 	var out []firewall.Link
 	for _, pattern := range []string{"*.wants/" + unit, "*.requires/" + unit, "dbus-*.service"} {
-		found, err := filepath.Glob(m.sys.Path(systemDir + pattern))
+		found, err := m.sys.Glob(systemDir + pattern)
 		if err != nil {
 			return nil, err
 		}
 		for _, f := range found {
-			target, err := os.Readlink(f)
+			target, err := m.sys.Readlink(f)
 			if err != nil || filepath.Base(target) != unit {
 				continue
 			}
-			out = append(out, firewall.Link{Path: strings.TrimPrefix(f, filepath.Clean(m.sys.Root)), Target: target})
+			out = append(out, firewall.Link{Path: f, Target: target})
 		}
 	}
 	return out, nil

@@ -64,14 +64,13 @@ func newBench(t *testing.T, live bool, units ...string) *bench {
 	b.put(t, "bin/systemctl", strings.ReplaceAll(systemctl, "ROOT", b.root), 0o755)
 	b.put(t, "bin/firewall-cmd", "#!/bin/sh\n[ -e "+b.root+"/run/up/firewalld.service ]\n", 0o755)
 	b.put(t, "bin/shorewall", "#!/bin/sh\necho \"shorewall $1\" >>"+b.root+"/calls\n", 0o755)
-	t.Setenv("PATH", b.root+"/bin:/usr/bin:/bin")
-	sys := &system.System{Root: b.root, Step: func(op, name string) error {
+	sys := &system.System{Root: b.root, Programs: []string{b.root + "/bin"}, Step: system.Before(func(op, name string) error {
 		b.steps = append(b.steps, op+" "+name)
 		if len(b.steps) == b.fail {
 			return fmt.Errorf("step %d, %s %s: %w", b.fail, op, name, fs.ErrPermission)
 		}
 		return nil
-	}}
+	})}
 	b.Managers = New(sys, func(string) (bool, error) { return b.table, nil })
 	b.cgroups = b.root
 	b.live = func() bool { return live }
@@ -305,7 +304,6 @@ func TestNotHereAndGone(t *testing.T) {
 		if name == "masked" {
 			os.Symlink(os.DevNull, b.root+"/etc/systemd/system/ufw.service")
 		}
-		t.Setenv("PATH", b.root+"/bin:/usr/bin:/bin")
 		var notHere *NotHereError
 		if _, err := b.Record(ctx, firewall.Manager{Name: "ufw", Active: true}); !errors.As(err, &notHere) {
 			t.Errorf("%s: %v", name, err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -43,6 +44,7 @@ rm /usr/bin/systemctl
 cat >/usr/bin/systemctl <<'EOF'
 #!/bin/sh
 echo "$@" >>/run/systemctl.log
+[ -z "$SYSTEMD_EDITOR" ] || touch /run/pwned
 case $1 in enable|disable|reenable) SYSTEMD_OFFLINE=1 exec /run/systemctl "$@";; esac
 EOF
 chmod 755 /usr/bin/systemctl
@@ -122,7 +124,9 @@ func TestSystemd(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", "/run/bad:"+os.Getenv("PATH"))
-	before := os.Getenv("PATH")
+	t.Setenv("SYSTEMD_EDITOR", "/run/bad/systemctl")
+	before := os.Environ()
+	slices.Sort(before)
 
 	defer syscall.Umask(syscall.Umask(0o077))
 	put(t, sys, unitPath, "") // as a failure of kardianos leaves it
@@ -170,10 +174,10 @@ func TestSystemd(t *testing.T) {
 		t.Error("Uninstall leaves files")
 	}
 	if sys.Exists("/run/pwned") {
-		t.Error("a program from a directory that others write to was run")
+		t.Error("a program from a directory of the caller's was run, or one with the caller's environment")
 	}
-	if os.Getenv("PATH") != before {
-		t.Errorf("PATH is %q afterwards", os.Getenv("PATH"))
+	if now := slices.Sorted(slices.Values(os.Environ())); !slices.Equal(now, before) {
+		t.Errorf("the environment is %q afterwards, and was %q", now, before)
 	}
 
 	// A failure on the way leaves nothing that would count as registered.

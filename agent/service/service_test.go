@@ -57,10 +57,10 @@ func TestTextsAreComplete(t *testing.T) {
 
 func TestBelowARoot(t *testing.T) {
 	var steps []string
-	sys := &system.System{Root: t.TempDir(), Step: func(op, name string) error {
+	sys := &system.System{Root: t.TempDir(), Step: system.Before(func(op, name string) error {
 		steps = append(steps, op+" "+name)
 		return nil
-	}}
+	})}
 	m := newTest(t, sys)
 	wantStatus(t, m, Status{})
 	if err := m.Install(); err != nil {
@@ -123,7 +123,7 @@ func TestInstallMendsWhatIsThere(t *testing.T) {
 
 func TestInstallAllOrNothing(t *testing.T) {
 	count := 0
-	sys := &system.System{Root: t.TempDir(), Step: func(op, name string) error { count++; return nil }}
+	sys := &system.System{Root: t.TempDir(), Step: system.Before(func(op, name string) error { count++; return nil })}
 	if err := newTest(t, sys).Install(); err != nil {
 		t.Fatal(err)
 	}
@@ -133,12 +133,12 @@ func TestInstallAllOrNothing(t *testing.T) {
 	for broken := range count {
 		i := -1
 		boom := errors.New("boom")
-		sys := &system.System{Root: t.TempDir(), Step: func(op, name string) error {
+		sys := &system.System{Root: t.TempDir(), Step: system.Before(func(op, name string) error {
 			if i++; i == broken {
 				return boom
 			}
 			return nil
-		}}
+		})}
 		m := newTest(t, sys)
 		if err := m.Install(); !errors.Is(err, boom) {
 			t.Errorf("step %d broken: Install() = %v", broken, err)
@@ -254,6 +254,8 @@ func TestUnitKeepsItsPromises(t *testing.T) {
 		"Type=notify", "DefaultDependencies=no", "Conflicts=shutdown.target", "Before=shutdown.target",
 		"Wants=network-pre.target", "Before=network-pre.target cloud-init-local.service",
 		"ExecReload=@EXEC@ apply", "Restart=on-failure",
+		// Its failure keeps no rule from being loaded.
+		"ExecStartPre=-+@EXEC@ prepare",
 	} {
 		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `$`).MatchString(systemdUnit) {
 			t.Errorf("the unit has no line %q", line)

@@ -38,9 +38,10 @@ type process struct {
 // holders are what the processes of OpenSSH's server are that have a socket
 // open.
 type holders struct {
-	listener int  // the main process, the one that listens, or 0
-	root     bool // one belongs to root
-	preauth  bool // one has not yet seen a key or a password
+	listener int   // the main process, the one that listens, or 0
+	pids     []int // all of them
+	root     bool  // one belongs to root
+	preauth  bool  // one has not yet seen a key or a password
 	// began is when the first of root's began, since the machine did; zero is
 	// not known.
 	began time.Duration
@@ -98,6 +99,7 @@ func (p *Processes) addSSH(proc process) {
 	began := p.began(proc.pid)
 	for _, inode := range p.sockets(proc.pid) {
 		h := p.ssh[inode]
+		h.pids = append(h.pids, proc.pid)
 		h.root = h.root || st.root
 		h.preauth = h.preauth || isPreauth(proc.exe, title)
 		if main {
@@ -204,7 +206,9 @@ func (p *Processes) rootOwned(pid int) bool {
 // status is what /proc/PID/status says.
 type status struct {
 	ppid int
-	root bool // the real, effective, saved and file system user is root
+	uid  uint32 // the real, effective, saved and file system user
+	same bool   // all four are
+	root bool   // and root
 }
 
 func (p *Processes) status(pid int) (status, error) {
@@ -230,8 +234,14 @@ func parseStatus(data []byte) (status, error) {
 			}
 			hasPPid = true
 		case "Uid":
+			ids := strings.Split(value, "\t")
+			uid, err := strconv.ParseUint(ids[0], 10, 32)
+			if err != nil || len(ids) != 4 {
+				return status{}, fmt.Errorf("user %q", value)
+			}
 			hasUid = true
-			st.root = value == "0\t0\t0\t0"
+			st.uid, st.same = uint32(uid), len(slices.Compact(ids)) == 1
+			st.root = st.same && uid == 0
 		}
 	}
 	if !hasPPid || !hasUid {
@@ -244,20 +254,27 @@ func parseStatus(data []byte) (status, error) {
 // proc(5)'s stat, in hundredths of a second (USER_HZ is 100 on every
 // architecture that we build for). Zero is not known.
 func (p *Processes) began(pid int) time.Duration {
+	return time.Duration(p.stat(pid, 22)) * 10 * time.Millisecond
+}
+
+// stat gives a numeric field of proc(5)'s stat, behind the name; 0 where it
+// cannot be read.
+func (p *Processes) stat(pid, field int) int64 {
 	data, err := p.read(pid, "stat", 4096)
 	if err != nil {
 		return 0
 	}
-	// The name, in parentheses, may hold anything.
+	// The name, in parentheses, may hold anything. The state, behind it, is
+	// field 3.
 	fields := strings.Fields(string(data[bytes.LastIndexByte(data, ')')+1:]))
-	if len(fields) < 20 {
+	if len(fields) <= field-3 {
 		return 0
 	}
-	ticks, err := strconv.ParseInt(fields[19], 10, 64)
+	n, err := strconv.ParseInt(fields[field-3], 10, 64)
 	if err != nil {
 		return 0
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond
+	return n
 }
 
 // title is a process's command line, which sshd writes over.

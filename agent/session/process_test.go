@@ -27,6 +27,7 @@ type fake struct {
 	comm    string
 	environ string
 	sockets []uint64
+	tty     int  // the device's number
 	kernel  bool // a kernel thread: no program
 }
 
@@ -55,7 +56,9 @@ func fakeProc(t *testing.T, processes map[int]fake) *Processes {
 			must(os.Symlink(exe, filepath.Join(proc, "exe")))
 		}
 		status := fmt.Sprintf("Name:\t%s\nPPid:\t%d\nUid:\t%s\nGid:\t0\t0\t0\t0\n", f.comm, f.ppid, or(f.uid, "0\t0\t0\t0"))
-		for name, text := range map[string]string{"status": status, "cmdline": f.title, "comm": f.comm + "\n", "environ": f.environ} {
+		// comm may hold anything, even what looks like its end.
+		stat := fmt.Sprintf("%d (%s) 1) S %d 1 1 %d -1 0 0 0 0 0 0 0 0 0 20 0 1 0 %d 0 0", pid, f.comm, f.ppid, f.tty, pid*100)
+		for name, text := range map[string]string{"status": status, "stat": stat, "cmdline": f.title, "comm": f.comm + "\n", "environ": f.environ} {
 			must(os.WriteFile(filepath.Join(proc, name), []byte(text), 0o644))
 		}
 		links := []string{"/dev/null", "pipe:[77]", "socket:[x]"}
@@ -169,16 +172,18 @@ func TestParseStatus(t *testing.T) {
 		want status
 		ok   bool
 	}{
-		{"Name:\tsshd\nPPid:\t1\nUid:\t0\t0\t0\t0\n", status{1, true}, true},
-		{"Name:\tsshd\nPPid:\t7\nUid:\t0\t0\t0\t1000\n", status{7, false}, true},
-		{"Name:\tx\\nUid:\t0\t0\t0\t0\nPPid:\t7\nUid:\t1\t1\t1\t1\n", status{7, false}, true},
+		{"Name:\tsshd\nPPid:\t1\nUid:\t0\t0\t0\t0\n", status{ppid: 1, same: true, root: true}, true},
+		{"Name:\tsshd\nPPid:\t7\nUid:\t0\t0\t0\t1000\n", status{ppid: 7}, true},
+		{"Name:\tx\\nUid:\t0\t0\t0\t0\nPPid:\t7\nUid:\t1\t1\t1\t1\n", status{ppid: 7, uid: 1, same: true}, true},
+		{"PPid:\t1\nUid:\t0\t0\t0\n", status{}, false},
+		{"PPid:\t1\nUid:\tx\t0\t0\t0\n", status{}, false},
 		{"PPid:\tx\nUid:\t0\t0\t0\t0\n", status{}, false},
 		{"PPid:\t1\n", status{}, false},
 		{"Uid:\t0\t0\t0\t0\n", status{}, false},
 		{"", status{}, false},
 	} {
 		got, err := parseStatus([]byte(tt.text))
-		if got != tt.want || (err == nil) != tt.ok {
+		if (err == nil) != tt.ok || tt.ok && got != tt.want {
 			t.Errorf("%q: got %+v, %v; want %+v", tt.text, got, err, tt.want)
 		}
 	}

@@ -1,6 +1,8 @@
 package session
 
 import (
+	"errors"
+	"io/fs"
 	"maps"
 	"net/netip"
 	"path"
@@ -32,7 +34,8 @@ func unitPath(sys *system.System) []string {
 
 // readSocketUnit gives the ports that a socket unit's ListenStream= names, not
 // on loopback. A unit that is masked or not there has none.
-func readSocketUnit(sys *system.System, name string) []configPort {
+// The error is what could not be read.
+func readSocketUnit(sys *system.System, name string) (ports []configPort, err error) {
 	dirs := unitPath(sys)
 	var files []string
 	for _, dir := range dirs {
@@ -42,28 +45,32 @@ func readSocketUnit(sys *system.System, name string) []configPort {
 		}
 	}
 	if len(files) == 0 {
-		return nil
+		return nil, nil
 	}
+	var errs []error
 	dropIns := map[string]string{}
 	for _, dir := range slices.Backward(dirs) {
-		for _, file := range glob(sys, path.Join(dir, name+".d", "*.conf")) {
+		found, err := glob(sys, path.Join(dir, name+".d", "*.conf"))
+		errs = append(errs, err)
+		for _, file := range found {
 			dropIns[path.Base(file)] = file
 		}
 	}
 	for _, base := range slices.Sorted(maps.Keys(dropIns)) {
 		files = append(files, dropIns[base])
 	}
-	var ports []configPort
 	for i, file := range files {
 		data, err := readRegular(sys, file, maxConfigSize)
-		if i == 0 && (err != nil || len(data) == 0) {
-			return nil // masked: a link to /dev/null, or empty
+		if i == 0 && (errors.Is(err, errNotRegular) || err == nil && len(data) == 0) {
+			return nil, nil // masked: a link to /dev/null, or empty
 		}
 		if err == nil {
 			ports = parseListenStream(file, string(data), ports)
+		} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errNotRegular) {
+			errs = append(errs, err)
 		}
 	}
-	return ports
+	return ports, errors.Join(errs...)
 }
 
 // parseListenStream adds the ports of a unit file, or one of its drop-ins, to
@@ -106,13 +113,14 @@ func parseListenStream(file, text string, ports []configPort) []configPort {
 }
 
 // isEnabled tells whether some unit wants or requires this one at boot.
-func isEnabled(sys *system.System, name string) bool {
+func isEnabled(sys *system.System, name string) (enabled bool, err error) {
+	var errs []error
 	for _, dir := range unitPath(sys) {
 		for _, kind := range []string{"*.wants", "*.requires"} {
-			if len(glob(sys, path.Join(dir, kind, name))) > 0 {
-				return true
-			}
+			found, err := glob(sys, path.Join(dir, kind, name))
+			errs = append(errs, err)
+			enabled = enabled || len(found) > 0
 		}
 	}
-	return false
+	return enabled, errors.Join(errs...)
 }

@@ -3,11 +3,14 @@ package session
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -99,12 +102,23 @@ func (r *configReader) include(file string, depth int) {
 		}
 		return
 	}
-	data, err := readRegular(r.sys, file, maxConfigSize)
+	data, err := readConfig(r.sys, file)
 	if err != nil {
 		r.errs = append(r.errs, fmt.Errorf("reading sshd's configuration: %w", err))
 		return
 	}
 	r.parse(file, string(data), depth)
+}
+
+// readConfig reads a file, unless it is one of the kernel's: some of those wait
+// until they have something to say, such as /proc/kmsg.
+func readConfig(sys *system.System, file string) ([]byte, error) {
+	for _, dir := range []string{"/proc/", "/sys/", "/dev/"} {
+		if strings.HasPrefix(path.Clean(file), dir) {
+			return nil, fmt.Errorf("%s is no file of anybody's", system.Printable(file))
+		}
+	}
+	return readRegular(sys, file, maxConfigSize)
 }
 
 // parse follows process_server_config_line_depth in OpenSSH's servconf.c.
@@ -131,7 +145,11 @@ func (r *configReader) parse(file, text string, depth int) {
 				if !strings.HasPrefix(pattern, "/") {
 					pattern = "/etc/ssh/" + pattern
 				}
-				for _, included := range glob(r.sys, pattern) {
+				files, err := glob(r.sys, pattern)
+				if err != nil {
+					r.errs = append(r.errs, fmt.Errorf("%v: %w", at, err))
+				}
+				for _, included := range files {
 					r.include(included, depth+1)
 				}
 			}
@@ -264,8 +282,9 @@ func (r *configReader) listenAddress(s string) (l listenAddress, ok bool) {
 }
 
 // glob expands a pattern as glob(7) says, in order. A pattern without wildcards
-// is itself, if there is such a file.
-func glob(sys *system.System, pattern string) []string {
+// is itself, if there is such a file. The error is what could not be read.
+func glob(sys *system.System, pattern string) (found []string, err error) {
+	var errs []error
 	paths := []string{"/"}
 	for _, element := range strings.Split(strings.Trim(pattern, "/"), "/") {
 		var next []string
@@ -275,8 +294,8 @@ func glob(sys *system.System, pattern string) []string {
 				continue
 			}
 			entries, err := sys.ReadDir(dir)
-			if err != nil {
-				continue
+			if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR) {
+				errs = append(errs, err)
 			}
 			for _, e := range entries {
 				hidden := e.Name()[0] == '.' && element[0] != '.'
@@ -290,8 +309,10 @@ func glob(sys *system.System, pattern string) []string {
 		paths = next
 	}
 	slices.Sort(paths)
-	return slices.DeleteFunc(paths, func(p string) bool { return !sys.Exists(p) })
+	return slices.DeleteFunc(paths, func(p string) bool { return !sys.Exists(p) }), errors.Join(errs...)
 }
+
+var errNotRegular = errors.New("is no regular file")
 
 // readRegular reads a file of at most max bytes, and nothing that could keep
 // the reader waiting, such as a FIFO.
@@ -301,7 +322,7 @@ func readRegular(sys *system.System, path string, max int64) ([]byte, error) {
 		return nil, err
 	}
 	if !fi.Mode().IsRegular() {
-		return nil, fmt.Errorf("%s is no regular file", path)
+		return nil, fmt.Errorf("%s %w", path, errNotRegular)
 	}
 	return sys.ReadLimited(path, max)
 }

@@ -330,9 +330,18 @@ func TestSSHDConfigAgreesWithSSHD(t *testing.T) {
 	}
 }
 
+// The kernel's files are not read: reading some of them does not end.
+func TestIncludeOfTheKernels(t *testing.T) {
+	r := &configReader{sys: &system.System{Root: t.TempDir()}}
+	r.parse(configFile, "Include /proc/kmsg /????//kmsg /sys/../proc/kmsg\nPort 2222\n", 0)
+	if len(r.errs) != 3 || len(r.config.ports) != 1 {
+		t.Errorf("%v, ports %v", r.errs, r.config.ports)
+	}
+}
+
 func FuzzSSHDConfig(f *testing.F) {
 	for _, seed := range []string{
-		"Port 22\n", "ListenAddress [::]:22 rdomain x\nMatch all\nPort=\"2\"\n", "Include /etc/ssh/*\n", "\"", "Port \\", "ListenAddress [", "Match", "=",
+		"Port 22\n", "ListenAddress [::]:22 rdomain x\nMatch all\nPort=\"2\"\n", "Include /etc/ssh/*\n", "Include /????//????", "\"", "Port \\", "ListenAddress [", "Match", "=",
 	} {
 		f.Add(seed)
 	}

@@ -43,7 +43,8 @@ func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (po
 			live = true
 		}
 	}
-	live = p.addSocketUnits(sys, open, add) || live
+	socket, unitErr := p.addSocketUnits(sys, open, add)
+	live = socket || live
 
 	config, err := readSSHDConfig(sys, sshdConfigFile)
 	missing := errors.Is(err, fs.ErrNotExist) && !sys.Exists(sshdConfigFile)
@@ -65,15 +66,17 @@ func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket) (po
 		ports = append(ports, port)
 		why = append(why, strings.Join(reasons[port], ", "))
 	}
-	return ports, why, live, err
+	return ports, why, live, errors.Join(unitErr, err)
 }
 
 // addSocketUnits adds the ports of sshd's socket units. It is live where PID 1
 // listens on one.
-func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, add func(uint16, string)) (live bool) {
+func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, add func(uint16, string)) (live bool, err error) {
+	var errs []error
 	var init map[uint16]bool // the ports that PID 1 listens on
 	for _, unit := range socketUnits() {
-		ports := readSocketUnit(sys, unit)
+		ports, err := readSocketUnit(sys, unit)
+		errs = append(errs, err)
 		if len(ports) == 0 {
 			continue
 		}
@@ -85,7 +88,8 @@ func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, a
 				}
 			}
 		}
-		enabled := isEnabled(sys, unit)
+		enabled, err := isEnabled(sys, unit)
+		errs = append(errs, err)
 		for _, c := range ports {
 			switch {
 			case init[c.port]:
@@ -96,5 +100,5 @@ func (p *Processes) addSocketUnits(sys *system.System, open map[uint64]uint16, a
 			}
 		}
 	}
-	return live
+	return live, errors.Join(errs...)
 }

@@ -147,7 +147,11 @@ func TestSocketUnit(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			var got []uint16
-			for _, p := range readSocketUnit(tree(t, tt.files), "ssh.socket") {
+			found, err := readSocketUnit(tree(t, tt.files), "ssh.socket")
+			if err != nil {
+				t.Error(err)
+			}
+			for _, p := range found {
 				got = append(got, p.port)
 			}
 			if !slices.Equal(got, tt.want) {

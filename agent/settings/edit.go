@@ -34,7 +34,9 @@ type Editor struct {
 	Profile firewall.Profile
 	// Clients may log in over SSH without being listed in the settings: those
 	// that were named or detected.
-	Clients  []netip.Prefix
+	Clients []netip.Prefix
+	// Unsure is set where they were detected, and may be somebody else.
+	Unsure   bool
 	SSHPorts []uint16
 	Now      time.Time
 }
@@ -285,10 +287,14 @@ func (e Editor) Allow(who []netip.Prefix, end time.Time) Edit {
 	var out Edit
 	a := e.current()
 	old := a.String()
+	sure := e.Clients
+	if e.Unsure {
+		sure = nil
+	}
 	for _, p := range who {
 		name := firewall.FormatPrefix(p)
 		same := func(t firewall.TimedSource) bool { return t.From == p }
-		if by, ok := container(p, slices.Concat(e.Clients, a.List)); ok {
+		if by, ok := container(p, slices.Concat(sure, a.List)); ok {
 			limit := ""
 			if !end.IsZero() {
 				limit = ", and for good: to limit that, remove it first"

@@ -19,7 +19,7 @@ func (s *Store) Lock(ctx context.Context, command string) (unlock func(), err er
 		return nil, err
 	}
 	start := time.Now()
-	release, err := s.sys.Lock(ctx, lockFile)
+	release, err := s.sys.Lock(ctx, lockFile, fmt.Sprintf("%d %s\n", os.Getpid(), command))
 	if err != nil {
 		if ctx.Err() == nil {
 			return nil, err
@@ -27,8 +27,6 @@ func (s *Store) Lock(ctx context.Context, command string) (unlock func(), err er
 		return nil, fmt.Errorf("another change has been under way for more than %v, %s: try again when it has ended",
 			time.Since(start).Round(time.Millisecond), s.holder())
 	}
-	// Who holds it is for that message only, so a failure to say it is none.
-	os.WriteFile(s.sys.Path(lockFile), []byte(fmt.Sprintf("%d %s\n", os.Getpid(), command)), 0o600)
 	return release, nil
 }
 

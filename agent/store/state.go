@@ -3,7 +3,6 @@
 package store
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,9 +85,21 @@ type Choice struct {
 // Client is who may log in over SSH, and how that is known.
 type Client struct {
 	Allow  []netip.Prefix `json:"allow,omitempty"`
-	Source string         `json:"source"` // "named", "session", "none", "any", "settings", "clone"
+	Source string         `json:"source"` // "named", "session", Unconfirmed, "none", "any", "settings", "clone"
 	Reason string         `json:"reason"`
 }
+
+// Why says how it is known who may log in, and what became of that.
+func (c Client) Why() string {
+	if c.Source == Unconfirmed {
+		return c.Reason + ", but no new login from there came in time"
+	}
+	return c.Reason
+}
+
+// Unconfirmed is the source of a client that was detected and has not shown in
+// time that it is the owner's.
+const Unconfirmed = "unconfirmed"
 
 // Allowed is a network that may log in over SSH.
 type Allowed struct {
@@ -99,10 +110,14 @@ type Allowed struct {
 
 // At gives the state without what has ended by a moment.
 func (st State) At(m firewall.Moment) State {
-	unlocked := st.Desired.Unlock != nil
+	unlocked, probation := st.Desired.Unlock != nil, st.Desired.SSH.Probation
 	st.Desired, st.Ruleset = st.Desired.At(m), st.Ruleset.At(m.Time)
 	if unlocked && st.Desired.Unlock == nil { // maybe not by the clock
 		st.Ruleset = st.Ruleset.Locked()
+	}
+	if probation != nil && st.Desired.SSH.Probation == nil {
+		st.Ruleset = st.Ruleset.Begun()
+		st.Client.Source = Unconfirmed
 	}
 	var left []Allowed
 	for _, a := range st.Allowed {
@@ -121,7 +136,7 @@ func (st State) WhyAllowed(from netip.Prefix, until time.Time) string {
 			return a.Reason
 		}
 	}
-	return st.Client.Reason
+	return st.Client.Why()
 }
 
 // Original is what bootstrap changed, as it was.
@@ -204,6 +219,12 @@ func (s *Store) Save(st State) error {
 func (s *Store) LoadOriginal() (Original, error) {
 	var o Original
 	err := s.read(original, &o)
+	if err == nil && len(o.Files) == 0 {
+		err = fmt.Errorf("%s is no record: it names no file", original)
+	}
+	if err != nil && !errors.Is(err, ErrNone) {
+		err = fmt.Errorf("%w: move it away to go on without it", err)
+	}
 	return o, err
 }
 
@@ -277,8 +298,7 @@ func (s *Store) read(path string, into any) error {
 	if err != nil {
 		return err
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	if err := dec.Decode(into); err != nil {
+	if err := json.Unmarshal(data, into); err != nil {
 		return fmt.Errorf("reading %s: %w", path, err)
 	}
 	return nil

@@ -14,9 +14,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"golang.org/x/sys/unix"
@@ -27,16 +31,59 @@ type System struct {
 	// Root prefixes every path below /etc, /var, /run and /usr. Empty is the
 	// machine itself. /proc and /sys are the kernel's own and stay.
 	Root string
-	// Step, where set, is called before each change to a file and before each
-	// run of a program; an error from it is that step's error. It is for tests.
-	Step func(op, name string) error
+	// Step, where set, does each step. It is for tests.
+	Step Step
+	// Programs, where set, are where programs are looked for in place of the
+	// system's directories. It is for tests.
+	Programs []string
 }
 
-func (s *System) step(op, name string) error {
+// Step does a step in its own way: an operation on a file, or a run of a
+// program, which is what do does. It can end the program before that or after
+// it, or have another error come of it.
+type Step func(op, name string, do func() error) error
+
+// Do is a step of somebody else's: of a library that has no seam.
+func (s *System) Do(op, name string, do func() error) error {
 	if s.Step == nil {
-		return nil
+		return do()
 	}
-	return s.Step(op, name)
+	return s.Step(op, name, do)
+}
+
+// The steps that change nothing.
+const (
+	stepRead     = "read"
+	stepStat     = "stat"
+	stepList     = "list"
+	stepReadlink = "readlink"
+)
+
+// Looks tells whether a step only looks.
+func Looks(op string) bool {
+	return op == stepRead || op == stepStat || op == stepList || op == stepReadlink
+}
+
+// Before makes a Step of what is to be called before each step that changes
+// something; an error from it is that step's error.
+func Before(call func(op, name string) error) Step {
+	return func(op, name string, do func() error) error {
+		if !Looks(op) {
+			if err := call(op, name); err != nil {
+				return err
+			}
+		}
+		return do()
+	}
+}
+
+// look is a step that gives something.
+func look[T any](s *System, op, path string, do func(path string) (T, error)) (got T, err error) {
+	err = s.Do(op, path, func() (err error) {
+		got, err = do(s.Path(path))
+		return err
+	})
+	return got, err
 }
 
 // Path gives where a path of the contract really is.
@@ -53,30 +100,33 @@ func (s *System) Path(path string) string {
 }
 
 // ReadFile is os.ReadFile below the root.
-func (s *System) ReadFile(path string) ([]byte, error) { return os.ReadFile(s.Path(path)) }
+func (s *System) ReadFile(path string) ([]byte, error) { return look(s, stepRead, path, os.ReadFile) }
 
-// ReadLimited reads a file of at most max bytes; a larger one is an error.
+// ReadLimited reads a file of at most max bytes; a larger one is an error. It
+// does not wait for a FIFO's other end.
 func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
-	f, err := os.Open(s.Path(path))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	data, err := io.ReadAll(io.LimitReader(f, max+1))
-	if err != nil {
-		return nil, err
-	}
-	if int64(len(data)) > max {
-		return nil, fmt.Errorf("%s is larger than %d bytes", path, max)
-	}
-	return data, nil
+	return look(s, stepRead, path, func(p string) ([]byte, error) {
+		f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		data, err := io.ReadAll(io.LimitReader(f, max+1))
+		if err != nil {
+			return nil, err
+		}
+		if int64(len(data)) > max {
+			return nil, fmt.Errorf("%s is larger than %d bytes", path, max)
+		}
+		return data, nil
+	})
 }
 
 // Stat is os.Stat below the root.
-func (s *System) Stat(path string) (fs.FileInfo, error) { return os.Stat(s.Path(path)) }
+func (s *System) Stat(path string) (fs.FileInfo, error) { return look(s, stepStat, path, os.Stat) }
 
 // Lstat is os.Lstat below the root.
-func (s *System) Lstat(path string) (fs.FileInfo, error) { return os.Lstat(s.Path(path)) }
+func (s *System) Lstat(path string) (fs.FileInfo, error) { return look(s, stepStat, path, os.Lstat) }
 
 // CheckOwner says why a file cannot be trusted with what root does: it is not
 // a plain file, not root's (or the caller's own, when that is not root), or
@@ -94,31 +144,83 @@ func CheckOwner(fi fs.FileInfo) error {
 	return nil
 }
 
-// Exists tells whether there is something at path, be it a dangling link.
+// Exists tells whether there is something at path, be it a dangling link. Where
+// that cannot be told, there is: settings on a failing disk must not pass for
+// none.
 func (s *System) Exists(path string) bool {
-	_, err := os.Lstat(s.Path(path))
-	return err == nil
+	_, err := s.Lstat(path)
+	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR)
 }
 
 // ReadDir is os.ReadDir below the root.
-func (s *System) ReadDir(path string) ([]fs.DirEntry, error) { return os.ReadDir(s.Path(path)) }
+func (s *System) ReadDir(path string) ([]fs.DirEntry, error) {
+	return look(s, stepList, path, os.ReadDir)
+}
 
 // Readlink is os.Readlink below the root.
-func (s *System) Readlink(path string) (string, error) { return os.Readlink(s.Path(path)) }
+func (s *System) Readlink(path string) (string, error) {
+	return look(s, stepReadlink, path, os.Readlink)
+}
 
-// MkdirAll makes a directory and its parents, and gives the last one mode.
+// Glob is filepath.Glob below the root; so is what it gives.
+func (s *System) Glob(pattern string) ([]string, error) {
+	found, err := look(s, stepList, pattern, filepath.Glob)
+	for i, f := range found {
+		if strings.HasPrefix(f, filepath.Clean(s.Root)+"/") {
+			found[i] = strings.TrimPrefix(f, filepath.Clean(s.Root))
+		}
+	}
+	return found, err
+}
+
+// MkdirAll makes a directory and its parents, and sees that the last one is
+// root's (the caller's, when that is not root) and has mode: one that somebody
+// else has is mended.
 func (s *System) MkdirAll(path string, mode fs.FileMode) error {
 	p := s.Path(path)
-	if fi, err := os.Lstat(p); err == nil && fi.IsDir() && fi.Mode().Perm() == mode {
+	if fi, err := s.Lstat(path); err == nil && fi.IsDir() && fi.Mode().Perm() == mode && callers(fi) {
 		return nil
 	}
-	if err := s.step("mkdir", path); err != nil {
+	if err := s.Do("mkdir", path, func() error { return os.MkdirAll(p, mode) }); err != nil {
 		return err
 	}
-	if err := os.MkdirAll(p, mode); err != nil {
+	fi, err := s.Stat(path)
+	if err != nil {
 		return err
 	}
-	return os.Chmod(p, mode)
+	if !callers(fi) {
+		if err := s.Do("chown", path, func() error { return os.Chown(p, os.Geteuid(), os.Getegid()) }); err != nil {
+			return err
+		}
+	}
+	return s.Chmod(path, mode)
+}
+
+// Chmod is os.Chmod below the root.
+func (s *System) Chmod(path string, mode fs.FileMode) error {
+	return s.Do("chmod", path, func() error { return os.Chmod(s.Path(path), mode) })
+}
+
+// Rename is os.Rename below the root.
+func (s *System) Rename(from, to string) error {
+	return s.Do("rename", to, func() error { return os.Rename(s.Path(from), s.Path(to)) })
+}
+
+// Sync has a file, or a directory's entries, on disk when it comes back.
+func (s *System) Sync(path string) error {
+	return s.Do("sync", path, func() error {
+		f, err := os.Open(s.Path(path))
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		return f.Sync()
+	})
+}
+
+func callers(fi fs.FileInfo) bool {
+	st, ok := fi.Sys().(*syscall.Stat_t)
+	return !ok || int(st.Uid) == os.Geteuid()
 }
 
 // WriteFile replaces a file in one step: the data goes to a new file beside
@@ -134,11 +236,12 @@ func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err erro
 			err = fmt.Errorf("writing %s: %w", path, err)
 		}
 	}()
-	if err := s.step("write", path); err != nil {
+	s.sweep(path)
+	var f *os.File
+	if err := s.Do("create", path, func() (err error) {
+		f, err = os.CreateTemp(filepath.Dir(p), fmt.Sprintf(".%s.%d.*", filepath.Base(p), os.Getpid()))
 		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(p), "."+filepath.Base(p)+".*")
-	if err != nil {
+	}); err != nil {
 		return err
 	}
 	defer func() {
@@ -147,28 +250,42 @@ func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err erro
 			os.Remove(f.Name())
 		}
 	}()
-	if _, err := f.Write(data); err != nil {
+	for _, step := range []struct {
+		op string
+		do func() error
+	}{
+		{"write", func() error { _, err := f.Write(data); return err }},
+		{"chmod", func() error { return f.Chmod(mode) }},
+		{"label", func() error { return copyLabel(p, f) }},
+		{"flush", f.Sync},
+		{"close", f.Close},
+	} {
+		if err := s.Do(step.op, path, step.do); err != nil {
+			return err
+		}
+	}
+	if err := s.Do("rename", path, func() error { return os.Rename(f.Name(), p) }); err != nil {
 		return err
 	}
-	if err := f.Chmod(mode); err != nil {
-		return err
+	return s.Sync(filepath.Dir(path))
+}
+
+// sweep removes what those left beside a file who were killed while they wrote
+// it. Their names have the process in them: one that lives may still write.
+func (s *System) sweep(path string) {
+	entries, err := s.ReadDir(filepath.Dir(path))
+	if err != nil {
+		return
 	}
-	if err := copyLabel(p, f); err != nil {
-		return err
+	for _, e := range entries {
+		rest, ours := strings.CutPrefix(e.Name(), "."+filepath.Base(path)+".")
+		pid, _, ok := strings.Cut(rest, ".")
+		if n, err := strconv.Atoi(pid); !ours || !ok || err != nil || n <= 0 || !errors.Is(unix.Kill(n, 0), unix.ESRCH) {
+			continue
+		}
+		left := filepath.Join(filepath.Dir(path), e.Name())
+		s.Do("remove", left, func() error { return os.Remove(s.Path(left)) })
 	}
-	if err := f.Sync(); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	if err := s.step("rename", path); err != nil {
-		return err
-	}
-	if err := os.Rename(f.Name(), p); err != nil {
-		return err
-	}
-	return syncDir(filepath.Dir(p))
 }
 
 // copyLabel gives the new file the SELinux label of the one it replaces. A
@@ -185,97 +302,79 @@ func copyLabel(old string, f *os.File) error {
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
-}
-
 // Touch makes a file one of now; one that is not there stays so.
 func (s *System) Touch(path string) error {
 	if !s.Exists(path) {
 		return nil
 	}
-	if err := s.step("touch", path); err != nil {
-		return err
-	}
 	now := time.Now()
-	return os.Chtimes(s.Path(path), now, now)
+	return s.Do("touch", path, func() error { return os.Chtimes(s.Path(path), now, now) })
 }
 
 // Remove removes a file; one that is not there is no error.
 func (s *System) Remove(path string) error {
-	p := s.Path(path)
-	if _, err := os.Lstat(p); errors.Is(err, fs.ErrNotExist) {
+	s.sweep(path)
+	if _, err := s.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	if err := s.step("remove", path); err != nil {
+	err := s.Do("remove", path, func() error { return os.Remove(s.Path(path)) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Remove(p); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return syncDir(filepath.Dir(p))
+	return s.Sync(filepath.Dir(path))
 }
 
 // RemoveAll removes a directory and what is in it.
 func (s *System) RemoveAll(path string) error {
-	if err := s.step("remove", path); err != nil {
-		return err
-	}
-	return os.RemoveAll(s.Path(path))
+	return s.Do("remove", path, func() error { return os.RemoveAll(s.Path(path)) })
 }
 
 // RemoveDir removes a directory if it is there and empty; else it is no error.
 func (s *System) RemoveDir(path string) error {
-	entries, err := os.ReadDir(s.Path(path))
+	entries, err := s.ReadDir(path)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	if err != nil || len(entries) > 0 {
 		return nil
 	}
-	if err := s.step("remove", path); err != nil {
-		return err
-	}
-	return os.Remove(s.Path(path))
+	return s.Do("remove", path, func() error { return os.Remove(s.Path(path)) })
 }
 
 // Symlink puts a symbolic link at path in place of what is there, in one step.
 func (s *System) Symlink(target, path string) error {
-	if err := s.step("link", path); err != nil {
-		return err
-	}
 	p := s.Path(path)
-	temp := filepath.Join(filepath.Dir(p), "."+filepath.Base(p)+".link")
-	os.Remove(temp) // of a run that was cut short
-	if err := os.Symlink(target, temp); err != nil {
+	temp := filepath.Join(filepath.Dir(p), fmt.Sprintf(".%s.%d.link", filepath.Base(p), os.Getpid()))
+	s.sweep(path)
+	os.Remove(temp) // of another process of this number
+	if err := s.Do("link", path, func() error { return os.Symlink(target, temp) }); err != nil {
 		return fmt.Errorf("linking %s: %w", path, err)
 	}
-	if err := os.Rename(temp, p); err != nil {
+	if err := s.Do("rename", path, func() error { return os.Rename(temp, p) }); err != nil {
 		os.Remove(temp)
 		return fmt.Errorf("linking %s: %w", path, err)
 	}
-	return syncDir(filepath.Dir(p))
+	return s.Sync(filepath.Dir(path))
 }
 
 // WriteKernel writes a value to a file of /proc or /sys.
 func (s *System) WriteKernel(path, value string) error {
-	if err := s.step("kernel", path); err != nil {
-		return err
-	}
-	return os.WriteFile(path, []byte(value), 0o644)
+	return s.Do("kernel", path, func() error { return os.WriteFile(path, []byte(value), 0o644) })
 }
 
 // Lock takes an exclusive lock on a file, which it makes if need be, and waits
-// for it until the context ends. The function that it gives back lets go.
-func (s *System) Lock(ctx context.Context, path string) (unlock func(), err error) {
+// for it until the context ends. The function that it gives back lets go. What
+// note says is in the file meanwhile, if it can be written.
+func (s *System) Lock(ctx context.Context, path, note string) (unlock func(), err error) {
 	for {
 		f, err := s.tryLock(path)
 		if err != nil {
 			return nil, fmt.Errorf("locking %s: %w", path, err)
 		}
 		if f != nil {
+			if note != "" {
+				s.Do("write", path, func() error { return errors.Join(f.Truncate(0), writeString(f, note)) })
+			}
 			return func() { f.Close() }, nil
 		}
 		select {
@@ -286,9 +385,18 @@ func (s *System) Lock(ctx context.Context, path string) (unlock func(), err erro
 	}
 }
 
+func writeString(w io.Writer, text string) error {
+	_, err := io.WriteString(w, text)
+	return err
+}
+
 // tryLock is one try; it gives no file where another holds the lock.
 func (s *System) tryLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(s.Path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+	var f *os.File
+	err := s.Do("lock", path, func() (err error) {
+		f, err = os.OpenFile(s.Path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -309,27 +417,45 @@ func (s *System) tryLock(path string) (*os.File, error) {
 	return nil, nil
 }
 
-// defaultPath is where programs are looked for when the environment has none.
+// defaultPath is where programs are looked for, and what those are given that
+// are run.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// LookPath finds a program. It looks in PATH, but only in directories that are
-// root's (or the caller's own, when that is not root) and that nobody else can
-// write to, so that no other user's directory decides what root runs.
-func (s *System) LookPath(name string) (string, error) {
-	path := os.Getenv("PATH")
-	if path == "" {
-		path = defaultPath
+// LookPath finds a program in the system's directories, in an order that is
+// fixed. The caller's PATH can take some of these away, and add none. One that
+// others than root (or than the caller, when that is not root) could change is
+// passed over, so that no other user decides what root runs.
+func (s *System) LookPath(name string) (string, error) { return look(s, stepStat, name, s.lookPath) }
+
+func (s *System) lookPath(name string) (string, error) {
+	dirs := s.Programs
+	if dirs == nil {
+		dirs = searched(os.Getenv("PATH"))
 	}
-	for _, dir := range filepath.SplitList(path) {
-		if !filepath.IsAbs(dir) || !trusted(dir) {
-			continue
-		}
+	for _, dir := range dirs {
 		p := filepath.Join(dir, name)
-		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && trusted(p) {
+		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && trusted(p) && trustedDir(dir) {
 			return p, nil
 		}
 	}
-	return "", &NotFoundError{Name: name, Path: path}
+	where := strings.Join(dirs, ":")
+	if where == "" {
+		where = "PATH, which has none of " + defaultPath
+	}
+	return "", &NotFoundError{Name: name, Path: where}
+}
+
+// searched gives the system's directories that a PATH has; an empty one has all.
+func searched(path string) []string {
+	all := filepath.SplitList(defaultPath)
+	if path == "" {
+		return all
+	}
+	var theirs []string
+	for _, dir := range filepath.SplitList(path) {
+		theirs = append(theirs, filepath.Clean(dir))
+	}
+	return slices.DeleteFunc(all, func(dir string) bool { return !slices.Contains(theirs, dir) })
 }
 
 func trusted(path string) bool {
@@ -340,7 +466,24 @@ func trusted(path string) bool {
 	return (st.Uid == 0 || int(st.Uid) == os.Geteuid()) && st.Mode&0o022 == 0
 }
 
-// NotFoundError says that a program is on no trusted directory of PATH.
+// trustedDir is trusted of a directory and of all above it. Above it may be one
+// that all write to, where each can take away only what is his own.
+func trustedDir(dir string) bool {
+	if !trusted(dir) {
+		return false
+	}
+	for dir != "/" {
+		dir = filepath.Dir(dir)
+		var st unix.Stat_t
+		if unix.Stat(dir, &st) != nil || st.Uid != 0 && int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// NotFoundError says that a program is in none of the directories where it was
+// looked for.
 type NotFoundError struct{ Name, Path string }
 
 func (e *NotFoundError) Error() string {
@@ -391,9 +534,6 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 		}
 	}
 	line := strings.Join(append([]string{filepath.Base(path)}, c.Args...), " ")
-	if err := s.step("run", line); err != nil {
-		return Result{}, fmt.Errorf("%s: %w", line, err)
-	}
 	timeout := c.Timeout
 	if timeout == 0 {
 		timeout = 30 * time.Second
@@ -406,8 +546,11 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	cmd.Stdin = bytes.NewReader(c.Stdin)
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
-	err := cmd.Run()
+	err := s.Do("run", line, cmd.Run)
 	res := Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}
+	if err != nil && cmd.ProcessState == nil { // it was not even started
+		return res, fmt.Errorf("%s: %w", line, err)
+	}
 	if err != nil {
 		switch e := ctx.Err(); {
 		case errors.Is(e, context.DeadlineExceeded):
@@ -435,32 +578,55 @@ func oneLine(b []byte) string {
 	return Printable(s)
 }
 
-// Printable replaces what a terminal might take for a command in text that
-// comes from files, processes or the network.
+// Printable replaces what a terminal might take for a command, or what would
+// make text look like another, in text that comes from files, processes or the
+// network: control characters, and all that does not show, such as those that
+// turn the direction of writing.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
-		if r == utf8.RuneError || r < 0x20 || r >= 0x7f && r < 0xa0 {
-			return '?'
+		if shows(r) {
+			return r
 		}
-		return r
+		return '?'
 	}, s)
+}
+
+func shows(r rune) bool { return r != utf8.RuneError && unicode.IsPrint(r) }
+
+// PrintableJSON is Printable of a JSON text, where nothing gets lost: what does
+// not show stands there by its number.
+func PrintableJSON(data []byte) []byte {
+	var out []byte
+	for _, r := range string(data) {
+		if r == '\n' || shows(r) {
+			out = utf8.AppendRune(out, r)
+			continue
+		}
+		for _, u := range utf16.Encode([]rune{r}) {
+			out = fmt.Appendf(out, "\\u%04x", u)
+		}
+	}
+	return out
 }
 
 // Detach starts a program that goes on when this one, and the session that it
 // was started in, has ended. Nothing is heard of it any more.
 func (s *System) Detach(path string, args ...string) error {
 	line := strings.Join(append([]string{filepath.Base(path)}, args...), " ")
-	if err := s.step("detach", line); err != nil {
-		return fmt.Errorf("%s: %w", line, err)
-	}
-	cmd := exec.Command(path, args...)
-	cmd.Env = []string{"LC_ALL=C", "PATH=" + cmp.Or(os.Getenv("PATH"), defaultPath)}
-	cmd.Dir = "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if err := cmd.Start(); err != nil {
+	err := s.Do("detach", line, func() error {
+		cmd := exec.Command(path, args...)
+		cmd.Env = []string{"LC_ALL=C", "PATH=" + cmp.Or(os.Getenv("PATH"), defaultPath)}
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		if err := cmd.Start(); err != nil {
+			return err
+		}
+		return cmd.Process.Release()
+	})
+	if err != nil {
 		return fmt.Errorf("starting %s: %w", line, err)
 	}
-	return cmd.Process.Release()
+	return nil
 }
 
 // Populated tells whether the control group of a systemd unit has processes.

@@ -2,6 +2,7 @@ package system
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"os"
 	"path/filepath"
@@ -47,13 +48,13 @@ func TestWriteFile(t *testing.T) {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
 	// A step that fails leaves the old file, and nothing beside it.
-	for _, fail := range []string{"write", "rename"} {
-		s.Step = func(op, _ string) error {
+	for _, fail := range []string{"create", "write", "chmod", "label", "flush", "close", "rename"} {
+		s.Step = Before(func(op, _ string) error {
 			if op == fail {
 				return errors.New("broken")
 			}
 			return nil
-		}
+		})
 		if err := s.WriteFile("/etc/f", []byte("new"), 0o640); err == nil || !strings.Contains(err.Error(), "writing /etc/f") {
 			t.Errorf("%s: %v", fail, err)
 		}
@@ -75,22 +76,56 @@ func TestLookPath(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	s := &System{}
-	t.Setenv("PATH", bad+":relative::"+good)
-	if p, err := s.LookPath("prog"); err != nil || p != filepath.Join(good, "prog") {
+	find := func(dirs ...string) (string, error) { return (&System{Programs: dirs}).LookPath("prog") }
+	if p, err := find(bad, good); err != nil || p != filepath.Join(good, "prog") {
 		t.Errorf("%s, %v", p, err)
 	}
-	t.Setenv("PATH", bad)
 	var missing *NotFoundError
-	if _, err := s.LookPath("prog"); !errors.As(err, &missing) {
+	if _, err := find(bad); !errors.As(err, &missing) {
 		t.Errorf("found in a directory that all may write to: %v", err)
+	}
+	if err := os.Chmod(good, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := find(good); !errors.As(err, &missing) {
+		t.Errorf("found in a directory to which all may add: %v", err)
+	}
+	for mode, found := range map[os.FileMode]bool{0o755: true, 0o775: false, 0o777 | os.ModeSticky: true} {
+		if err := errors.Join(os.Chmod(good, 0o755), os.Chmod(filepath.Dir(good), mode)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := find(good); errors.As(err, &missing) == found {
+			t.Errorf("below a directory with mode %v: %v", mode, err)
+		}
 	}
 	if err := os.Chmod(filepath.Join(good, "prog"), 0o757); err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("PATH", good)
-	if _, err := s.LookPath("prog"); !errors.As(err, &missing) {
+	if _, err := find(good); !errors.As(err, &missing) {
 		t.Errorf("found a program that all may write to: %v", err)
+	}
+}
+
+// TestCallersPath: what a caller has in PATH takes directories away, and adds none.
+func TestCallersPath(t *testing.T) {
+	evil := t.TempDir()
+	if err := os.WriteFile(filepath.Join(evil, "env"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	real, err := (&System{}).LookPath("env")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]string{
+		"": real, evil + ":" + defaultPath: real, "/usr/bin/:" + evil: "/usr/bin/env", "/bin:/usr/bin": "/usr/bin/env",
+		evil: "", ".": "", "usr/bin": "", ":": "", "/nowhere": "", evil + "/../bin": "",
+	} {
+		t.Setenv("PATH", path)
+		got, err := (&System{}).LookPath("env")
+		var missing *NotFoundError
+		if got != want || errors.As(err, &missing) != (want == "") {
+			t.Errorf("PATH %q: found %q, %v, want %q", path, got, err, want)
+		}
 	}
 }
 
@@ -119,13 +154,13 @@ func TestLock(t *testing.T) {
 	if err := os.Mkdir(filepath.Join(dir, "run"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	unlock, err := s.Lock(context.Background(), "/run/lock")
+	unlock, err := s.Lock(context.Background(), "/run/lock", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := s.Lock(ctx, "/run/lock"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Lock(ctx, "/run/lock", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second holder: %v", err)
 	}
 	// Who holds it removes the file and lets go; a lock on what was removed
@@ -133,14 +168,14 @@ func TestLock(t *testing.T) {
 	if err := os.Remove(filepath.Join(dir, "run/lock")); err != nil {
 		t.Fatal(err)
 	}
-	again, err := s.Lock(context.Background(), "/run/lock")
+	again, err := s.Lock(context.Background(), "/run/lock", "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	unlock()
 	ctx, cancel = context.WithTimeout(context.Background(), 30*time.Millisecond)
 	defer cancel()
-	if _, err := s.Lock(ctx, "/run/lock"); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := s.Lock(ctx, "/run/lock", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second holder of the new file: %v", err)
 	}
 	again()
@@ -163,5 +198,33 @@ func TestCheckOwner(t *testing.T) {
 	}
 	if fi, _ := os.Lstat(dir); CheckOwner(fi) == nil {
 		t.Error("a directory passed")
+	}
+}
+
+func TestPrintable(t *testing.T) {
+	for text, want := range map[string]string{
+		"": "", "Zürich, 東京 \U0001F512": "Zürich, 東京 \U0001F512",
+		"a\x1b[2Jb\n\t": "a?[2Jb??", "\u009b31m": "?31m", "\x7f\x00": "??", "\u202ex\u2066\u200b\u2028\ufeff": "?x????", "\xff\ufffd": "??", "\u00a0": "?",
+	} {
+		if got := Printable(text); got != want {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// TestPrintableJSON: nothing gets lost.
+func TestPrintableJSON(t *testing.T) {
+	want := "a\x1b\u202e\u009b\x7f\U000e0001\u2028 <é>\\\"\n"
+	data, err := json.MarshalIndent(map[string]string{"k": want}, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := PrintableJSON(data)
+	if shown := strings.ReplaceAll(string(text), "\n", ""); Printable(shown) != shown {
+		t.Errorf("%q does not show all", text)
+	}
+	var got map[string]string
+	if err := json.Unmarshal(text, &got); err != nil || got["k"] != want {
+		t.Errorf("%q, %v, want %q", got["k"], err, want)
 	}
 }

@@ -204,9 +204,22 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		return err
 	}
 	out, err := w.agent.Converge(ctx, st, o)
+	var load *agent.LoadError
+	if errors.As(err, &load) && agent.WithoutRule(&st) {
+		// It may be that this kernel, or these iptables, know no times.
+		if out, e := w.agent.Converge(ctx, st, o); e == nil {
+			a.log.WithError(err).Warn("the time when SSH opens, unless confirmed, is left to the service")
+			return a.converged(w, st, out, r)
+		}
+	}
 	if err != nil {
 		return err
 	}
+	return a.converged(w, st, out, r)
+}
+
+// converged shows what was done.
+func (a *app) converged(w *wiring, st store.State, out agent.Outcome, r convergeRequest) error {
 	if r.clear && out.Changed {
 		// While there is another way in to set it right.
 		out.Inspection.Warnings = append(out.Inspection.Warnings, w.found.Surprises...)
@@ -370,6 +383,9 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 	}
 	for _, warning := range out.Inspection.Warnings {
 		fmt.Fprintf(a.stdout, "  warning   %s\n", warning)
+	}
+	if st.Desired.SSH.Probation != nil {
+		fmt.Fprintln(a.stdout, "next: log in anew from there and stay for some seconds, or run there: basicfw-agent confirm")
 	}
 	if st.Desired.SSH.Mode == firewall.SSHLimited && st.Client.Source != "any" {
 		fmt.Fprintln(a.stdout, "next: basicfw-agent ssh allow YOUR-ADDRESS")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,10 +20,11 @@ func (a *app) confirmCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "confirm",
-		Short: "Keep the change that waits for a confirmation",
-		Long: `Keep the change that "basicfw-agent apply --confirm" has loaded. Log in anew and
-type it there: a session that is older than the change lives on by itself and
-proves nothing, so it is refused in one, unless forced.`,
+		Short: "Keep the change, or the client, that waits for a confirmation",
+		Long: `Keep the change that "basicfw-agent apply --confirm" has loaded. Where none waits,
+keep SSH pinned to the client that bootstrap detected. Log in anew and type it
+there: a session that is older than the change lives on by itself and proves
+nothing, so it is refused in one, unless forced.`,
 		Args: noArgs,
 		RunE: a.alone(func(ctx context.Context, w *wiring) error {
 			if _, err := a.bootstrapped(w); err != nil {
@@ -33,7 +35,7 @@ proves nothing, so it is refused in one, unless forced.`,
 				return err
 			}
 			if p == nil {
-				return explainNothingPending(w)
+				return a.confirmClient(ctx, w, force)
 			}
 			if !force {
 				if err := a.proves(w, *p); err != nil {
@@ -51,6 +53,51 @@ proves nothing, so it is refused in one, unless forced.`,
 	}
 	cmd.Flags().BoolVar(&force, "force", false, "also from a session that proves nothing")
 	return cmd
+}
+
+// confirmClient keeps SSH pinned to the client that was detected.
+func (a *app) confirmClient(ctx context.Context, w *wiring, force bool) error {
+	st, err := w.state()
+	if err != nil {
+		return err
+	}
+	m := w.agent.Moment()
+	if st = st.At(m); !agent.Detected(st) {
+		return explainNothingPending(w)
+	}
+	by := "confirm --force"
+	if !force {
+		if by, err = a.provesClient(w, st); err != nil {
+			return err
+		}
+	}
+	if st, err = w.agent.ConfirmClient(ctx, by); err != nil {
+		return err
+	}
+	fmt.Fprintf(a.stdout, "confirmed: SSH stays for %s\n", strings.Join(agent.SSHOf(st).Allow, ", "))
+	a.announce(w, st, firewall.Inspection{})
+	return nil
+}
+
+// provesClient tells by what the caller's session proves that the client which
+// was detected is the owner's: it comes from there, or from the console.
+func (a *app) provesClient(w *wiring, st store.State) (by string, err error) {
+	s, _ := settings.Load(a.sys, a.config)
+	facts, err := w.facts(s, false)
+	if err != nil {
+		return "", err
+	}
+	switch session := facts.Session; {
+	case session == nil:
+		return "confirm, at the console", nil
+	case agent.Proves(*session, st, w.agent.Moment()):
+		return "confirm, in a session from there", nil
+	case agent.FromClient(*session, st):
+		return "", errors.New("this session is older than the rules and proves nothing: log in anew and confirm there, or use --force")
+	default:
+		return "", fmt.Errorf("you come from %s, and the client that was detected is %s: to let yourself in, \"basicfw-agent ssh allow me\"; to keep that client all the same, use --force",
+			session.From, strings.Join(firewall.FormatPrefixes(st.Client.Allow), ", "))
+	}
 }
 
 // explainNothingPending says what became of the last change, if that is known.

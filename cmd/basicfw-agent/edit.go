@@ -30,6 +30,7 @@ func (a *app) editSettings(ctx context.Context, w *wiring, force bool, what func
 	}
 	editor := a.editor(w, s)
 	editor.Profile, editor.Clients, editor.SSHPorts = now.Desired.Profile, now.Client.Allow, now.Desired.SSH.Ports
+	editor.Unsure = agent.Detected(now)
 	edit, err := what(editor)
 	switch {
 	case errors.Is(err, settings.ErrLast), errors.Is(err, errNoSession):

@@ -29,12 +29,13 @@ const (
 	exitNotBootstrapped = 4
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, nil)) }
 
-func run(args []string, stdout, stderr io.Writer) int {
+// run is the program; a test may do its steps.
+func run(args []string, stdout, stderr io.Writer, step system.Step) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	root := newRoot(stdout, stderr)
+	root := newRoot(stdout, stderr, step)
 	root.SetArgs(args)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

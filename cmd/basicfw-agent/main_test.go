@@ -8,7 +8,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"basicfw-agent": main})
+	testscript.Main(m, map[string]func(){
+		"basicfw-agent": func() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, faults())) },
+	})
 }
 
 // TestScript runs the real main() on what a person types. What needs a kernel

@@ -16,16 +16,17 @@ import (
 
 // app is what the commands share.
 type app struct {
-	stdout, stderr io.Writer
-	log            *logrus.Logger
-	root           string
-	config         string
-	logLevel       string
-	sys            *system.System
+	stdout   io.Writer // what does not show is replaced
+	terminal io.Writer // stdout as it is
+	log      *logrus.Logger
+	root     string
+	config   string
+	logLevel string
+	sys      *system.System
 }
 
-func newRoot(stdout, stderr io.Writer) *cobra.Command {
-	a := &app{stdout: stdout, stderr: stderr, log: logrus.New()}
+func newRoot(stdout, stderr io.Writer, step system.Step) *cobra.Command {
+	a := &app{stdout: printable{stdout}, terminal: stdout, log: logrus.New()}
 	a.log.SetOutput(stderr)
 	root := &cobra.Command{
 		Use:   "basicfw-agent",
@@ -44,7 +45,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 		SilenceUsage:  true,
 		Version:       version,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			a.sys = &system.System{Root: a.root}
+			a.sys = &system.System{Root: a.root, Step: step}
 			return a.setUpLog()
 		},
 		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
@@ -75,7 +76,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 	a.completeFlags(root, map[string]completer{"log-level": func() []string { return []string{"error", "warn", "info", "debug", "trace"} }})
 	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
 		a.openCmd(), a.closeCmd(), a.sshCmd(), a.unlockCmd(), a.lockCmd(), a.confirmCmd(), a.expireCmd(),
-		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd())
+		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd(), a.prepareCmd())
 	return root
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/hostnet"
 	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 func (a *app) runCmd() *cobra.Command {
@@ -53,13 +54,14 @@ with SIGTERM and leaves the rules.`,
 				Changed:     follow,
 				Prune:       func() (*agent.Change, error) { return a.prune(w) },
 				Ready: func(status string) {
-					notify(a.log, "READY=1\nSTATUS="+status)
+					notify(a.log, "READY=1\nSTATUS="+system.Printable(status))
 					// What it took to get here is not needed any more.
 					debug.FreeOSMemory()
 				},
-				Say:   a.sys.Say,
-				Watch: a.watch,
-				Every: time.Minute,
+				Say:    a.sys.Say,
+				Watch:  a.watch,
+				Shells: w.shells,
+				Every:  time.Minute,
 				Facts: func() agent.Facts {
 					facts, err := w.lookAt(s, true)
 					if err != nil {

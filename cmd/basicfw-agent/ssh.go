@@ -130,7 +130,7 @@ func (a *app) sshListCmd() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.printAllowed(st, w.agent.Now())
+			a.printAllowed(st.At(w.agent.Moment()), w.agent.Now())
 			return nil
 		}),
 	}
@@ -138,7 +138,7 @@ func (a *app) sshListCmd() *cobra.Command {
 
 // printAllowed lists who may log in.
 func (a *app) printAllowed(st store.State, now time.Time) {
-	ssh := st.Desired.SSH.At(now)
+	ssh := st.Desired.SSH
 	tab := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
 	if u := st.Desired.Unlock; u != nil && u.Until.After(now) {
 		who := letIn(firewall.FormatPrefixes(u.From))
@@ -149,11 +149,11 @@ func (a *app) printAllowed(st store.State, now time.Time) {
 	}
 	switch {
 	case ssh.Mode == firewall.SSHLimited && ssh.Limit.IsZero():
-		fmt.Fprintf(tab, "any address\talways\t%s\n", system.Printable(st.Client.Reason))
+		fmt.Fprintf(tab, "any address\talways\t%s\n", system.Printable(st.Client.Why()))
 	case ssh.Mode == firewall.SSHLimited:
-		fmt.Fprintf(tab, "any address, %s from each\talways\t%s\n", ssh.Limit, system.Printable(st.Client.Reason))
+		fmt.Fprintf(tab, "any address, %s from each\talways\t%s\n", ssh.Limit, system.Printable(st.Client.Why()))
 	case len(ssh.Allow)+len(ssh.Timed) == 0:
-		fmt.Fprintf(tab, "nobody\talways\t%s\n", system.Printable(st.Client.Reason))
+		fmt.Fprintf(tab, "nobody\talways\t%s\n", system.Printable(st.Client.Why()))
 	}
 	row := func(from netip.Prefix, until time.Time) {
 		when := "always"

@@ -56,13 +56,15 @@ why, and last the one command to run next, if any. Exit code 0 is protected,
 				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
 			}
 			if asJSON {
-				enc := json.NewEncoder(a.stdout)
-				enc.SetIndent("", "  ")
-				if err := enc.Encode(st); err != nil {
+				data, err := json.MarshalIndent(st, "", "  ")
+				if err != nil {
+					return err
+				}
+				if _, err := a.terminal.Write(append(system.PrintableJSON(data), '\n')); err != nil {
 					return err
 				}
 			} else {
-				printStatus(a.stdout, st, time.Now(), coloured(a.stdout))
+				printStatus(a.terminal, st, time.Now(), coloured(a.terminal))
 			}
 			if code := st.ExitCode(); code != 0 {
 				return &silentError{code}
@@ -149,7 +151,7 @@ search:
 			}
 		}
 	}
-	fmt.Fprintln(out, paint(verdict(st), st.State, colour))
+	fmt.Fprintln(out, paint(system.Printable(verdict(st)), st.State, colour))
 	for _, l := range s.lines {
 		fmt.Fprintln(out, l)
 	}
@@ -303,11 +305,10 @@ func sshLine(s agent.SSHStatus) string {
 		if list != "" {
 			who += "; afterwards " + list
 		}
+	case s.Mode == agent.Probation:
+		who += " until " + firewall.FormatTime(*s.ConfirmBy) + ", then " + anyAddress(s.Limit) + " too, unless confirmed"
 	case s.Mode == string(firewall.SSHLimited):
-		who = "any address, without a limit"
-		if s.Limit != "" {
-			who = "any address, limited to " + s.Limit + " from each"
-		}
+		who = anyAddress(s.Limit)
 		if list != "" {
 			who += "; without limit " + list
 		}
@@ -315,6 +316,14 @@ func sshLine(s agent.SSHStatus) string {
 		who = "nobody"
 	}
 	return fmt.Sprintf("port %s: %s (%s)", strings.Join(ports, ", "), who, s.Reason)
+}
+
+// anyAddress says that any address may log in, within a limit.
+func anyAddress(limit string) string {
+	if limit == "" {
+		return "any address, without a limit"
+	}
+	return "any address, limited to " + limit + " from each"
 }
 
 // sshSentence is sshLine of a decision.

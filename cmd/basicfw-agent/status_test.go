@@ -61,8 +61,21 @@ func TestPrintStatus(t *testing.T) {
 				{Family: "ipv4", Proto: "udp", Port: "8000-8010", To: "10.88.0.3", By: "t pre"}, {Family: "ipv4", Proto: "udp", Port: "8005", To: "10.88.0.4", By: "t pre"}}
 		},
 		"limited": func(s *agent.Status) {
-			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Limit: "30/min", Source: "none", Reason: "no client was named, and bootstrap ran in no SSH session"}
-			s.Warnings = []string{"SSH is open to any address: no client was named, and bootstrap ran in no SSH session"}
+			s.SSH = agent.SSHStatus{Ports: []uint16{22, 2222}, Mode: "limited", Limit: "30/min", Source: "none", Reason: "no client was named, and nobody who may become root was logged in over SSH"}
+			s.Warnings = []string{"SSH is open to any address: no client was named, and nobody who may become root was logged in over SSH"}
+			s.Next = []string{"basicfw-agent ssh allow YOUR-ADDRESS"}
+		},
+		"probation": func(s *agent.Status) {
+			by := now.Add(30 * time.Minute)
+			s.SSH = agent.SSHStatus{Ports: []uint16{22}, Mode: agent.Probation, ConfirmBy: &by, Limit: "30/min", Allow: []string{"203.0.113.9"}, Source: "session",
+				Reason: "the SSH session that bootstrap ran in came from there", You: "203.0.113.9", YouMay: true, YouWhy: "the SSH session that bootstrap ran in came from there"}
+			s.Warnings = []string{"SSH opens to any address at 2026-11-23T10:30:00Z, unless somebody logs in anew from 203.0.113.9"}
+			s.Next = []string{"basicfw-agent confirm"}
+		},
+		"unconfirmed": func(s *agent.Status) {
+			s.SSH = agent.SSHStatus{Ports: []uint16{22}, Mode: "limited", Limit: "30/min", Allow: []string{"203.0.113.9"}, Source: "unconfirmed",
+				Reason: "the SSH session that bootstrap ran in came from there, but no new login from there came in time"}
+			s.Warnings = []string{"SSH is open to any address: the SSH session that bootstrap ran in came from there, but no new login from there came in time"}
 			s.Next = []string{"basicfw-agent ssh allow YOUR-ADDRESS"}
 		},
 		"for-a-while": func(s *agent.Status) {

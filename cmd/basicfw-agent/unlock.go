@@ -134,9 +134,8 @@ func (a *app) lockCmd() *cobra.Command {
 // without.
 func (a *app) setUnlock(ctx context.Context, w *wiring, u *firewall.Unlock) error {
 	// Whoever needs it now was not served by a change that waits.
-	if p, err := w.agent.Pending(); err != nil {
-		return err
-	} else if p != nil {
+	// Nor by one of which nothing is known any more.
+	if p, err := w.agent.Pending(); err != nil || p != nil {
 		if err := w.agent.TakeBack(ctx, "somebody had to unlock the machine, or lock it"); err != nil {
 			return err
 		}

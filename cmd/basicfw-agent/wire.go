@@ -31,6 +31,7 @@ import (
 type wiring struct {
 	agent   *agent.Agent
 	manager *service.Manager
+	kernel  *iptables.Backend
 	sys     *system.System
 	host    hostnet.Host // after facts
 	found   agent.Facts  // after facts
@@ -47,7 +48,7 @@ func (a *app) wire() (*wiring, error) {
 		return nil, err
 	}
 	kernel := iptables.New(a.sys, families)
-	w := &wiring{sys: a.sys, manager: manager}
+	w := &wiring{sys: a.sys, manager: manager, kernel: kernel}
 	w.agent = &agent.Agent{
 		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
 		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},
@@ -96,6 +97,10 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	}
 	if f.SSHPorts, f.SSHWhy, f.SSHLive, err = processes.SSHDPorts(w.sys, listening); err != nil {
 		w.agent.Log.WithError(err).Warn("not all of sshd's configuration can be read")
+		// What cannot be read may name the port that the owner comes in by.
+		if st, err := w.agent.Store.Load(); err == nil {
+			f.SSHPorts, f.SSHWhy = agent.KeepPorts(f.SSHPorts, f.SSHWhy, st)
+		}
 	}
 	if c, ok := processes.Invoker(os.Getpid(), established); ok {
 		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason, Began: c.Began}
@@ -154,6 +159,23 @@ func (w *wiring) ports() (ports []uint16, why []string, live bool, err error) {
 		return nil, nil, false, err
 	}
 	return processes.SSHDPorts(w.sys, listening)
+}
+
+// shells are the SSH sessions of people at terminals.
+func (w *wiring) shells() ([]agent.Session, error) {
+	_, established, err := hostnet.Sockets()
+	if err != nil {
+		return nil, err
+	}
+	processes, err := session.ReadProcesses()
+	if err != nil {
+		return nil, err
+	}
+	var list []agent.Session
+	for _, c := range processes.Shells(w.sys, established) {
+		list = append(list, agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason, Began: c.Began})
+	}
+	return list, nil
 }
 
 // look gives the interfaces alone.

@@ -62,7 +62,7 @@ func families() []string { return []string{ipv4, ipv6} }
 type machine struct {
 	*lab.Lab
 	root string // what --root is given
-	bin  string // the first directory in PATH: it decides which iptables runs
+	bin  string // what /usr/local/sbin is: it decides which iptables runs
 	// multi is the iptables program: xtables-nft-multi or xtables-legacy-multi.
 	multi string
 	// noIPv6 has the program see a kernel without IPv6.
@@ -95,14 +95,8 @@ func newMachine(t *testing.T, variant string) *machine {
 	multi := "xtables-" + variant + "-multi"
 	lab.Need(t, multi, "ip", "nft")
 	m := &machine{Lab: lab.New(t), multi: multi, root: t.TempDir(), bin: t.TempDir()}
-	path, err := exec.LookPath(multi)
-	if err != nil {
-		t.Fatal(err)
-	}
 	for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
-		if err := os.Symlink(path, filepath.Join(m.bin, name)); err != nil {
-			t.Fatal(err)
-		}
+		m.link(t, name)
 	}
 	for _, dir := range []string{"etc/sysconfig", "etc/basicfw/profiles.d", "var/lib", "run", "usr"} {
 		if err := os.MkdirAll(filepath.Join(m.root, dir), 0o755); err != nil {
@@ -117,14 +111,27 @@ func newMachine(t *testing.T, variant string) *machine {
 	}
 	// The xtables lock is below /run. Its own keeps machines apart.
 	m.Host.Bind(t, filepath.Join(m.root, "run"), "/run")
+	m.Host.Bind(t, m.bin, "/usr/local/sbin")
 	return m
+}
+
+// link has a name be the machine's iptables program.
+func (m *machine) link(t *testing.T, name string) {
+	t.Helper()
+	path, err := exec.LookPath(m.multi)
+	if err == nil {
+		err = os.Symlink(path, filepath.Join(m.bin, name))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // command is a run of the program. It is given nothing of who runs the test.
 func (m *machine) command(args ...string) lab.Command {
 	return lab.Command{
 		Args:   append([]string{program, "--root", m.root}, args...),
-		Env:    []string{"PATH=" + m.bin + ":/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"},
+		Env:    []string{"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"},
 		Dir:    "/",
 		NoIPv6: m.noIPv6,
 	}

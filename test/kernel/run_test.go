@@ -20,27 +20,41 @@ type service struct {
 // serve starts the service and waits until it says that it is ready.
 func (m *machine) serve(t *testing.T) *service {
 	t.Helper()
+	s := m.startService(t, m.command("run"))
+	if err := s.ready(); err != nil {
+		r := s.Stop(t)
+		t.Fatalf("the service does not get ready: %v\n%s%s", err, r.Stdout, r.Stderr)
+	}
+	return s
+}
+
+// startService starts a program that tells this test what a service tells its
+// manager.
+func (m *machine) startService(t *testing.T, c lab.Command) *service {
+	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
 	conn, err := net.ListenPacket("unixgram", path)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	c := m.command("run")
 	c.Env = append(c.Env, "NOTIFY_SOCKET="+path)
-	s := &service{m.Host.Start(t, c), conn}
-	if err := conn.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
-		t.Fatal(err)
+	return &service{m.Host.Start(t, c), conn}
+}
+
+// ready waits until the service says that it is.
+func (s *service) ready() error {
+	if err := s.notices.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
+		return err
 	}
 	buf := make([]byte, 4096)
 	for {
-		n, _, err := conn.ReadFrom(buf)
+		n, _, err := s.notices.ReadFrom(buf)
 		if err != nil {
-			r := s.Stop(t)
-			t.Fatalf("the service does not get ready: %v\n%s%s", err, r.Stdout, r.Stderr)
+			return err
 		}
 		if strings.Contains("\n"+string(buf[:n])+"\n", "\nREADY=1\n") {
-			return s
+			return nil
 		}
 	}
 }
@@ -126,4 +140,28 @@ func TestRun(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestPrepare does what comes before the service. It has to end, also where the
+// programs that it runs do not: the boot waits for it.
+func TestPrepare(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		before := m.everything(t)
+		m.must(t, exitOK, "prepare")
+		for name, words := range map[string]string{"exec cat /never/there": "/never/there", "exec sleep 80": "preparing"} {
+			m.wrap(t, "ip6tables-save", name)
+			start := time.Now()
+			r := m.must(t, exitFailed, "prepare")
+			says(t, r.Stderr, "basicfw-agent: ", words)
+			if took := time.Since(start); took > 40*time.Second {
+				t.Errorf("%s: it took %v", name, took)
+			}
+			if err := os.Remove(filepath.Join(m.bin, "ip6tables-save")); err != nil {
+				t.Fatal(err)
+			}
+			m.link(t, "ip6tables-save")
+		}
+		same(t, "after all that", before, m.everything(t))
+	})
 }

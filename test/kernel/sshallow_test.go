@@ -386,6 +386,8 @@ LogLevel ERROR
 	if err := os.WriteFile(file("config"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	// What root's shell does at a login is another matter.
+	m.Host.Bind(t, t.TempDir(), "/root")
 	// It wants an empty directory there.
 	if err := os.MkdirAll(filepath.Join(m.root, "run/sshd"), 0o755); err != nil {
 		t.Fatal(err)
@@ -408,15 +410,20 @@ LogLevel ERROR
 // after the other, in one session.
 func (s *sshServer) run(t *testing.T, from netip.Addr, commands ...string) lab.Result {
 	t.Helper()
-	to := s.m.Server.Like(from)
 	c := s.m.command()
 	script := "export " + strings.Join(c.Env, " ") + "; cd " + c.Dir
 	for _, command := range commands {
 		script += " && " + strings.Join(c.Args, " ") + " " + command
 	}
-	return s.m.Outsider.Run(t, lab.Command{Args: []string{"ssh", "-F", "/dev/null", "-i", s.key, "-b", from.String(),
+	return s.m.Outsider.Run(t, lab.Command{Args: append([]string{"ssh"}, s.login(from, script)...)})
+}
+
+// login are the arguments that ssh logs in with from an address: options, and
+// last a command.
+func (s *sshServer) login(from netip.Addr, args ...string) []string {
+	return append([]string{"-F", "/dev/null", "-i", s.key, "-b", from.String(),
 		"-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-		"-o", "LogLevel=ERROR", "root@" + to.String(), script}})
+		"-o", "LogLevel=ERROR", "root@" + s.m.Server.Like(from).String()}, args...)
 }
 
 // must is run where the commands have to end with a certain exit code.
@@ -531,7 +538,13 @@ func TestSSHDetected(t *testing.T) {
 	client, stranger := m.Client.V4, m.Stranger.V4
 	sshd.must(t, exitOK, client, "bootstrap --profile web-only --no-service")
 	m.wantOpen(t, map[string]string{"22/tcp": "client4"})
+	// Until somebody says who may, it may be the wrong one.
+	says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, client.String()+" may log in")
+	m.wantAllowed(t, "client", client.String())
 	says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, "nothing changed")
+	if s := m.status(t, exitOK); s.SSH.Mode != "pinned" {
+		t.Errorf("SSH is %s, with somebody named", s.SSH.Mode)
+	}
 	sshd.must(t, exitOK, client, "ssh allow "+stranger.String())
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
 	sshd.refused(t, client, "ssh remove "+client.String(), client.String(), "--force")

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -14,9 +15,11 @@ type status struct {
 	State   string
 	Profile struct{ Name, Source, Reason string }
 	SSH     struct {
-		Mode  string
-		Allow []string
-		You   string
+		Ports        []uint16
+		Mode, Source string
+		Allow, Seen  []string
+		You          string
+		ConfirmBy    *time.Time `json:"confirm_by"`
 	}
 	Open []struct {
 		Name, Proto, Ports, Zone string

@@ -104,6 +104,7 @@ type Command struct {
 type Process struct {
 	cmd      *exec.Cmd
 	out, err bytes.Buffer
+	late     context.Context // over once the program took too long
 	cancel   context.CancelFunc
 }
 
@@ -114,7 +115,7 @@ const maxRun = 90 * time.Second
 func (n *Namespace) Start(t testing.TB, c Command) *Process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), maxRun)
-	p := &Process{cmd: exec.CommandContext(ctx, c.Args[0], c.Args[1:]...), cancel: cancel}
+	p := &Process{cmd: exec.CommandContext(ctx, c.Args[0], c.Args[1:]...), late: ctx, cancel: cancel}
 	p.cmd.Env, p.cmd.Dir = c.Env, c.Dir
 	p.cmd.Stdin = bytes.NewBufferString(c.Stdin)
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, &p.err
@@ -141,11 +142,21 @@ func (n *Namespace) Start(t testing.TB, c Command) *Process {
 // Wait waits for the program to end. One that has to be killed fails the test.
 func (p *Process) Wait(t testing.TB) Result {
 	t.Helper()
+	r := p.End(t)
+	if r.Code < 0 {
+		t.Fatalf("running %v: %v\n%s%s", p.cmd.Args, p.cmd.ProcessState, r.Stdout, r.Stderr)
+	}
+	return r
+}
+
+// End is Wait for a program that may also kill itself; its code is -1 then.
+func (p *Process) End(t testing.TB) Result {
+	t.Helper()
 	defer p.cancel()
 	err := p.cmd.Wait()
 	r := Result{Stdout: p.out.String(), Stderr: p.err.String(), Code: p.cmd.ProcessState.ExitCode()}
 	var exit *exec.ExitError
-	if err != nil && !errors.As(err, &exit) || r.Code < 0 {
+	if err != nil && !errors.As(err, &exit) || p.late.Err() != nil {
 		t.Fatalf("running %v: %v\n%s%s", p.cmd.Args, err, r.Stdout, r.Stderr)
 	}
 	return r
@@ -154,11 +165,14 @@ func (p *Process) Wait(t testing.TB) Result {
 // Stop asks the program to end, as a service manager does, and waits for it.
 func (p *Process) Stop(t testing.TB) Result {
 	t.Helper()
-	if err := p.cmd.Process.Signal(unix.SIGTERM); err != nil {
+	if err := p.Terminate(); err != nil {
 		t.Fatalf("stopping %v: %v", p.cmd.Args, err)
 	}
 	return p.Wait(t)
 }
+
+// Terminate asks the program to end and does not wait.
+func (p *Process) Terminate() error { return p.cmd.Process.Signal(unix.SIGTERM) }
 
 // Run runs a program to its end.
 func (n *Namespace) Run(t testing.TB, c Command) Result {
@@ -207,14 +221,14 @@ func (n *Namespace) ReadOnly(t testing.TB, dir string) (undo func()) {
 func (n *Namespace) Full(t testing.TB, dir string) (undo func()) {
 	t.Helper()
 	err := n.Do(func() error {
-		files, err := readTree(dir)
+		files, err := ReadTree(dir)
 		if err != nil {
 			return err
 		}
 		if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=4m"); err != nil {
 			return err
 		}
-		return errors.Join(writeTree(dir, files), fill(filepath.Join(dir, ".filler")))
+		return errors.Join(WriteTree(dir, files), fill(filepath.Join(dir, ".filler")))
 	})
 	if err != nil {
 		t.Fatalf("filling %s: %v", dir, err)
@@ -227,15 +241,17 @@ func (n *Namespace) Full(t testing.TB, dir string) (undo func()) {
 	}
 }
 
-// entry is a directory or a regular file.
-type entry struct {
-	path string // below the directory
-	mode os.FileMode
-	data []byte
+// Entry is a directory, a regular file, or a symbolic link, whose data is
+// where it leads.
+type Entry struct {
+	Path string // below the directory
+	Mode os.FileMode
+	Data []byte
 }
 
-func readTree(dir string) ([]entry, error) {
-	var all []entry
+// ReadTree reads what is below a directory.
+func ReadTree(dir string) ([]Entry, error) {
+	var all []Entry
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
 			return err
@@ -244,12 +260,17 @@ func readTree(dir string) ([]entry, error) {
 		if err != nil {
 			return err
 		}
-		e := entry{mode: fi.Mode()}
-		if e.path, err = filepath.Rel(dir, path); err != nil {
+		e := Entry{Mode: fi.Mode()}
+		if e.Path, err = filepath.Rel(dir, path); err != nil {
 			return err
 		}
-		if fi.Mode().IsRegular() {
-			e.data, err = os.ReadFile(path)
+		switch {
+		case fi.Mode().IsRegular():
+			e.Data, err = os.ReadFile(path)
+		case fi.Mode()&os.ModeSymlink != 0:
+			var target string
+			target, err = os.Readlink(path)
+			e.Data = []byte(target)
 		}
 		all = append(all, e)
 		return err
@@ -257,17 +278,24 @@ func readTree(dir string) ([]entry, error) {
 	return all, err
 }
 
-func writeTree(dir string, all []entry) error {
+// WriteTree makes below a directory what ReadTree read.
+func WriteTree(dir string, all []Entry) error {
 	for _, e := range all {
-		path := filepath.Join(dir, e.path)
+		path := filepath.Join(dir, e.Path)
 		var err error
-		if e.mode.IsDir() {
+		switch {
+		case e.Mode&os.ModeSymlink != 0:
+			if err := os.Symlink(string(e.Data), path); err != nil {
+				return err
+			}
+			continue
+		case e.Mode.IsDir():
 			err = os.MkdirAll(path, 0o700)
-		} else {
-			err = os.WriteFile(path, e.data, 0o600)
+		default:
+			err = os.WriteFile(path, e.Data, 0o600)
 		}
 		if err == nil {
-			err = os.Chmod(path, e.mode.Perm())
+			err = os.Chmod(path, e.Mode.Perm())
 		}
 		if err != nil {
 			return err

@@ -106,6 +106,7 @@ func testLife(t *testing.T, b built) {
 		if now := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables"); now != good {
 			t.Errorf("the persisted files are\n%s\nand were before they were broken\n%s", now, good)
 		}
+		s.checkUncomplaining(t, m)
 	})
 
 	t.Run("reboot beside nftables", func(t *testing.T) {
@@ -251,6 +252,9 @@ func testLateDownload(t *testing.T, b built) {
 			t.Errorf("the login message still says %q", out)
 		}
 	})
+
+	t.Run("in the sandbox", func(t *testing.T) { s.testSandbox(t, m) })
+	t.Run("a client that was detected", func(t *testing.T) { s.checkProbation(t, m) })
 }
 
 // example is one of the examples of user-data, with what is marked in it

@@ -264,10 +264,15 @@ func (s *site) checkLogin(t *testing.T) {
 // its exit code.
 func (s *site) login(t *testing.T, from netip.Addr, command string, limit time.Duration) (string, int) {
 	t.Helper()
-	r := s.wire.Outsider.Run(t, lab.Command{Args: []string{"ssh", "-i", s.key, "-b", from.String(), "-F", "none",
-		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-		"-o", fmt.Sprintf("ConnectTimeout=%d", limit/time.Second), "debian@" + s.wire.Machine.Like(from).String(), command}})
+	r := s.wire.Outsider.Run(t, lab.Command{Args: append([]string{"ssh"}, s.ssh(from, limit, command)...)})
 	return r.Stdout + r.Stderr, r.Code
+}
+
+// ssh are the arguments to log in with from an address.
+func (s *site) ssh(from netip.Addr, limit time.Duration, more ...string) []string {
+	return append([]string{"-i", s.key, "-b", from.String(), "-F", "none",
+		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+		"-o", fmt.Sprintf("ConnectTimeout=%d", limit/time.Second), "debian@" + s.wire.Machine.Like(from).String()}, more...)
 }
 
 func read(t *testing.T, file string) string {

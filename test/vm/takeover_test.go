@@ -180,18 +180,17 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 
 	t.Log("a second load that fails")
 	since = time.Now()
-	c.Must(t, `mkdir /run/fake
-		cat >/run/fake/iptables-restore <<'EOF'
+	c.Must(t, `cat >/usr/local/sbin/iptables-restore <<'EOF'
 #!/bin/sh
 case " $* " in *--version*) exec /usr/sbin/iptables-restore "$@";; esac
-echo >>/run/fake/runs
-[ "$(wc -l </run/fake/runs)" != 3 ] || { cat >/dev/null; echo "iptables-restore: line 7 failed" >&2; exit 1; }
+echo >>/run/runs
+[ "$(wc -l </run/runs)" != 3 ] || { cat >/dev/null; echo "iptables-restore: line 7 failed" >&2; exit 1; }
 exec /usr/sbin/iptables-restore "$@"
 EOF
-		chmod 755 /run/fake/iptables-restore`)
-	out, code = c.Run(t, "PATH=/run/fake:$PATH "+bootstrap)
+		chmod 755 /usr/local/sbin/iptables-restore`)
+	out, code = c.Run(t, "PATH=/usr/local/sbin:$PATH "+bootstrap)
 	fails(out, code, "line 7 failed")
-	c.Must(t, "rm -r /run/fake")
+	c.Must(t, "rm /run/runs /usr/local/sbin/iptables-restore")
 	same("after the failure")
 	steady("the failure", since)
 

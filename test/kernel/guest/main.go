@@ -1,12 +1,13 @@
 // The guest is what runs in the containers of the tests: the only file there
-// is. "listen PORT" greets whoever connects, as the lab's listeners do; "dial
-// ADDRESS:PORT" connects and waits to be greeted.
+// is. "listen PORT" greets whoever connects, as the lab's listeners do, and keeps
+// the connection; "dial ADDRESS:PORT" connects and waits to be greeted.
 package main
 
 import (
 	"bufio"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/signal"
@@ -52,7 +53,10 @@ func run(args []string) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(c, "port %s\n", args[1])
-		c.Close()
+		go func() {
+			defer c.Close()
+			fmt.Fprintf(c, "port %s\n", args[1])
+			io.Copy(io.Discard, c)
+		}()
 	}
 }

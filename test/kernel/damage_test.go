@@ -1,0 +1,264 @@
+package kernel_test
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// The files that the program counts on.
+const (
+	stateFile    = "/var/lib/basicfw/state.json"
+	originalFile = "/var/lib/basicfw/backup/original.json"
+)
+
+// spoils are the ways in which a file is not what the program has written.
+// Those that leave its text as it was are for files of rules no loss.
+func spoils() map[string]func(path string, data []byte) error {
+	cut := func(n func(len int) int) func(string, []byte) error {
+		return func(path string, data []byte) error { return os.WriteFile(path, data[:n(len(data))], 0o600) }
+	}
+	text := func(text string) func(string, []byte) error {
+		return func(path string, _ []byte) error { return os.WriteFile(path, []byte(text), 0o600) }
+	}
+	instead := func(put func(path string) error) func(string, []byte) error {
+		return func(path string, _ []byte) error {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+			return put(path)
+		}
+	}
+	noise := make([]byte, 5000)
+	for i, r := 0, rand.New(rand.NewPCG(1, 2)); i < len(noise); i++ {
+		noise[i] = byte(r.Uint32())
+	}
+	return map[string]func(path string, data []byte) error{
+		"half of it":            cut(func(n int) int { return n / 2 }),
+		"all but the last line": cut(func(n int) int { return n - 2 }),
+		"one byte":              cut(func(int) int { return 1 }),
+		"nothing":               text(""),
+		"noise":                 text(string(noise)),
+		"an empty object":       text("{}\n"),
+		"a list":                text("[]\n"),
+		"null":                  text("null\n"),
+		"twice": func(path string, data []byte) error {
+			return os.WriteFile(path, append(bytes.Clone(data), data...), 0o600)
+		},
+		"of another user":  func(path string, _ []byte) error { return os.Chown(path, 65534, 65534) },
+		"for all to write": func(path string, _ []byte) error { return os.Chmod(path, 0o666) },
+		"a directory": instead(func(path string) error {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				return err
+			}
+			return os.WriteFile(path+"/x", nil, 0o600)
+		}),
+		"a link to nowhere": instead(func(path string) error { return os.Symlink("/nowhere", path) }),
+		"a FIFO":            instead(func(path string) error { return unix.Mkfifo(path, 0o600) }),
+		"of a newer version": func(path string, data []byte) error {
+			return os.WriteFile(path, regexp.MustCompile(`"schema": \d+`).ReplaceAll(data, []byte(`"schema": 99`)), 0o600)
+		},
+	}
+}
+
+// stuck tells whether something stands in a file's place that may be
+// somebody's, so that nothing is written over it.
+func stuck(how string) bool { return how == "a directory" || how == "a FIFO" }
+
+// spoil makes files not what they were.
+func (m *machine) spoil(t *testing.T, how string, paths ...string) {
+	t.Helper()
+	for _, path := range paths {
+		if err := spoils()[how](filepath.Join(m.root, path), []byte(m.read(t, path))); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// eachSpoil runs a test for each way to spoil a file but some.
+func eachSpoil(t *testing.T, but []string, test func(t *testing.T, m *machine, how string)) {
+	t.Parallel()
+	skip := strings.Join(but, ",")
+	for how := range spoils() {
+		if strings.Contains(skip, how) {
+			continue
+		}
+		t.Run(strings.ReplaceAll(how, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			m := newMachine(t, "nft")
+			m.Host.Listen(t, 22, 80, 8080)
+			m.bootstrap(t)
+			test(t, m, how)
+		})
+	}
+}
+
+// refuses runs a command, which has to fail with one line and to change
+// nothing.
+func (m *machine) refuses(t *testing.T, args ...string) {
+	t.Helper()
+	before := m.everything(t)
+	r := m.agent(t, args...)
+	if r.Code != exitFailed {
+		t.Errorf("%v: exit code %d, want %d\n%s%s", args, r.Code, exitFailed, r.Stdout, r.Stderr)
+	}
+	oneLine(t, r.Stderr)
+	if strings.Contains(r.Stderr, "\x1b") || len(r.Stderr) > 1000 {
+		t.Errorf("%v says %q", args, r.Stderr)
+	}
+	same(t, "after "+strings.Join(args, " "), before, m.everything(t))
+}
+
+// boots boots the machine and looks who reaches what: the profile's rules, or
+// the failsafe ones.
+func (m *machine) boots(t *testing.T, profile bool) {
+	t.Helper()
+	m.reboot(t)
+	s := m.serve(t)
+	for _, to := range m.Server.Both() {
+		m.wantReach(t, to, 22, true, !profile)
+		m.wantReach(t, to, 80, profile, profile)
+		m.wantReach(t, to, 8080, false, false)
+	}
+	if r := s.Stop(t); r.Code != exitOK || strings.Contains(r.Stderr, "goroutine ") {
+		t.Errorf("the service: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+	}
+}
+
+// TestStateSpoiled has a state that cannot be used. Commands say so and change
+// nothing; a boot loads the persisted files; bootstrap decides anew.
+func TestStateSpoiled(t *testing.T) {
+	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
+		rules := m.rules(t)
+		m.spoil(t, how, stateFile)
+		for _, command := range []string{"apply", "plan", "verify", "verify --repair", "confirm", "unlock", "lock", "open 8081/tcp",
+			"close 80/tcp", "ssh allow 203.0.113.5", "ssh remove " + m.Client.V4.String()} {
+			m.refuses(t, strings.Fields(command)...)
+		}
+		if s := m.status(t, exitDrift); s.State == "protected" || len(s.Next) == 0 {
+			t.Errorf("state %q, next %q, warnings %q", s.State, s.Next, s.Warnings)
+		}
+		m.boots(t, true)
+		same(t, "rules after a boot", rules, m.rules(t))
+		if stuck(how) {
+			r := m.must(t, exitFailed, "bootstrap", "--no-service")
+			says(t, r.Stderr, stateFile, "move it away")
+			same(t, "rules after what was refused", rules, m.rules(t))
+			if err := os.RemoveAll(filepath.Join(m.root, stateFile)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.must(t, exitOK, "bootstrap", "--no-service")
+		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "status")
+	})
+}
+
+// TestStateAndRulesSpoiled leaves nothing that says what was decided: the
+// failsafe rules stand, and status says so.
+func TestStateAndRulesSpoiled(t *testing.T) {
+	// Rules that are there twice are the rules.
+	eachSpoil(t, []string{"of a newer version", "twice"}, func(t *testing.T, m *machine, how string) {
+		m.spoil(t, how, stateFile, rulesFile(ipv4))
+		m.boots(t, false)
+		if s := m.status(t, exitDrift); s.State != "failsafe" && !stuck(how) || s.State == "protected" {
+			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
+		}
+		if stuck(how) {
+			for _, path := range []string{stateFile, rulesFile(ipv4)} {
+				if err := os.RemoveAll(filepath.Join(m.root, path)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		m.bootstrap(t)
+		m.must(t, exitOK, "status")
+	})
+}
+
+// TestRulesSpoiled has persisted files that are not what they were: what was
+// decided is loaded, and they are written anew.
+func TestRulesSpoiled(t *testing.T) {
+	eachSpoil(t, []string{"of a newer version"}, func(t *testing.T, m *machine, how string) {
+		rules, files := m.rules(t), m.tree(t, false, "etc")
+		for _, family := range families() {
+			m.spoil(t, how, rulesFile(family))
+		}
+		if r := m.must(t, exitDrift, "verify"); !named(r.Stdout, []string{rulesFile(ipv4)}) || !named(r.Stdout, []string{rulesFile(ipv6)}) {
+			t.Errorf("verify does not name the files: %s", r.Stdout)
+		}
+		m.boots(t, true)
+		same(t, "rules after a boot", rules, m.rules(t))
+		if stuck(how) { // with what somebody keeps in it
+			m.refuses(t, "verify", "--repair")
+			return
+		}
+		same(t, "files after a boot", files, m.tree(t, false, "etc"))
+		m.must(t, exitOK, "verify")
+	})
+}
+
+// TestPendingSpoiled has a change wait of which nothing is known any more: it is
+// taken back, and keeps nobody from letting himself in.
+func TestPendingSpoiled(t *testing.T) {
+	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
+		rules := m.rules(t)
+		try := func() {
+			t.Helper()
+			m.write(t, "/etc/basicfw/agent.ini", "[open]\nx = 8081/tcp\n", 0o640)
+			m.must(t, exitOK, "apply", "--confirm", "1h")
+			m.killWaiting(t)
+			m.spoil(t, how, pendingFile)
+		}
+		try()
+		m.refuses(t, "confirm")
+		m.refuses(t, "apply")
+		if s := m.status(t, exitDrift); s.State == "protected" || s.State == "pending" {
+			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
+		}
+		if how == "a directory" { // with what somebody keeps in it: it cannot go
+			return
+		}
+		m.boots(t, true)
+		same(t, "rules after a boot", rules, m.rules(t))
+		m.must(t, exitOK, "verify")
+		try()
+		m.must(t, exitOK, "unlock")
+		m.wantSSH(t, true, false)
+		m.must(t, exitOK, "lock")
+		same(t, "rules in the end", rules, m.rules(t))
+		if m.exists(t, pendingFile) {
+			t.Error("the note is still there")
+		}
+	})
+}
+
+// TestRecordSpoiled has nobody know any more what was there before. That keeps
+// the machine from being given back, and from nothing else.
+func TestRecordSpoiled(t *testing.T) {
+	eachSpoil(t, []string{"of a newer version"}, func(t *testing.T, m *machine, how string) {
+		rules := m.rules(t)
+		m.spoil(t, how, originalFile)
+		m.refuses(t, "uninstall")
+		m.boots(t, true)
+		same(t, "rules after a boot", rules, m.rules(t))
+		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "unlock")
+		m.must(t, exitOK, "lock")
+		m.must(t, exitOK, "open", "8081/tcp")
+		m.must(t, exitOK, "close", "8081/tcp")
+		same(t, "rules in the end", rules, m.rules(t))
+		m.refuses(t, "uninstall")
+		if err := os.RemoveAll(filepath.Join(m.root, originalFile)); err != nil {
+			t.Fatal(err)
+		}
+		m.must(t, exitOK, "uninstall")
+		m.wantReach(t, m.Server.V4, 8080, true, true)
+	})
+}

@@ -1,0 +1,110 @@
+//go:build vm
+
+package vm
+
+import (
+	"encoding/json"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// checkProbation has a machine pinned to whoever sets it up, which is not the
+// owner, and then to the owner, who shows that by logging in. The service sees
+// it from within its sandbox.
+func (s *site) checkProbation(t *testing.T, m *Machine) {
+	began := time.Now()
+	program, owner := s.wire.Router.V4, s.wire.Client.V4
+	within := func(length string) { // to be confirmed
+		t.Helper()
+		m.Must(t, "sed -i 's/^#*confirm_within = .*/confirm_within = "+length+"/' /etc/basicfw/agent.ini")
+	}
+	mode := func() (string, time.Time) {
+		t.Helper()
+		var st struct {
+			SSH struct {
+				Mode      string
+				ConfirmBy time.Time `json:"confirm_by"`
+			}
+		}
+		out, _ := m.Run(t, "basicfw-agent status --json")
+		if err := json.Unmarshal([]byte(out), &st); err != nil {
+			t.Fatalf("%v in\n%s", err, out)
+		}
+		return st.SSH.Mode, st.SSH.ConfirmBy
+	}
+	want := func(when, want string) (by time.Time) {
+		t.Helper()
+		got, by := mode()
+		if got != want {
+			t.Fatalf("%s: SSH is %s, want %s", when, got, want)
+		}
+		return by
+	}
+
+	// A wrong client is forgiven in time.
+	within("45s")
+	if out, code := s.login(t, program, "sudo basicfw-agent apply --redetect", time.Minute); code != 0 || !strings.Contains(out, "only "+program.String()) {
+		t.Fatalf("by a program: exit code %d\n%s", code, out)
+	}
+	by := want("detected", "probation")
+	if out, code := s.login(t, owner, "true", silence); code == 0 {
+		t.Errorf("the owner could log in, whom nobody knows: %s", out)
+	}
+	until(t, 2*time.Minute, "the owner to be let in", func() error {
+		if out, code := s.login(t, owner, "true", silence); code != 0 {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	if now := m.Must(t, "date -u +%Y-%m-%dT%H:%M:%SZ"); strings.TrimSpace(now) < by.Format("2006-01-02T15:04:05Z") {
+		t.Errorf("let in at %s, before %v", now, by)
+	}
+	until(t, answerLimit, "the login message", func() error {
+		if out, _ := m.Run(t, "cat /etc/motd.d/basicfw"); !strings.Contains(out, "ssh allow me") {
+			return fmt.Errorf("it says %q", out)
+		}
+		return nil
+	})
+	want("forgiven", "limited")
+	if out, code := s.login(t, owner, "sudo basicfw-agent ssh allow me && sudo basicfw-agent ssh remove "+program.String(), time.Minute); code != 0 {
+		t.Errorf("the owner lets himself in: exit code %d\n%s", code, out)
+	}
+	want("with the owner named", "pinned")
+
+	// The owner, detected, is confirmed by a login of his own.
+	within("30m")
+	m.Must(t, "rm /etc/basicfw/local.ini")
+	if out, code := s.login(t, owner, "sudo basicfw-agent apply --redetect", time.Minute); code != 0 {
+		t.Fatalf("by the owner: exit code %d\n%s", code, out)
+	}
+	want("detected", "probation")
+	if out, code := s.login(t, owner, "sleep 6", time.Minute); code != 0 {
+		t.Fatalf("exit code %d\n%s", code, out)
+	}
+	want("after a command", "probation")
+	input := filepath.Join(t.TempDir(), "input") // nobody types anything, and it does not end
+	if err := syscall.Mkfifo(input, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := s.wire.Outsider.Start(t, lab.Command{Args: append([]string{"sh", "-c", `exec ssh -tt "$@" <>` + input, "ssh"}, s.ssh(owner, time.Minute)...)})
+	until(t, time.Minute, "the owner's login to confirm him", func() error {
+		if got, _ := mode(); got != "pinned" {
+			return fmt.Errorf("SSH is %s", got)
+		}
+		return nil
+	})
+	p.Stop(t)
+	if out, code := m.Run(t, "iptables-save | grep basicfw-ssh-limit"); code == 0 {
+		t.Errorf("a rule is left: %s", out)
+	}
+	if out, code := m.Run(t, "journalctl -b -u basicfw-agent --no-pager | grep level=error"); code == 0 {
+		t.Errorf("the service has complained:\n%s", out)
+	}
+	s.checkSilent(t, began)
+}
