@@ -45,6 +45,7 @@ cat >/usr/bin/systemctl <<'EOF'
 #!/bin/sh
 echo "$@" >>/run/systemctl.log
 [ -z "$SYSTEMD_EDITOR" ] || touch /run/pwned
+[ $1 != enable ] || [ "$(stat -c %a /etc/systemd/system/$2)" = 644 ] || touch /run/hidden
 case $1 in enable|disable|reenable) SYSTEMD_OFFLINE=1 exec /run/systemctl "$@";; esac
 EOF
 chmod 755 /usr/bin/systemctl
@@ -172,6 +173,9 @@ func TestSystemd(t *testing.T) {
 	wantStatus(t, m, Status{})
 	if sys.Exists(linkPath) || sys.Exists(unitPath) {
 		t.Error("Uninstall leaves files")
+	}
+	if sys.Exists("/run/hidden") {
+		t.Error("systemd is shown a unit that others cannot read")
 	}
 	if sys.Exists("/run/pwned") {
 		t.Error("a program from a directory of the caller's was run, or one with the caller's environment")

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kardianos/service"
@@ -203,7 +204,9 @@ func (m *Manager) kardianos(d definition) (k service.Service, restore func(), er
 	}
 	was := os.Environ()
 	setEnviron([]string{"LC_ALL=C", "PATH=" + filepath.Dir(systemctl)})
-	return k, func() { setEnviron(was) }, nil
+	// systemd complains of a unit that others cannot read.
+	umask := syscall.Umask(0o022)
+	return k, func() { setEnviron(was); syscall.Umask(umask) }, nil
 }
 
 func setEnviron(environ []string) {
