@@ -69,7 +69,7 @@ func (a *Agent) Run(ctx context.Context, o RunOptions) error {
 	}
 	status, err := a.enforce(ctx, o)
 	if err != nil {
-		return err
+		return a.shut(o, err)
 	}
 	changes, err := a.System.Watch(ctx, store.StateFile, store.PendingFile)
 	if err != nil {
@@ -305,6 +305,27 @@ func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
 	}
 	st.Ruleset, err = firewall.Compile(st.Desired)
 	return st, err
+}
+
+// shut closes a machine whose iptables does not work, by the guard, which needs
+// none. It stays until the rules stand: the service manager tries again, and so
+// does whoever has mended iptables. The error is still the cause.
+func (a *Agent) shut(o RunOptions, cause error) error {
+	st, err := a.Store.Load()
+	if err != nil {
+		st, err = a.FailsafeState(o.Ports, cause)
+	}
+	if err == nil {
+		if _, err := a.Conntrack.Adopt(); err != nil {
+			a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
+		}
+		err = a.Guard.Raise(st.At(a.Moment()).Ruleset, a.Families)
+	}
+	if err != nil {
+		return fmt.Errorf("%w; and nothing else can close this machine: %w", cause, err)
+	}
+	a.Log.Errorf("only table %s of nf_tables closes this machine, without limits, until iptables works and \"basicfw-agent verify --repair\" succeeds", GuardTable)
+	return cause
 }
 
 // publish writes the status for monitoring. It is for others' convenience, so

@@ -31,7 +31,7 @@ var ErrNoGuard = errors.New("this kernel has no nf_tables")
 
 // Raise puts the guard up, in one transaction; one that is there is replaced.
 // Where a rule has a limit or an end, the guard has none: it is there for a
-// moment.
+// moment, or until iptables works.
 func (Guard) Raise(r firewall.Ruleset, families []firewall.Family) error {
 	if err := r.Check(); err != nil {
 		return err
@@ -66,8 +66,8 @@ func raise(conn *nft.Conn, t *nft.Table, f firewall.Family, chains []firewall.Ch
 	for _, c := range chains {
 		for _, rule := range c.Rules {
 			// What a broadcast's rule drops, the policy drops. To tell one, the
-			// kernel may need a module.
-			if rule.Target == firewall.Log || rule.DstType != "" {
+			// kernel may need a module. What has not begun is none yet.
+			if rule.Target == firewall.Log || rule.DstType != "" || !rule.Since.IsZero() {
 				continue
 			}
 			conn.AddRule(&nft.Rule{Table: t, Chain: &nft.Chain{Name: c.Name, Table: t}, Exprs: exprs(f, rule)})

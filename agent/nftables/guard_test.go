@@ -35,7 +35,9 @@ func all(client lab.Addrs) firewall.Desired {
 		}},
 		Trusted: []string{"wg0"},
 		SSH: firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned,
-			Allow: []netip.Prefix{netip.PrefixFrom(client.V4, 32), netip.PrefixFrom(client.V6, 128)}},
+			Allow: []netip.Prefix{netip.PrefixFrom(client.V4, 32), netip.PrefixFrom(client.V6, 128)},
+			// What has not begun opens nothing.
+			Probation: &firewall.Probation{Window: firewall.Window{Until: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}}},
 		LogDrops: true,
 	}
 }

@@ -14,9 +14,9 @@ import (
 )
 
 // TestBrokenIptablesAtBoot boots a machine whose iptables does not do what it
-// should. Nothing can close it then; what counts is that the service says so,
-// does not tell the service manager that it is ready, and does not crash; and that
-// it closes the machine at its next start once the program is back, which
+// should. The guard closes it then, which needs none; the service says so, does
+// not tell the service manager that it is ready, and does not crash; and it
+// enforces what was decided at its next start once the program is back, which
 // systemd tries again and again.
 func TestBrokenIptablesAtBoot(t *testing.T) {
 	const all = "iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore"
@@ -51,7 +51,7 @@ func TestBrokenIptablesAtBoot(t *testing.T) {
 					}
 				}
 				cmd := m.command("run")
-				cmd.Env[0] = "PATH=" + m.bin
+				cmd.Env[0] = "PATH=/usr/local/sbin" // where those are
 				s := m.startService(t, cmd)
 				r := s.Wait(t)
 				if r.Code != exitFailed || strings.Contains(r.Stderr, "goroutine ") {
@@ -64,12 +64,22 @@ func TestBrokenIptablesAtBoot(t *testing.T) {
 				if n, _, err := s.notices.ReadFrom(make([]byte, 4096)); err == nil {
 					t.Errorf("the service manager was told something, of %d bytes", n)
 				}
+				// All is closed that was, and nobody is shut out who was in.
+				web := everybody
+				if c.blind {
+					web = nobody
+				}
+				m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": web, "8080/tcp": nobody})
+				says(t, r.Stderr, "only table basicfw-guard of nf_tables closes this machine")
 				m.heal(t)
 				if text := m.rules(t); strings.Contains(text, "BASICFW") && !c.blind {
 					t.Errorf("a part of the rules stands:\n%s", text)
 				}
 				m.serve(t).Stop(t)
 				same(t, "rules once iptables is back", rules, m.rules(t))
+				if tables := m.Host.MustRun(t, "nft", "list", "tables"); strings.Contains(tables, "basicfw-guard") {
+					t.Errorf("the guard is left: %s", tables)
+				}
 			})
 		})
 	}
