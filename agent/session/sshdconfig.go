@@ -142,12 +142,18 @@ func (r *configReader) parse(file, text string, depth int) {
 		case !active:
 		case keyword == "include":
 			for _, pattern := range args {
+				if r.files > maxConfigFiles {
+					break // which has been said
+				}
 				if !strings.HasPrefix(pattern, "/") {
 					pattern = "/etc/ssh/" + pattern
 				}
 				files, err := glob(r.sys, pattern)
 				if err != nil {
 					r.errs = append(r.errs, fmt.Errorf("%v: %w", at, err))
+				}
+				if errors.Is(err, errTooMany) {
+					r.files = maxConfigFiles + 1
 				}
 				for _, included := range files {
 					r.include(included, depth+1)
@@ -281,8 +287,12 @@ func (r *configReader) listenAddress(s string) (l listenAddress, ok bool) {
 	return l, true
 }
 
+// errTooMany says that a pattern is of no use.
+var errTooMany = fmt.Errorf("more than %d matches", maxConfigFiles)
+
 // glob expands a pattern as glob(7) says, in order. A pattern without wildcards
-// is itself, if there is such a file. The error is what could not be read.
+// is itself, if there is such a file. The error is what could not be read, or
+// errTooMany: such a pattern may go through all files there are.
 func glob(sys *system.System, pattern string) (found []string, err error) {
 	var errs []error
 	paths := []string{"/"}
@@ -304,6 +314,9 @@ func glob(sys *system.System, pattern string) (found []string, err error) {
 				if ok && err == nil && !hidden {
 					next = append(next, path.Join(dir, e.Name()))
 				}
+			}
+			if len(next) > maxConfigFiles {
+				return nil, fmt.Errorf("%s: %w", system.Printable(pattern), errTooMany)
 			}
 		}
 		paths = next

@@ -339,6 +339,19 @@ func TestIncludeOfTheKernels(t *testing.T) {
 	}
 }
 
+// A pattern that goes through all files there are is given up.
+func TestIncludeOfAll(t *testing.T) {
+	files := map[string]string{}
+	for i := range 23 * 23 {
+		files[fmt.Sprintf("/etc/%d/%d/x", i/23, i%23)] = "Port 3333\n"
+	}
+	r := &configReader{sys: tree(t, files)}
+	r.parse(configFile, "Include /etc/*/*/x /etc/*/*/x\nInclude /etc/*/*/x\nPort 2222\n", 0)
+	if len(r.errs) != 1 || !errors.Is(r.errs[0], errTooMany) || len(r.config.ports) != 1 {
+		t.Errorf("%v, %d ports", r.errs, len(r.config.ports))
+	}
+}
+
 func FuzzSSHDConfig(f *testing.F) {
 	for _, seed := range []string{
 		"Port 22\n", "ListenAddress [::]:22 rdomain x\nMatch all\nPort=\"2\"\n", "Include /etc/ssh/*\n", "Include /????//????", "\"", "Port \\", "ListenAddress [", "Match", "=",
