@@ -65,6 +65,11 @@ func check(d Desired) error {
 	if d.SSH.Mode == SSHPinned && len(d.SSH.Allow) == 0 && !d.SSH.Nobody {
 		errs = append(errs, errors.New("SSH is pinned to nobody"))
 	}
+	if l := d.SSH.Limit; !l.IsZero() {
+		if err := l.check(); err != nil {
+			errs = append(errs, fmt.Errorf("the limit of SSH: %w", err))
+		}
+	}
 	if d.SSH.Probation != nil && d.SSH.Mode != SSHPinned {
 		errs = append(errs, fmt.Errorf("probation where SSH is %s", d.SSH.Mode))
 	}

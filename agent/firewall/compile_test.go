@@ -28,6 +28,7 @@ func TestCompileRefuses(t *testing.T) {
 		{"a reserved name", "baseline's own", func(d *Desired) { d.Profile.Services[0].Name = "ssh" }},
 		{"a bad name", "1 to 20", func(d *Desired) { d.Profile.Services[0].Name = "a b" }},
 		{"a name twice", "there twice", func(d *Desired) { d.Profile.Services = append(d.Profile.Services, d.Profile.Services[0]) }},
+		{"a limit without a unit", "the limit of SSH: unknown unit", func(d *Desired) { d.SSH.Limit = Rate{N: 30} }},
 		{"probation where anybody may", "probation where SSH is limited", func(d *Desired) { d.SSH.Mode, d.SSH.Probation = SSHLimited, &Probation{} }},
 		{"a bad interface", "interface name", func(d *Desired) { d.Trusted = []string{"eth0 -j ACCEPT"} }},
 	} {

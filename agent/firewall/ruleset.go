@@ -202,16 +202,27 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		return fmt.Errorf("no chain %q to jump to", r.Target)
 	}
 	if l := r.Limit; l != nil {
+		if err := l.Rate.check(); err != nil {
+			return err
+		}
 		switch {
-		case l.Rate.N == 0 || l.Rate.N > 10000 || l.Burst == 0 || l.Burst > 10000:
+		case l.Burst == 0 || l.Burst > 10000:
 			return fmt.Errorf("a limit outside 1 to 10000")
-		case l.Rate.Per != Second && l.Rate.Per != Minute && l.Rate.Per != Hour && l.Rate.Per != Day:
-			return fmt.Errorf("unknown unit %q", l.Rate.Per)
 		case l.Name != "" && !isWord(l.Name, maxHashName):
 			return fmt.Errorf("bad name of a limit %q", l.Name)
 		case l.SourceBits < 0 || l.SourceBits > 128 || l.SourceBits > 32 && f == IPv4:
 			return fmt.Errorf("%d bits of a source", l.SourceBits)
 		}
+	}
+	return nil
+}
+
+func (r Rate) check() error {
+	switch {
+	case r.N == 0 || r.N > 10000:
+		return fmt.Errorf("a limit outside 1 to 10000")
+	case r.Per != Second && r.Per != Minute && r.Per != Hour && r.Per != Day:
+		return fmt.Errorf("unknown unit %q", r.Per)
 	}
 	return nil
 }
