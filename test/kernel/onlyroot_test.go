@@ -19,6 +19,8 @@ var readable = map[string]fs.FileMode{
 	"/run/basicfw-agent":             0o755 | fs.ModeDir,
 	"/run/basicfw-agent/status.json": 0o644,
 	"/run/issue.d":                   0o755 | fs.ModeDir,
+	"/etc/issue.d":                   0o755 | fs.ModeDir,
+	"/etc/issue.d/basicfw.issue":     0o777 | fs.ModeSymlink, // to what is not
 	"/etc/motd.d":                    0o755 | fs.ModeDir,
 	"/etc/motd.d/basicfw":            0o644,
 	"/etc/systemd":                   0o755 | fs.ModeDir, "/etc/systemd/system": 0o755 | fs.ModeDir, "/etc/systemd/system/sysinit.target.wants": 0o755 | fs.ModeDir,
