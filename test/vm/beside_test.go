@@ -406,7 +406,6 @@ func testLoaders(t *testing.T, b *beside) {
 		// nothing of what is open meanwhile: a machine's does.
 		b.reboot(t)
 		b.whole(t, "after a boot")
-		t.Log(b.Must(t, "systemctl show -p InactiveExitTimestamp,ActiveEnterTimestamp,NRestarts basicfw-agent "+l.units+"; date"))
 		since = time.Now()
 		if now := b.Must(t, rules); now != ours {
 			t.Errorf("after a boot beside %s the rules are\n%s\nand were\n%s", l.name, now, ours)
