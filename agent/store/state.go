@@ -198,7 +198,7 @@ func (s *Store) Load() (State, error) {
 	}
 	switch {
 	case st.Schema > Schema:
-		return State{}, fmt.Errorf("%s is of a newer version of basicfw-agent (%s): install that version, or run \"basicfw-agent bootstrap\"", StateFile, system.Printable(st.Version))
+		return State{}, fmt.Errorf("%s is of a newer version of basicfw-agent, %s, which can read it", StateFile, system.Printable(st.Version))
 	case st.Schema < 1:
 		return State{}, fmt.Errorf("%s has no schema that is known: %d", StateFile, st.Schema)
 	}

@@ -19,7 +19,6 @@ import (
 // enforces what was decided at its next start once the program is back, which
 // systemd tries again and again.
 func TestBrokenIptablesAtBoot(t *testing.T) {
-	const all = "iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore"
 	for _, c := range []struct {
 		name     string
 		programs string
@@ -29,9 +28,9 @@ func TestBrokenIptablesAtBoot(t *testing.T) {
 		// may stand then, which is better than none.
 		blind bool
 	}{
-		{"missing", all, "", []string{"install iptables"}, false},
+		{"missing", iptablesPrograms, "", []string{"install iptables"}, false},
 		{"missing for IPv6", "ip6tables ip6tables-save ip6tables-restore", "", []string{"install iptables"}, false},
-		{"fails", all, "exit 1", []string{"exit status 1"}, false},
+		{"fails", iptablesPrograms, "exit 1", []string{"exit status 1"}, false},
 		{"fails for IPv6", "ip6tables-restore", "cat >/dev/null; exit 1", []string{"ipv6", "exit status 1"}, false},
 		{"says that all is well and does nothing", "iptables-restore ip6tables-restore", "cat >/dev/null", []string{"does not hold what was loaded"}, false},
 		{"prints nothing", "iptables-save ip6tables-save", "exit 0", []string{"does not hold what was loaded"}, true},
@@ -96,14 +95,11 @@ func (m *machine) put(t *testing.T, name, script string) {
 // heal gives the machine its iptables programs back.
 func (m *machine) heal(t *testing.T) {
 	t.Helper()
-	for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
-		path := filepath.Join(m.bin, name)
-		if err := os.RemoveAll(path); err != nil {
+	for _, name := range strings.Fields(iptablesPrograms) {
+		if err := os.RemoveAll(filepath.Join(m.bin, name)); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.Symlink("/usr/sbin/"+m.multi, path); err != nil {
-			t.Fatal(err)
-		}
+		m.link(t, name)
 	}
 }
 

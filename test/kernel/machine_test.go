@@ -95,7 +95,7 @@ func newMachine(t *testing.T, variant string) *machine {
 	multi := "xtables-" + variant + "-multi"
 	lab.Need(t, multi, "ip", "nft")
 	m := &machine{Lab: lab.New(t), multi: multi, root: t.TempDir(), bin: t.TempDir()}
-	for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore"} {
+	for _, name := range strings.Fields(iptablesPrograms) {
 		m.link(t, name)
 	}
 	for _, dir := range []string{"etc/sysconfig", "etc/basicfw/profiles.d", "var/lib", "run", "usr"} {
@@ -114,6 +114,8 @@ func newMachine(t *testing.T, variant string) *machine {
 	m.Host.Bind(t, m.bin, "/usr/local/sbin")
 	return m
 }
+
+const iptablesPrograms = "iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore"
 
 // link has a name be the machine's iptables program.
 func (m *machine) link(t *testing.T, name string) {

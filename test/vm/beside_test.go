@@ -72,13 +72,13 @@ func (b *beside) steady(t *testing.T, when string, since time.Time) {
 		t.Errorf("%s: closed ports answered %d times, first %v and last %v", when, len(a), a[0], a[len(a)-1])
 	}
 	until(t, 30*time.Second, "some attempts to reach sshd "+when, func() error {
-		if tries, _ := b.ssh.since(since); tries < 4 {
+		if tries, _ := b.ssh.since(t, since); tries < 4 {
 			return fmt.Errorf("%d", tries)
 		}
 		return nil
 	})
 	// On a busy computer some come too late.
-	if tries, failed := b.ssh.since(since); len(failed) > max(2, tries/20) {
+	if tries, failed := b.ssh.since(t, since); len(failed) > max(2, tries/20) {
 		t.Errorf("%s: of %d attempts to reach sshd %d failed: %q", when, tries, len(failed), failed)
 	}
 }
@@ -402,11 +402,9 @@ func testLoaders(t *testing.T, b *beside) {
 		}
 		b.Must(t, "systemctl start "+l.units)
 		b.whole(t, "after a start")
-		// The container's network is there before it, so that its boot shows
-		// nothing of what is open meanwhile: a machine's does.
 		b.reboot(t)
-		b.whole(t, "after a boot")
 		since = time.Now()
+		b.whole(t, "after a boot")
 		if now := b.Must(t, rules); now != ours {
 			t.Errorf("after a boot beside %s the rules are\n%s\nand were\n%s", l.name, now, ours)
 		}

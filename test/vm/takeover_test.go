@@ -93,7 +93,7 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 		if a := prober.Answers(since, hidden...); len(a) > 0 {
 			t.Errorf("%s: closed ports answered %d times, first %v and last %v", when, len(a), a[0], a[len(a)-1])
 		}
-		if tries, failed := ssh.since(since); len(failed) > 0 && !other.rough || len(failed) > tries/10 || tries < 4 {
+		if tries, failed := ssh.since(t, since); len(failed) > 0 && !other.rough || len(failed) > tries/10 || tries < 4 {
 			t.Errorf("%s: of %d attempts to reach sshd %d failed: %q", when, tries, len(failed), failed)
 		}
 	}
@@ -259,12 +259,13 @@ func look(t *testing.T, c *Container) string {
 // attempts are connections that somebody keeps making.
 type attempts struct {
 	mu   sync.Mutex
-	made []attempt
+	made []*attempt
 }
 
 type attempt struct {
-	at  time.Time
-	err error
+	at   time.Time
+	done bool
+	err  error
 }
 
 // attemptLimit is less than the kernel waits before it asks again: one packet
@@ -294,11 +295,14 @@ func keepTrying(t *testing.T, w *Wire, port uint16) *attempts {
 				all.Add(1)
 				go func() {
 					defer all.Done()
-					begun := time.Now()
+					m := &attempt{at: time.Now()}
+					a.mu.Lock()
+					a.made = append(a.made, m)
+					a.mu.Unlock()
 					err := connect(w, w.Client.Both()[i], to, port)
 					a.mu.Lock()
 					defer a.mu.Unlock()
-					a.made = append(a.made, attempt{begun, err})
+					m.done, m.err = true, err
 				}()
 			}
 		}()
@@ -320,14 +324,24 @@ func connect(w *Wire, from, to netip.Addr, port uint16) error {
 }
 
 // since gives how many attempts were begun between then and now, and those that
-// failed.
-func (a *attempts) since(since time.Time) (n int, failed []string) {
-	now := time.Now()
-	time.Sleep(attemptLimit) // the last of them have it
+// failed. It waits for the last of them to end.
+func (a *attempts) since(t *testing.T, since time.Time) (n int, failed []string) {
+	t.Helper()
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, m := range a.made {
-		if m.at.Before(since) || m.at.After(now) {
+	made := a.made
+	a.mu.Unlock()
+	until(t, 20*attemptLimit, "the attempts to end", func() error {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, m := range made {
+			if !m.done {
+				return fmt.Errorf("the one of %v has not", m.at)
+			}
+		}
+		return nil
+	})
+	for _, m := range made {
+		if m.at.Before(since) {
 			continue
 		}
 		n++
