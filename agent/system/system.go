@@ -497,6 +497,9 @@ type Command struct {
 	Stdin []byte
 	// Timeout bounds the run; zero is 30 seconds.
 	Timeout time.Duration
+	// Namespace has the program run in a network namespace of its own, which is
+	// empty, and gone when the last of its processes has ended.
+	Namespace bool
 }
 
 // Result is what a program left behind.
@@ -544,6 +547,9 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + defaultPath}
 	cmd.WaitDelay = 10 * time.Second // for output that a busy machine has not read yet
 	cmd.Stdin = bytes.NewReader(c.Stdin)
+	if c.Namespace {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	}
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := s.Do("run", line, cmd.Run)
