@@ -11,7 +11,7 @@ import (
 // Closing names the chains of nf_tables, as "inet filter input", that close what
 // they do not name: at the hook of input, with the policy drop or a rule that
 // turns everything away. A packet has to pass them besides ours. Those that turn
-// some away, as bans do, are not among them, nor iptables' own, the guard's and
+// some away, as bans do, are not among them, nor iptables' own, ours and
 // firewalld's.
 func Closing() ([]string, error) {
 	conn, err := nft.New(nft.AsLasting())
@@ -35,7 +35,7 @@ func closing(conn *nft.Conn, chains []*nft.Chain) ([]string, error) {
 	for _, c := range chains {
 		family, ok := families[c.Table.Family]
 		if !ok || c.Type != nft.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *nft.ChainHookInput ||
-			c.Table.Name == GuardTable || c.Table.Name == "firewalld" || c.Name == "INPUT" && family != "inet" {
+			c.Table.Name == GuardTable || c.Table.Name == TableName || c.Table.Name == "firewalld" || c.Name == "INPUT" && family != "inet" {
 			continue
 		}
 		if dormant == nil {
