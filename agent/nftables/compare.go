@@ -81,6 +81,9 @@ func (c *comparison) family(f firewall.Family, there bool) {
 		}
 	}
 	for _, s := range c.want.sets {
+		if !there {
+			break // said already
+		}
 		if c.setFamily(s.name) == f.String() {
 			c.set(f, s)
 		}

@@ -3,6 +3,7 @@ package nftables
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -110,6 +111,15 @@ func HasTable(name string) (bool, error) {
 		}
 	}
 	return false, err
+}
+
+// Xtables tells whether iptables' nft variant has any table.
+func Xtables() bool {
+	all, err := tables()
+	return err != nil || slices.ContainsFunc(all, func(t *nft.Table) bool {
+		return (t.Family == nft.TableFamilyIPv4 || t.Family == nft.TableFamilyIPv6) &&
+			slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, t.Name)
+	})
 }
 
 // tables lists the tables of nf_tables; a kernel without it has none.
