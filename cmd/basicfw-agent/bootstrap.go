@@ -167,6 +167,8 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	o := agent.Options{Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
 	o.Refuse = s.OnConflict == settings.Refuse
 	o.TakeOver = r.takeOver && !o.Refuse
+	// Decided on now, and not kept from before.
+	o.Choose = previous == nil || previous.Backend.Source != "detected" || r.redetect || isClone(previous.InstanceID, st.InstanceID)
 	if r.local != nil {
 		o.Files = append(o.Files, *r.local)
 	}
@@ -310,7 +312,7 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 	var problems settings.Errors
 	var invalid *bootstrap.InvalidError
 	onlyClient := errors.As(cause, &problems) && problems.OnlyClient() || errors.As(cause, &invalid) && invalid.OnlyClient
-	o := agent.Options{Clear: true, Service: !f.noService, Record: []string{a.localPath()}}
+	o := agent.Options{Clear: true, Service: !f.noService, Choose: true, Record: []string{a.localPath()}}
 	f.clientIP = ""
 	s, local, _ := a.loadSettings(f) // what is wrong in it may be the client alone
 	o.Refuse = s.OnConflict == settings.Refuse
