@@ -31,6 +31,7 @@ var below = map[string][]string{
 	"agent/system":   {},
 	"agent/hostnet":  {"agent/firewall", "agent/system"},
 	"agent/twin":     {"agent/firewall", "agent/system"},
+	"agent/selftest": {"agent/firewall", "agent/system", "agent/twin"},
 	"agent/session":  {"agent/firewall", "agent/system"},
 	"agent/iptables": {"agent/firewall", "agent/system"},
 	"agent/nftables": {"agent/firewall", "agent/system"},
