@@ -36,6 +36,23 @@ func (e *MissingError) Error() string {
 
 func (e *MissingError) Unwrap() error { return e.err }
 
+// There tells whether there are programs of iptables.
+func (b *Backend) There() bool {
+	_, err := b.sys.LookPath(program(firewall.IPv4, "-save"))
+	return err == nil
+}
+
+// LegacyInUse tells whether the legacy variant has any table in this network
+// namespace. It asks no program.
+func (b *Backend) LegacyInUse() bool {
+	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		if data, err := b.sys.ReadLimited(path, 4096); err == nil && len(data) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Prepare has the legacy variant load the kernel's tables. It asks modprobe for
 // them itself, which not every process that reads and loads rules may do. It
 // does not where no table is named.

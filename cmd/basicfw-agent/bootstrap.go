@@ -45,12 +45,12 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
 	}
 	cmd.Flags().StringVar(&f.profile, "profile", "", "profile: auto, web-only, web+mail, or one of your own")
 	cmd.Flags().StringVar(&f.clientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
-	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto or iptables")
+	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto, iptables or nftables")
 	cmd.Flags().BoolVar(&f.noService, "no-service", false, "do not register the service")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would change, and change nothing")
 	cmd.Flags().BoolVar(&f.force, "force", false, "even if the address that you come from is shut out")
 	cmd.Flags().BoolVar(&f.orFailsafe, "or-failsafe", false, "if it fails, close the machine all the same, with SSH limited from anywhere")
-	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames, "backend": func() []string { return []string{"auto", "iptables"} }})
+	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames, "backend": func() []string { return []string{"auto", "iptables", "nftables"} }})
 	return cmd
 }
 
@@ -187,6 +187,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 			fmt.Fprintf(a.stdout, "would be refused: %v\n", &agent.ConflictError{Names: agent.Names(out.Others)})
 			out.Others = nil
 		}
+		st = out.State
 		err = a.showPlan(st, previous, out, r)
 		a.warnLockout(w, st)
 		return err
@@ -209,13 +210,13 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		// It may be that this kernel, or these iptables, know no times.
 		if out, e := w.agent.Converge(ctx, st, o); e == nil {
 			a.log.WithError(err).Warn("the time when SSH opens, unless confirmed, is left to the service")
-			return a.converged(w, st, out, r)
+			return a.converged(w, out.State, out, r)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return a.converged(w, st, out, r)
+	return a.converged(w, out.State, out, r)
 }
 
 // converged shows what was done.
@@ -327,7 +328,7 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 			st.Service = o.Service
 			var out agent.Outcome
 			out, err = w.agent.Converge(ctx, st, o)
-			a.announce(w, st, out.Inspection)
+			a.announce(w, out.State, out.Inspection)
 		}
 		if err == nil {
 			fmt.Fprintf(a.stdout, "closed by profile %s all the same, with SSH open to any address, limited\n", st.Profile.Name)
@@ -358,7 +359,7 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 	fmt.Fprintf(a.stdout, "protected by profile %s (%s)\n", st.Profile.Name, st.Profile.Reason)
 	fmt.Fprintf(a.stdout, "  ssh       %s\n", sshSentence(st))
 	fmt.Fprintf(a.stdout, "  open      %s\n", openSentence(st.Desired))
-	fmt.Fprintf(a.stdout, "  backend   %s\n", out.Inspection.Backend)
+	fmt.Fprintf(a.stdout, "  backend   %s; %s\n", out.Inspection.Backend, st.Backend.Reason)
 	if out.Registered {
 		fmt.Fprintf(a.stdout, "  service   registered: it verifies and repairs all this at every boot\n")
 	}
@@ -366,6 +367,13 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 		label := ""
 		if i == 0 {
 			label = "written"
+		}
+		fmt.Fprintf(a.stdout, "  %-9s %s\n", label, f)
+	}
+	for i, f := range out.Gone {
+		label := ""
+		if i == 0 {
+			label = "removed"
 		}
 		fmt.Fprintf(a.stdout, "  %-9s %s\n", label, f)
 	}

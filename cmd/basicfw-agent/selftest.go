@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -98,7 +97,7 @@ func (a *app) inEffect(w *wiring) (store.State, error) {
 // selftestRequest is what the process in the namespace is told.
 type selftestRequest struct {
 	selftest.Wanted
-	Path string `json:"path"` // where programs are looked for
+	Backend string `json:"backend"`
 }
 
 // selftestAnswer is what it says.
@@ -116,17 +115,13 @@ type selftestAnswer struct {
 // threads.
 func (a *app) selftest(ctx context.Context, w *wiring, st store.State) (selftest.Report, error) {
 	request, err := json.Marshal(selftestRequest{
-		Wanted: selftest.Wanted{Desired: st.Desired, Ruleset: st.Ruleset, Families: w.agent.Families},
-		Path:   os.Getenv("PATH"),
+		Wanted:  selftest.Wanted{Desired: st.Desired, Ruleset: st.Ruleset, Families: w.agent.Families},
+		Backend: st.Backend.Name,
 	})
 	if err != nil {
 		return selftest.Report{}, err
 	}
-	args := []string{"selftest-twin"}
-	if a.root != "" {
-		args = append(args, "--root", a.root)
-	}
-	res, err := a.sys.Run(ctx, system.Command{Name: "/proc/self/exe", Args: args, Stdin: request, Namespace: true, Timeout: selftestLimit})
+	res, err := a.sys.Run(ctx, system.Command{Name: system.Self, Args: a.again("selftest-twin"), Stdin: request, Namespace: true, Timeout: selftestLimit})
 	var exit *system.ExitError
 	if errors.As(err, &exit) && exit.Stderr != "" {
 		err = errors.New(strings.TrimPrefix(exit.Stderr, "basicfw-agent: "))
@@ -161,19 +156,17 @@ func (a *app) selftestTwinCmd() *cobra.Command {
 			if err := request.Ruleset.Check(); err != nil {
 				return usageError{fmt.Errorf("the ruleset to try: %w", err)}
 			}
-			if err := os.Setenv("PATH", request.Path); err != nil {
-				return err
-			}
 			return a.forRoot(func(ctx context.Context, w *wiring) error {
 				answer := selftestAnswer{Report: selftest.Report{Schema: selftest.Schema}}
 				var err error
 				answer.Rows, err = selftest.Run(ctx, a.sys, request.Wanted, func(ctx context.Context) error {
-					was, err := w.agent.Kernel.Inspect(ctx, request.Ruleset)
+					kernel := w.agent.Kernel(request.Backend)
+					was, err := kernel.Inspect(ctx, request.Ruleset)
 					if err != nil {
 						return err
 					}
 					answer.Backend = was.Backend
-					return w.agent.Kernel.Load(ctx, request.Ruleset, was, false)
+					return kernel.Load(ctx, request.Ruleset, was, false)
 				})
 				var impossible *twin.ImpossibleError
 				if errors.As(err, &impossible) {

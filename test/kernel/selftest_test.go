@@ -125,6 +125,27 @@ func tried(seen map[string]bool, begin, end string) bool {
 	return false
 }
 
+// TestSelftestNftables tries the rules of a machine without iptables.
+func TestSelftestNftables(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service", "--backend", "nftables")
+	rules, network := m.everything(t), m.network(t)
+	report := m.selftest(t, exitOK)
+	if list := report.differing(); len(list) > 0 || !strings.Contains(report.Backend, "netlink") {
+		t.Errorf("by %q: %q", report.Backend, list)
+	}
+	same(t, "rules and files", rules, m.everything(t))
+	same(t, "the network", network, m.network(t))
+	for _, comment := range []string{"basicfw-xmas", "basicfw-nd", "basicfw-https"} {
+		state := alterRules(t, m.read(t, "/var/lib/basicfw/state.json"), comment, func(r map[string]any) {
+			r["target"] = map[bool]string{true: "DROP", false: "ACCEPT"}[r["target"] == "ACCEPT"]
+		})
+		m.write(t, "/var/lib/basicfw/state.json", state, 0o600)
+		says(t, m.must(t, exitDrift, "selftest").Stdout, "by "+comment)
+	}
+}
+
 // TestSelftestBefore tries what bootstrap would load.
 func TestSelftestBefore(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
