@@ -101,7 +101,7 @@ func (g *generator) desired() firewall.Desired {
 			d.Trusted = []string{"tun*", "eth7"}
 		}
 	}
-	if g.one(4) {
+	if g.one(3) {
 		u := &firewall.Unlock{Window: firewall.Window{Since: g.now.Add(-5 * time.Hour), Until: g.now.Add(time.Hour)}}
 		switch g.IntN(3) {
 		case 0:
@@ -113,7 +113,7 @@ func (g *generator) desired() firewall.Desired {
 		default:
 			g.note("unlock")
 		}
-		if g.one(4) {
+		if g.one(3) {
 			u.Until = g.now.Add(-time.Hour)
 			g.note("unlock, ended")
 		}
@@ -161,10 +161,12 @@ func (g *generator) interfaces() []firewall.Interface {
 
 // sources are one to three networks, in no order.
 func (g *generator) sources() []netip.Prefix {
+	ipv4 := []string{"198.51.100.7/32", "198.51.100.0/24", "198.51.100.128/25", "198.51.101.0/24", "10.0.0.0/8", "100.64.0.0/10", "192.0.2.77/32"}
+	ipv6 := []string{"2001:db8:7::7/128", "2001:db8:7::/64", "2001:db8:7:1::/64", "2001:db8::/32", "fd00::/8", "fe80::/10"}
+	pool := [][]string{ipv4, ipv6, append(ipv4, ipv6...)}[g.IntN(3)]
 	var list []netip.Prefix
 	for range 1 + g.IntN(3) {
-		p := prefix(g.pick("198.51.100.7/32", "198.51.100.0/24", "198.51.100.128/25", "10.0.0.0/8", "100.64.0.0/10", "192.0.2.77/32",
-			"2001:db8:7::7/128", "2001:db8:7::/64", "2001:db8::/32", "fd00::/8", "fe80::/10"))
+		p := prefix(g.pick(pool...))
 		if !slices.Contains(list, p) {
 			list = append(list, p)
 		}
@@ -273,7 +275,7 @@ func (g *generator) ssh() firewall.SSH {
 	if len(s.Nobodys()) > 0 {
 		g.note("pinned to one family")
 	}
-	if g.one(3) {
+	if g.one(2) {
 		s.Probation = &firewall.Probation{Window: firewall.Window{Since: g.now.Add(-5 * time.Hour), Until: g.now.Add(time.Hour)}}
 		g.note("probation")
 		switch g.IntN(3) {
