@@ -149,6 +149,9 @@ type Options struct {
 	// Choose takes the other backend where the one that nobody asked for does not
 	// work. It is for when a backend is decided on, not for every failure later.
 	Choose bool
+	// Prove, where set, may refuse a change once all of it is made: it is taken
+	// back then.
+	Prove func(ctx context.Context, st store.State) error
 }
 
 // Outcome is what Converge found and did.
@@ -644,6 +647,11 @@ func (a *Agent) converge(ctx context.Context, next store.State, o Options) (out 
 		// Last: from here on a boot has our rules, also after a power cut.
 		if err := a.takeOver(ctx, kernel, next.Ruleset, p.Inspection, others, guarded, o, &undo); err != nil {
 			return out, &TakeOverError{Names(p.Others), err}
+		}
+	}
+	if o.Prove != nil {
+		if err := o.Prove(ctx, next); err != nil {
+			return out, &LoadError{err}
 		}
 	}
 	if err := start(); err != nil {

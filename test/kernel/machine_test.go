@@ -200,7 +200,7 @@ func (m *machine) must(t *testing.T, code int, args ...string) lab.Result {
 // bootstrap closes the machine for all but the client.
 func (m *machine) bootstrap(t *testing.T) lab.Result {
 	t.Helper()
-	return m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+	return m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service", "--no-selftest")
 }
 
 // write writes a file below the root.
