@@ -49,6 +49,9 @@ func (r selftestReport) differing() []string {
 // links, addresses, routes, and all settings of the kernel's.
 func (m *machine) network(t *testing.T) string {
 	t.Helper()
+	lab.Poll(t, "addresses that are no longer tentative", func() bool {
+		return !strings.Contains(m.Host.MustRun(t, "ip", "-o", "addr"), " tentative")
+	})
 	var b strings.Builder
 	for _, what := range []string{"link", "addr", "route show table all", "-6 route show table all"} {
 		b.WriteString(m.Host.MustRun(t, append([]string{"ip", "-o"}, strings.Fields(what)...)...))
@@ -264,8 +267,26 @@ func TestSelftestRefuses(t *testing.T) {
 			t.Errorf("%q: exit code %d, %q", input, r.Code, r.Stderr)
 		}
 	}
+	// Somebody calls by hand what is for a namespace of its own.
+	m.bootstrap(t)
+	before := m.network(t) + m.everything(t)
+	var request map[string]any
+	if err := json.Unmarshal([]byte(m.read(t, "/var/lib/basicfw/state.json")), &request); err != nil {
+		t.Fatal(err)
+	}
+	request["backend"], request["families"] = "iptables", []int{4, 6}
+	data, err := json.Marshal(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := m.command("selftest-twin")
+	c.Stdin = string(data)
+	if r := m.Host.Run(t, c); r.Code != exitFailed || !strings.Contains(r.Stderr, "somebody's") {
+		t.Errorf("exit code %d: %s", r.Code, r.Stderr)
+	}
+	same(t, "the machine", before, m.network(t)+m.everything(t))
 	// Root without the right to make namespaces, as in a container.
-	c := m.command("selftest")
+	c = m.command("selftest")
 	c.Args = append([]string{"setpriv", "--bounding-set", "-sys_admin"}, c.Args...)
 	r := m.Host.Run(t, c)
 	if r.Code != exitFailed {
