@@ -146,6 +146,12 @@ type Options struct {
 	TakeOver bool
 	// Refuse refuses to change anything beside one of them.
 	Refuse bool
+	// Choose takes the other backend where the one that nobody asked for does not
+	// work. It is for when a backend is decided on, not for every failure later.
+	Choose bool
+	// Prove, where set, may refuse a change once all of it is made: it is taken
+	// back then.
+	Prove func(ctx context.Context, st store.State) error
 }
 
 // Outcome is what Converge found and did.
@@ -163,7 +169,7 @@ type Outcome struct {
 
 // Assess tells what Converge would change.
 func (a *Agent) Assess(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
-	err = a.either(&next, func() error {
+	err = a.either(&next, o, func() error {
 		p, err := a.prepare(ctx, next, o)
 		if err == nil && p.load {
 			err = a.rehearse(ctx, next)
@@ -178,10 +184,10 @@ func (a *Agent) Assess(ctx context.Context, next store.State, o Options) (out Ou
 // either does something that needs a backend; where the one that nobody asked for
 // does not work, with the other one. The error is then the first one's: that is
 // what there is to be mended.
-func (a *Agent) either(next *store.State, do func() error) error {
+func (a *Agent) either(next *store.State, o Options, do func() error) error {
 	err := do()
 	other, ok := alternative(*next, err)
-	if !ok {
+	if !ok || !o.Choose {
 		return err
 	}
 	a.Log.Info(other.Backend.Reason + "; nf_tables is tried instead")
@@ -198,7 +204,8 @@ func (a *Agent) either(next *store.State, do func() error) error {
 // and iptables has failed.
 func alternative(st store.State, err error) (store.State, bool) {
 	var load *LoadError
-	if !errors.As(err, &load) || st.Backend.Name != Iptables || st.Backend.Source != "detected" && st.Backend.Source != "failsafe" {
+	var passes interface{ Temporary() bool }
+	if !errors.As(err, &load) || errors.As(err, &passes) && passes.Temporary() || st.Backend.Name != Iptables || st.Backend.Source != "detected" && st.Backend.Source != "failsafe" {
 		return st, false
 	}
 	st.Backend.Name, st.Backend.Reason = Nftables, fmt.Sprintf("iptables does not work here: %v", load)
@@ -496,7 +503,7 @@ func (a *Agent) same(c Change) (bool, error) {
 // that keep them, the state and the service. Where any of it fails, all of it
 // is as it was before. Where nothing differs, nothing is touched.
 func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
-	err = a.either(&next, func() (err error) {
+	err = a.either(&next, o, func() (err error) {
 		out, err = a.converge(ctx, next, o)
 		return err
 	})
@@ -640,6 +647,11 @@ func (a *Agent) converge(ctx context.Context, next store.State, o Options) (out 
 		// Last: from here on a boot has our rules, also after a power cut.
 		if err := a.takeOver(ctx, kernel, next.Ruleset, p.Inspection, others, guarded, o, &undo); err != nil {
 			return out, &TakeOverError{Names(p.Others), err}
+		}
+	}
+	if o.Prove != nil {
+		if err := o.Prove(ctx, next); err != nil {
+			return out, &LoadError{err}
 		}
 	}
 	if err := start(); err != nil {

@@ -39,7 +39,7 @@ func (a *Agent) Pending() (*store.Pending, error) {
 // was before; where nothing differs, nothing is touched. Called again for the
 // same, it begins anew.
 func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration, o Options) (out Outcome, err error) {
-	err = a.either(&next, func() (err error) {
+	err = a.either(&next, o, func() (err error) {
 		out, err = a.try(ctx, next, length, o)
 		return err
 	})

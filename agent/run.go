@@ -208,6 +208,9 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 		var failed error
 		if len(r.Drift) > 0 {
 			_, failed = a.Mend(ctx, r)
+			if over, err := a.goOver(ctx, failed); over {
+				failed = err
+			}
 		} else {
 			failed = a.Verified(r)
 		}
@@ -231,27 +234,36 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 	return a.fallBack(ctx, o, err)
 }
 
-// verifyOr is Verify; where iptables was chosen by us and does not work any more,
-// it is of the same rules in nf_tables, and from then on they are there.
+// verifyOr is Verify, but that it goes over to nf_tables where iptables cannot even
+// be asked.
 func (a *Agent) verifyOr(ctx context.Context, ports Ports) (Report, error) {
 	r, err := a.Verify(ctx, ports)
-	var load *LoadError
-	if !errors.As(err, &load) {
+	over, failed := a.goOver(ctx, err)
+	if !over {
 		return r, err
 	}
-	st, e := a.Store.Load()
-	if e != nil {
-		return r, err
-	}
-	other, ok := alternative(st.At(a.Moment()), err)
-	if !ok {
-		return r, err
-	}
-	a.Log.Warn(other.Backend.Reason + ": the rules are loaded into nf_tables instead")
-	if _, e := a.Converge(ctx, other, Options{}); e != nil {
-		return r, fmt.Errorf("%w; nor does nf_tables: %w", err, e)
+	if failed != nil {
+		return r, failed
 	}
 	return a.Verify(ctx, ports)
+}
+
+// goOver puts the rules that were decided into nf_tables, where iptables was chosen
+// by us and has failed; from then on they are there. Otherwise it does nothing.
+func (a *Agent) goOver(ctx context.Context, cause error) (over bool, err error) {
+	st, err := a.Store.Load()
+	if err != nil {
+		return false, nil
+	}
+	other, ok := alternative(st.At(a.Moment()), cause)
+	if !ok {
+		return false, nil
+	}
+	a.Log.Warn(other.Backend.Reason + ": the rules are loaded into nf_tables instead")
+	if _, err := a.Converge(ctx, other, Options{}); err != nil {
+		return true, fmt.Errorf("%w; nor does nf_tables: %w", cause, err)
+	}
+	return true, nil
 }
 
 // tryLock takes the lock, or after a while goes on without it.
@@ -288,7 +300,7 @@ func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string
 	if err := a.Store.SetAside(); err != nil {
 		a.Log.WithError(err).Warn("the unreadable state could not be set aside")
 	}
-	if _, err := a.Converge(ctx, st, Options{}); err != nil {
+	if _, err := a.Converge(ctx, st, Options{Choose: true}); err != nil {
 		// On a full or a broken disk the rules alone have to do.
 		a.Log.WithError(err).Error("the failsafe rules cannot be kept")
 		if err := kernel.Load(ctx, st.Ruleset, in, false); err != nil {
@@ -347,7 +359,9 @@ func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
 		Backend: store.Choice{Name: Iptables, Source: "failsafe", Reason: "the failsafe rules need no other"},
 		Client:  store.Client{Source: "none", Reason: "the failsafe rules pin nobody"},
 	}
-	if a.backend() == Nftables {
+	if before, err := a.Store.Load(); err == nil && before.Backend.Name != "" {
+		st.Backend = before.Backend // whose owner may want no other
+	} else if a.backend() == Nftables {
 		st.Backend.Name = Nftables
 	}
 	st.Ruleset, err = firewall.Compile(st.Desired)

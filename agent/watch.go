@@ -98,7 +98,11 @@ func (w *watcher) look(ctx context.Context) (changed bool, err error) {
 	if expired, err := w.expire(ctx); expired || err != nil {
 		return expired, err
 	}
-	r, err := w.verifyOr(ctx, w.Ports)
+	verify := w.Verify
+	if _, err := w.System.LookPath("iptables-save"); err != nil { // for good, unlike a failure
+		verify = w.verifyOr
+	}
+	r, err := verify(ctx, w.Ports)
 	switch {
 	case errors.Is(err, store.ErrNone):
 		return false, nil

@@ -162,7 +162,33 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
+	if err := few(want); err != nil {
+		return err
+	}
 	return b.load(ctx, texts(want), was, clear)
+}
+
+// maxNetworks is how many networks one list may have here, where each is a rule
+// and costs every packet that comes so far.
+const maxNetworks = 500
+
+// few refuses a ruleset with a longer list.
+func few(r firewall.Ruleset) error {
+	for _, f := range firewall.Families {
+		for _, c := range r.Chains(f) {
+			networks := map[string]int{}
+			for _, rule := range c.Rules {
+				if rule.Src.IsValid() {
+					networks[rule.Comment]++
+				}
+				if networks[rule.Comment] > maxNetworks {
+					return fmt.Errorf("%s has more than %d networks that may reach it, and iptables has a rule for each: the backend nftables takes them as one set (\"backend = nftables\" in [agent])",
+						strings.TrimPrefix(rule.Comment, "basicfw-"), maxNetworks)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // LoadFiles is Load of the rules that persisted files hold. Only our part of

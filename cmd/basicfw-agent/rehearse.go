@@ -49,10 +49,11 @@ func (a *app) again(args ...string) []string {
 func withoutRun(err error) error {
 	var exit *system.ExitError
 	if errors.As(err, &exit) {
-		if text, ok := strings.CutPrefix(exit.Stderr, "error: "); ok {
-			return errors.New(text)
+		text := strings.TrimPrefix(exit.Stderr, "basicfw-agent: ")
+		if text == "" {
+			return err
 		}
-		return err
+		return &saidError{text, exit.Code == exitTemporary}
 	}
 	for _, no := range []error{syscall.EPERM, syscall.EINVAL, syscall.ENOSPC, syscall.ENOSYS, syscall.EUSERS} {
 		if errors.Is(err, no) {
@@ -61,6 +62,15 @@ func withoutRun(err error) error {
 	}
 	return err
 }
+
+// saidError is what another run of this program said.
+type saidError struct {
+	text      string
+	temporary bool
+}
+
+func (e *saidError) Error() string   { return e.text }
+func (e *saidError) Temporary() bool { return e.temporary }
 
 // rehearseCmd is the other run. It is not for people.
 func (a *app) rehearseCmd() *cobra.Command {
@@ -86,7 +96,13 @@ func (a *app) rehearseCmd() *cobra.Command {
 			if in.Present || len(in.Foreign) > 0 {
 				return errors.New("this network namespace is somebody's: nothing was loaded")
 			}
-			return kernel.Load(ctx, r.Ruleset, in, false)
+			err = kernel.Load(ctx, r.Ruleset, in, false)
+			var passes interface{ Temporary() bool }
+			if errors.As(err, &passes) && passes.Temporary() {
+				fmt.Fprintln(os.Stderr, err)
+				return &silentError{exitTemporary}
+			}
+			return err
 		}),
 	}
 }

@@ -92,6 +92,6 @@ func (a *app) watch(ctx context.Context, tell func()) {
 // watchedDirs hold the persisted rules, what says where sshd listens, and our
 // own unit.
 func watchedDirs() []string {
-	return []string{"/etc/sysconfig", "/etc/iptables", "/etc/ssh", "/etc/ssh/sshd_config.d",
+	return []string{"/etc/sysconfig", "/etc/iptables", "/etc/nftables", "/etc/ssh", "/etc/ssh/sshd_config.d",
 		"/etc/systemd/system", "/etc/systemd/system/ssh.socket.d", "/etc/systemd/system/sshd.socket.d", "/etc/systemd/system/sysinit.target.wants"}
 }

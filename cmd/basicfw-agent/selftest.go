@@ -141,6 +141,27 @@ func (a *app) selftest(ctx context.Context, w *wiring, st store.State) (selftest
 	return answer.Report, nil
 }
 
+// prove is a selftest that a change has to pass. Where this machine lets nobody try
+// rules, it is left out.
+func (a *app) prove(ctx context.Context, w *wiring, st store.State) error {
+	report, err := a.selftest(ctx, w, st.At(w.agent.Moment()))
+	var impossible *twin.ImpossibleError
+	if errors.As(err, &impossible) {
+		a.log.WithError(err).Warn("the rules are loaded, and were not tried with packets")
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	differ := slices.DeleteFunc(report.Rows, selftest.Row.Agrees)
+	if len(differ) == 0 {
+		return nil
+	}
+	r := differ[0]
+	return fmt.Errorf("the selftest found %s that did otherwise than expected, the first: %s %s, from %s: expected %s, seen %s: \"basicfw-agent selftest\" shows all",
+		count(len(differ), "packet"), r.Family, what(r), r.From, r.Expected, r.Seen)
+}
+
 // selftestTwinCmd is selftest in the namespace; it is not for people.
 func (a *app) selftestTwinCmd() *cobra.Command {
 	return &cobra.Command{
