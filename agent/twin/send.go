@@ -41,7 +41,7 @@ const (
 	// which is 200 KiB, with what the twin answers, at a KiB for each.
 	batch = 40
 	// arrival is how long a packet may take. It is microseconds.
-	arrival = 5 * time.Second
+	arrival = 10 * time.Second
 
 	etherHeader = 14
 	// etherMark is the type of a frame that is for experiments (IEEE 802, 9.2.4):

@@ -32,7 +32,8 @@ type Interface struct {
 }
 
 // ImpossibleError says that a machine lets nobody make such networks: a
-// container without the right to, a kernel without veth.
+// container without the right to, a kernel without veth. It says nothing about
+// any rules.
 type ImpossibleError struct{ Why error }
 
 func (e *ImpossibleError) Error() string {
@@ -40,17 +41,6 @@ func (e *ImpossibleError) Error() string {
 }
 
 func (e *ImpossibleError) Unwrap() error { return e.Why }
-
-// Impossible makes an *ImpossibleError of an error that is one; others it gives
-// back. ENOSPC is of user.max_net_namespaces.
-func Impossible(err error) error {
-	for _, e := range []error{unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, unix.EROFS} {
-		if errors.Is(err, e) {
-			return &ImpossibleError{err}
-		}
-	}
-	return err
-}
 
 // Twin is a copy of a network. It is for one goroutine at a time.
 type Twin struct {
@@ -79,15 +69,19 @@ type local struct {
 
 // readyWait is how long the kernel may take until it takes in packets to all
 // addresses. It is milliseconds.
-const readyWait = 5 * time.Second
+const readyWait = 10 * time.Second
 
 // New makes the twin, with addresses of fe80::/64 besides those that are said.
-// It comes back once packets arrive at all of them.
+// It comes back once packets arrive at all of them. The error is an
+// *ImpossibleError, or ErrSomebodys.
 func New(sys *system.System, families []firewall.Family, interfaces []Interface) (*Twin, error) {
 	t := &Twin{ports: map[string]port{}, local: map[local]int{}, tap: -1}
 	if err := t.build(sys, families, interfaces); err != nil {
 		t.Close()
-		return nil, Impossible(err)
+		if !errors.Is(err, ErrSomebodys) {
+			err = &ImpossibleError{err}
+		}
+		return nil, err
 	}
 	return t, nil
 }
@@ -259,10 +253,9 @@ func address(h *netlink.Handle, families []firewall.Family, x Interface, i int) 
 	for _, f := range families {
 		addresses := x.Addresses
 		if f == firewall.IPv6 {
-			// One of our own, so that there is none that has to be waited for.
-			if err := h.LinkSetIP6AddrGenMode(link, 1); err != nil { // IN6_ADDR_GEN_MODE_NONE
-				return err
-			}
+			// One of our own in place of the kernel's, which it still gives
+			// before Linux 3.17.
+			h.LinkSetIP6AddrGenMode(link, 1) // IN6_ADDR_GEN_MODE_NONE
 			addresses = append(addresses[:len(addresses):len(addresses)], netip.PrefixFrom(LinkLocal, 64))
 		}
 		for _, p := range addresses {

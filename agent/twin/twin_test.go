@@ -3,7 +3,6 @@ package twin_test
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -225,14 +224,13 @@ func TestSomebodys(t *testing.T) {
 	if err := make(); err != nil {
 		t.Errorf("%v", err)
 	}
-}
-
-func TestImpossible(t *testing.T) {
+	// A name that no interface can have.
+	err := lab.NewNamespace(t).Do(func() error {
+		_, err := twin.New(&system.System{}, firewall.Families[:], []twin.Interface{{Name: "longer than fifteen"}})
+		return err
+	})
 	var impossible *twin.ImpossibleError
-	if err := twin.Impossible(os.NewSyscallError("unshare", unix.EPERM)); !errors.As(err, &impossible) || !errors.Is(err, unix.EPERM) {
-		t.Errorf("%v", err)
-	}
-	if err := twin.Impossible(unix.ENOENT); errors.As(err, &impossible) {
+	if !errors.As(err, &impossible) || !errors.Is(err, unix.ERANGE) {
 		t.Errorf("%v", err)
 	}
 }
