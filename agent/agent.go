@@ -208,7 +208,8 @@ func alternative(st store.State, err error) (store.State, bool) {
 	if !errors.As(err, &load) || errors.As(err, &passes) && passes.Temporary() || st.Backend.Name != Iptables || st.Backend.Source != "detected" && st.Backend.Source != "failsafe" {
 		return st, false
 	}
-	st.Backend.Name, st.Backend.Reason = Nftables, fmt.Sprintf("iptables does not work here: %v", load)
+	why := strings.ReplaceAll(load.Error(), "\n", "; ")
+	st.Backend.Name, st.Backend.Reason = Nftables, "iptables does not work here: "+why
 	if missing := new(system.NotFoundError); errors.As(err, &missing) {
 		st.Backend.Reason = fmt.Sprintf("there is no %s on this machine", missing.Name)
 	}

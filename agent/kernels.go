@@ -224,13 +224,14 @@ func (k nftKernel) Remove(ctx context.Context, before firewall.Before) error {
 	if err != nil {
 		return err
 	}
-	// What was taken out of iptables comes back while our table closes.
-	if k.Has() && (k.InUse() || gives(before)) {
+	// What was taken out of iptables comes back while our table closes. Where its
+	// programs are gone, so is what there was to give back.
+	ours := was.Snapshot.(both).ours
+	if other := was.Snapshot.(both).other; k.Has() && (other.Present || gives(before)) {
 		if err := k.Beside.Remove(ctx, before); err != nil {
 			return err
 		}
 	}
-	ours := was.Snapshot.(both).ours
 	if !ours.Present {
 		return nil
 	}

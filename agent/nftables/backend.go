@@ -30,7 +30,7 @@ type snapshot struct {
 }
 
 func (b *Backend) read() (s snapshot, err error) {
-	err = b.sys.Do("netlink", "read table inet "+TableName, func() (err error) {
+	err = b.sys.Do("read", "table inet "+TableName, func() (err error) {
 		s.table, s.there, err = read()
 		return err
 	})

@@ -539,7 +539,11 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 			return Result{}, err
 		}
 	}
-	line := strings.Join(append([]string{filepath.Base(path)}, c.Args...), " ")
+	name := path
+	if path == Self {
+		name = os.Args[0]
+	}
+	line := strings.Join(append([]string{filepath.Base(name)}, c.Args...), " ")
 	timeout := c.Timeout
 	if timeout == 0 {
 		timeout = 30 * time.Second
@@ -548,8 +552,9 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, c.Args...)
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + defaultPath}
-	if path == Self { // which takes from it as this run does
+	if path == Self { // which takes from PATH as this run does, and is called as it is
 		cmd.Env[1] = "PATH=" + os.Getenv("PATH")
+		cmd.Args[0] = os.Args[0]
 	}
 	cmd.WaitDelay = 10 * time.Second // for output that a busy machine has not read yet
 	cmd.Stdin = bytes.NewReader(c.Stdin)

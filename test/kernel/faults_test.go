@@ -48,11 +48,19 @@ type operation struct {
 const trialLength = "1h"
 
 func operations(m *machine) []operation {
-	bootstrap := []string{"bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String()}
+	bootstrap := []string{"bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-selftest"}
+	// Both by name: a fault must not have the other one taken.
+	backend := "[agent]\nbackend = iptables\n"
+	if m.netlink {
+		backend = "[agent]\nbackend = nftables\n"
+	}
 	fresh := func(t *testing.T, m *machine) {
 		t.Helper()
+		m.write(t, "/etc/basicfw/agent.ini", backend, 0o640)
 		for _, family := range families() {
-			m.iptables(t, family, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+			if !m.netlink {
+				m.iptables(t, family, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
+			}
 		}
 		m.write(t, rulesFile(ipv4), "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n", 0o640)
 	}
@@ -67,7 +75,7 @@ func operations(m *machine) []operation {
 	edited := func(t *testing.T, m *machine) {
 		t.Helper()
 		stands(t, m)
-		m.write(t, "/etc/basicfw/agent.ini", "[open]\nsmtp = closed\nx = 8081/tcp\n", 0o640)
+		m.write(t, "/etc/basicfw/agent.ini", backend+"[open]\nsmtp = closed\nx = 8081/tcp\n", 0o640)
 	}
 	tried := func(length string) func(t *testing.T, m *machine) {
 		return func(t *testing.T, m *machine) {
@@ -98,7 +106,7 @@ func operations(m *machine) []operation {
 				t.Helper()
 				stands(t, m)
 				m.reboot(t)
-				if err := os.Remove(filepath.Join(m.root, rulesFile(ipv6))); err != nil {
+				if err := os.Remove(filepath.Join(m.root, m.persisted()[len(m.persisted())-1])); err != nil {
 					t.Fatal(err)
 				}
 				if err := os.Remove(filepath.Join(m.root, unitLink)); err != nil {
@@ -169,6 +177,7 @@ func (m *machine) killWaiting(t *testing.T) {
 // point is how a machine is: its rules and its files.
 type point struct {
 	saved map[string]string // iptables-save, by family
+	table string            // of nf_tables
 	files map[string][]lab.Entry
 	boot  string
 }
@@ -216,9 +225,9 @@ func TestFaults(t *testing.T) {
 	var table []string
 	injected, survived := 0, 0
 	t.Run("walk", func(t *testing.T) {
-		for _, variant := range []string{"nft", "legacy"} {
-			for i := range operations(&machine{Lab: &lab.Lab{}}) {
-				name := operations(&machine{Lab: &lab.Lab{}})[i].name
+		for _, variant := range variants {
+			for i, op := range operations(&machine{Lab: &lab.Lab{}}) {
+				name := op.name
 				t.Run(variant+"/"+strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
 					t.Parallel()
 					w := newWalk(t, variant, i)
@@ -513,7 +522,7 @@ func (w *walk) whole(t *testing.T, sets ...map[string]string) error {
 		key := fmt.Sprint(family, guarded, rules)
 		err, ok := w.probed[key]
 		if !ok {
-			err = w.probe(family, strings.Contains(rules, "-A INPUT -j BASICFW-INPUT"))
+			err = w.probe(family, strings.Contains(rules, "-A INPUT -j BASICFW-INPUT") || strings.Contains(rules, "table inet basicfw"))
 			w.probed[key] = err
 		}
 		if err != nil {
@@ -543,6 +552,19 @@ func (w *walk) probe(family string, closed bool) error {
 func (w *walk) filesWhole(t *testing.T) error {
 	t.Helper()
 	w.reboot(t)
+	table := filepath.Join(w.root, tableFile)
+	closed := false
+	if _, err := os.Stat(table); err == nil {
+		closed = true
+		if r := w.Host.Run(t, lab.Command{Args: []string{"nft", "-f", table}}); r.Code != 0 {
+			return fmt.Errorf("%s cannot be loaded: %s", tableFile, r.Stderr)
+		}
+		for _, family := range families() {
+			if err := w.probe(family, true); err != nil {
+				return fmt.Errorf("with %s: %w", tableFile, err)
+			}
+		}
+	}
 	for _, family := range families() {
 		data, err := os.ReadFile(filepath.Join(w.root, rulesFile(family)))
 		if os.IsNotExist(err) {
@@ -555,7 +577,7 @@ func (w *walk) filesWhole(t *testing.T) error {
 		if r.Code != 0 {
 			return fmt.Errorf("%s cannot be loaded: %s\n%s", rulesFile(family), r.Stderr, data)
 		}
-		if err := w.probe(family, strings.Contains(string(data), "-A INPUT -j BASICFW-INPUT")); err != nil {
+		if err := w.probe(family, closed || strings.Contains(string(data), "-A INPUT -j BASICFW-INPUT")); err != nil {
 			return fmt.Errorf("with %s: %w", rulesFile(family), err)
 		}
 	}
@@ -568,8 +590,7 @@ func (w *walk) boot(t *testing.T, name string) error {
 	t.Helper()
 	w.reboot(t)
 	if w.guards {
-		w.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "ip", "basicfw-guard"}})
-		w.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "ip6", "basicfw-guard"}})
+		w.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "inet", "basicfw-guard"}})
 	}
 	w.nameBoot(t, name)
 	w.empty(t, "run")
@@ -608,8 +629,11 @@ func (w *walk) take(t *testing.T) point {
 	t.Helper()
 	p := point{saved: map[string]string{}, files: map[string][]lab.Entry{}}
 	for _, family := range families() {
-		p.saved[family] = w.Host.MustRun(t, w.multi, tables(family)+"-save", "-t", "filter")
+		if !w.netlink {
+			p.saved[family] = w.Host.MustRun(t, w.multi, tables(family)+"-save", "-t", "filter")
+		}
 	}
+	p.table = w.table(t)
 	for _, dir := range changing {
 		all, err := lab.ReadTree(filepath.Join(w.root, dir))
 		if err != nil {
@@ -628,12 +652,17 @@ func (w *walk) take(t *testing.T) point {
 // put makes the machine what it was.
 func (w *walk) put(t *testing.T, p point) {
 	t.Helper()
-	for _, family := range families() {
-		w.load(t, family, p.saved[family])
+	for family, text := range p.saved {
+		w.load(t, family, text)
+	}
+	if w.netlink {
+		w.reboot(t)
+		if r := w.Host.Run(t, lab.Command{Args: []string{"nft", "-f", "-"}, Stdin: p.table}); r.Code != 0 {
+			t.Fatalf("nft: %s\n%s", r.Stderr, p.table)
+		}
 	}
 	if w.guards {
-		w.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "ip", "basicfw-guard"}})
-		w.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "ip6", "basicfw-guard"}})
+		w.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "inet", "basicfw-guard"}})
 	}
 	for _, dir := range changing {
 		w.empty(t, dir)
@@ -657,10 +686,15 @@ func timeless(text string) string {
 	return temporary.ReplaceAllString(uptimes.ReplaceAllString(times.ReplaceAllString(text, "TIME"), "$1 N"), "$1.TEMP")
 }
 
-// families is each family's filter table.
+// families is what each family's packets pass: its filter table, or our table of
+// both.
 func (w *walk) families(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
+	if w.netlink {
+		text := timeless(w.table(t))
+		return map[string]string{ipv4: text, ipv6: text}
+	}
 	for _, family := range families() {
 		lines := w.filter(t, family)
 		if slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "-") || strings.HasSuffix(l, " DROP") }) < 0 {

@@ -233,6 +233,17 @@ func rulesFile(family string) string {
 	return "/etc/sysconfig/" + tables(family)
 }
 
+// tableFile is where the rules of nf_tables are kept over a boot.
+const tableFile = "/etc/nftables/basicfw.nft"
+
+// persisted are the files that keep the machine's rules over a boot.
+func (m *machine) persisted() []string {
+	if m.netlink {
+		return []string{tableFile}
+	}
+	return []string{rulesFile(ipv4), rulesFile(ipv6)}
+}
+
 // tables is iptables or ip6tables.
 func tables(family string) string {
 	if family == ipv4 {

@@ -68,6 +68,11 @@ func (s *service) ready() error {
 // reboot leaves the machine as a boot finds it: with no rule.
 func (m *machine) reboot(t *testing.T) {
 	t.Helper()
+	m.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "inet", "basicfw"}})
+	if m.netlink { // else its iptables would have tables after that
+		m.Host.MustRun(t, "nft", "flush", "ruleset")
+		return
+	}
 	for _, family := range families() {
 		m.load(t, family, "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
 	}
