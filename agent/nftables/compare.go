@@ -24,7 +24,7 @@ func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspec
 	want := compile(wanted, b.families)
 	c := comparison{want: want, got: got.table, texts: map[string]string{}}
 	for i, r := range want.rules {
-		c.texts[r.canonical()] = want.texts[i]
+		c.texts[want.canonical(r)] = want.texts[i]
 	}
 	for _, f := range b.families {
 		c.family(f, got.there)
@@ -81,10 +81,8 @@ func (c *comparison) family(f firewall.Family, there bool) {
 		}
 	}
 	for _, s := range c.want.sets {
-		if !there {
-			break // said already
-		}
-		if c.setFamily(s.name) == f.String() {
+		// Of an anonymous one its rule tells, and of a table that is gone the first line.
+		if there && !s.isAnonymous() && c.setFamily(s.name) == f.String() {
 			c.set(f, s)
 		}
 	}
@@ -159,7 +157,7 @@ func sameHook(a, b []byte) bool {
 func (c *comparison) lines(chain string) []string {
 	var out []string
 	for _, r := range c.got.rulesOf(chain) {
-		text, ok := c.texts[r.canonical()]
+		text, ok := c.texts[c.got.canonical(r)]
 		if !ok {
 			if text = r.describe(); slices.Contains(c.want.texts, text) {
 				text += " (in another form)"
@@ -292,25 +290,31 @@ func (c *comparison) setFamily(name string) string {
 	for i, r := range c.want.rules {
 		for _, e := range r.exprs {
 			if (e.name == "lookup" || e.name == "dynset") && bytes.Contains(e.data, append([]byte(name), 0)) {
-				if of := familyOf(c.want.rules[i].chain); of != "" {
-					return of
-				}
+				return familyOf(c.want.rules[i].chain)
 			}
 		}
 	}
-	return firewall.IPv4.String() // the base chain's: both families'
+	return ""
 }
 
 // same tells whether two tables are the same to the kernel.
 func (t table) same(o table) bool {
-	set := func(x, y set) bool {
+	same := func(x, y set) bool {
 		return x.name == y.name && x.definition() == y.definition() && slices.Equal(x.lines(), y.lines())
 	}
-	chain := func(x, y chain) bool {
-		return x.name == y.name && x.policy == y.policy && x.kind == y.kind && (x.hook == nil) == (y.hook == nil) && sameHook(x.hook, y.hook)
+	named := func(t table) []set {
+		return slices.DeleteFunc(slices.Clone(t.sets), func(s set) bool { return s.isAnonymous() })
 	}
-	rule := func(x, y rule) bool { return x.chain == y.chain && x.canonical() == y.canonical() }
-	return t.flags == o.flags && slices.EqualFunc(t.chains, o.chains, chain) && slices.EqualFunc(t.sets, o.sets, set) && slices.EqualFunc(t.rules, o.rules, rule)
+	sort := func(list []set) []set {
+		slices.SortFunc(list, func(a, b set) int { return strings.Compare(a.name, b.name) })
+		return list
+	}
+	for _, c := range t.chains { // which are in the order in which they were made
+		if d, ok := o.chain(c.name); !ok || !sameChain(c, d) || !slices.EqualFunc(t.rulesOf(c.name), o.rulesOf(c.name), func(x, y rule) bool { return t.canonical(x) == o.canonical(y) }) {
+			return false
+		}
+	}
+	return t.flags == o.flags && len(t.chains) == len(o.chains) && slices.EqualFunc(sort(named(t)), sort(named(o)), same)
 }
 
 func withoutCounter(text string) string { return strings.TrimPrefix(text, "counter ") }
