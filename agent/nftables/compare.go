@@ -219,9 +219,7 @@ func (s set) lines() []string {
 		if s.flags&unix.NFT_SET_INTERVAL == 0 {
 			text := fmt.Sprintf("%x", e.key)
 			if e.data != nil {
-				var b strings.Builder
-				attribute{data: e.data}.write(&b, 2)
-				text += " : " + b.String()
+				text += " : " + string(attribute{data: e.data}.append(nil, 2))
 			}
 			out = append(out, text)
 			continue

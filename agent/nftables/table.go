@@ -2,10 +2,11 @@ package nftables
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -460,37 +461,50 @@ func readExpression(b []byte) (e expression, err error) {
 // zero: a kernel sends back more attributes than it was sent, the more the newer
 // it is, and those are zero. An anonymous set is what is in it, whatever its name.
 func (t table) canonical(r rule) string {
-	var b strings.Builder
+	var b []byte
 	for _, e := range r.exprs {
-		if s, ok := t.set(e.setName()); ok && s.isAnonymous() {
-			fmt.Fprintf(&b, "%s %v ", s.definition(), s.lines())
-			e = e.withSet("__set")
+		if name := e.setName(); name != "" {
+			if s, ok := t.set(name); ok && s.isAnonymous() {
+				b = fmt.Appendf(b, "%s %v ", s.definition(), s.lines())
+				e = e.withSet("__set")
+			}
 		}
-		e.write(&b)
+		b = e.append(b)
 	}
-	fmt.Fprintf(&b, "%x", r.userdata)
-	return b.String()
+	return string(hex.AppendEncode(b, r.userdata))
 }
 
 // nested are the attributes of expressions in which others are nested, as deep
 // as they are.
-var nested = map[string]map[uint16]int{
-	"cmp":       {unix.NFTA_CMP_DATA: 1},
-	"bitwise":   {unix.NFTA_BITWISE_MASK: 1, unix.NFTA_BITWISE_XOR: 1},
-	"range":     {unix.NFTA_RANGE_FROM_DATA: 1, unix.NFTA_RANGE_TO_DATA: 1},
-	"immediate": {unix.NFTA_IMMEDIATE_DATA: 2},
+func nested(name string, kind uint16) int {
+	switch name {
+	case "cmp":
+		return one(kind == unix.NFTA_CMP_DATA)
+	case "bitwise":
+		return one(kind == unix.NFTA_BITWISE_MASK || kind == unix.NFTA_BITWISE_XOR)
+	case "range":
+		return one(kind == unix.NFTA_RANGE_FROM_DATA || kind == unix.NFTA_RANGE_TO_DATA)
+	case "immediate":
+		return 2 * one(kind == unix.NFTA_IMMEDIATE_DATA)
+	}
+	return 0
 }
 
-func (e expression) write(b *strings.Builder) {
-	fmt.Fprintf(b, "%q{", e.name)
-	defer b.WriteString("}")
+func one(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+func (e expression) append(b []byte) []byte {
+	b = append(append(b, e.name...), '{')
 	if e.name == "counter" {
-		return
+		return append(b, '}')
 	}
 	list, err := attributes(e.data)
 	if err != nil {
-		fmt.Fprintf(b, "?%x", e.data)
-		return
+		return append(hex.AppendEncode(append(b, '?'), e.data), '}')
 	}
 	slices.SortStableFunc(list, func(x, y attribute) int { return int(x.kind) - int(y.kind) })
 	for _, a := range list {
@@ -501,24 +515,25 @@ func (e expression) write(b *strings.Builder) {
 		}
 		if e.name == "dynset" && a.kind == unix.NFTA_DYNSET_EXPR {
 			if inner, err := readExpression(a.data); err == nil {
-				inner.write(b)
+				b = inner.append(b)
 				continue
 			}
 		}
-		a.write(b, nested[e.name][a.kind])
+		b = a.append(b, nested(e.name, a.kind))
 	}
+	return append(b, '}')
 }
 
-func (a attribute) write(b *strings.Builder, depth int) {
+func (a attribute) append(b []byte, depth int) []byte {
+	b = strconv.AppendUint(b, uint64(a.kind), 10)
 	if depth > 0 {
 		if inner, err := attributes(a.data); err == nil {
-			fmt.Fprintf(b, "%d(", a.kind)
+			b = append(b, '(')
 			for _, i := range inner {
-				i.write(b, depth-1)
+				b = i.append(b, depth-1)
 			}
-			b.WriteString(")")
-			return
+			return append(b, ')')
 		}
 	}
-	fmt.Fprintf(b, "%d=%x;", a.kind, a.data)
+	return append(hex.AppendEncode(append(b, '='), a.data), ';')
 }
