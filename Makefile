@@ -40,7 +40,7 @@ lint: ## gofmt, vet, staticcheck, govulncheck
 	else echo "govulncheck: its database cannot be reached from here; NOT checked"; fi
 
 bench: build ## times and sizes beside the floor, in a throwaway network namespace
-	test/install iproute2 iptables
+	test/install iproute2 iptables nftables
 	go run ./test/bench ./basicfw-agent
 
 fuzz: ## every fuzz target, for FUZZTIME (30s) each

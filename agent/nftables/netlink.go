@@ -146,7 +146,10 @@ func dial() (*socket, error) {
 	return s, nil
 }
 
-func (s *socket) close() { unix.Close(s.fd) }
+// close does not wait for its end: the kernel keeps whoever closes such a socket
+// until what was deleted before is freed, some ten milliseconds
+// (linux/net/netfilter/nf_tables_api.c, nft_rcv_nl_event).
+func (s *socket) close() { go unix.Close(s.fd) }
 
 func (s *socket) send(b []byte) error {
 	return unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
