@@ -69,19 +69,19 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
-	table := compile(want, b.families).table
+	wanted := compile(want, b.families)
 	// By what differs, if that can be: the rules that stay keep their counters, and
 	// limits what they know. Else, and where somebody else changed the table since
 	// it was read, as a whole.
 	if before := was.Snapshot.(snapshot); before.there {
-		if requests, ok := before.requestsTo(table); ok && b.commit("change", requests) == nil && b.holds(want) == nil {
+		if requests, ok := before.requestsTo(wanted.table); ok && b.commit("change", requests) == nil && b.holds(wanted) == nil {
 			return nil
 		}
 	}
-	if err := b.commit("load", table.requests()); err != nil {
+	if err := b.commit("load", wanted.requests()); err != nil {
 		return fmt.Errorf("loading table inet %s: %w", TableName, err)
 	}
-	err := b.holds(want)
+	err := b.holds(wanted)
 	if err == nil {
 		return nil
 	}
@@ -92,12 +92,12 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 }
 
 // holds reads back what was loaded, and compares it.
-func (b *Backend) holds(want firewall.Ruleset) error {
+func (b *Backend) holds(want compiled) error {
 	now, err := b.read()
 	if err != nil {
 		return fmt.Errorf("reading back what was loaded: %w", err)
 	}
-	if in := b.inspect(now, want); len(in.Drift) > 0 {
+	if in := b.compare(now, want); len(in.Drift) > 0 {
 		return fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0])
 	}
 	return nil

@@ -14,14 +14,20 @@ import (
 
 // inspect is Inspect without the reading.
 func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspection {
-	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: "nf_tables over netlink"}
-	if wanted.IsZero() {
-		if got.there {
-			in.Drift = append(in.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table inet " + TableName})
-		}
-		return in
+	if !wanted.IsZero() {
+		return b.compare(got, compile(wanted, b.families))
 	}
-	want := compile(wanted, b.families)
+	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
+	if got.there {
+		in.Drift = append(in.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table inet " + TableName})
+	}
+	return in
+}
+
+const backendName = "nf_tables over netlink"
+
+func (b *Backend) compare(got snapshot, want compiled) firewall.Inspection {
+	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
 	c := comparison{want: want, got: got.table, texts: map[string]string{}}
 	for i, r := range want.rules {
 		c.texts[want.canonical(r)] = want.texts[i]
