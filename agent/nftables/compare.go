@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -316,9 +317,13 @@ func (t table) same(o table) bool {
 func withoutCounter(text string) string { return strings.TrimPrefix(text, "counter ") }
 
 // acceptsAll tells whether a rule, as it is described, accepts every new
-// connection.
+// connection of a family.
 func acceptsAll(text string) bool {
 	text, _, _ = strings.Cut(text, " comment ")
-	text = strings.ReplaceAll(" "+text, " counter", "")
-	return text == " accept" || text == " ct state new accept"
+	return acceptsAny.MatchString(strings.ReplaceAll(" "+text, " counter", ""))
 }
+
+// acceptsAny is a rule that asks for no more than a family, TCP, and that a
+// connection is new. What nft calls "ip protocol" and "ip6 nexthdr" is described
+// by its place.
+var acceptsAny = regexp.MustCompile(`^( meta nfproto ipv[46]| meta l4proto tcp| @1,(72|48),8 0x06| ct state new)* accept$`)
