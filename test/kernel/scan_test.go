@@ -263,7 +263,7 @@ COMMIT
 COMMIT
 `,
 	}
-	onEach(t, func(t *testing.T, m *machine) {
+	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		for _, family := range families() {
 			m.load(t, family, stock[family])
