@@ -197,8 +197,46 @@ func (c *comparison) set(f firewall.Family, want set) {
 		add(firewall.Altered, w, g)
 		return
 	}
-	if !want.isDynamic() {
+	switch {
+	case want.flags&unix.NFT_SET_MAP != 0:
+		c.ways(want, got)
+	case !want.isDynamic():
 		c.drift = append(c.drift, firewall.Lines(f.String(), name, want.lines(), got.lines())...)
+	}
+}
+
+// ways compares the map by which each family's packets go to its chain. A family
+// that goes by is open.
+func (c *comparison) ways(want, got set) {
+	of := func(s set, key byte) string {
+		for _, e := range s.elements {
+			if bytes.Equal(e.key, []byte{key}) {
+				return verdictName(expression{data: putNested(nil, unix.NFTA_IMMEDIATE_DATA, e.data)})
+			}
+		}
+		return ""
+	}
+	for _, f := range firewall.Families {
+		w, g := of(want, protocolFamily(f)), of(got, protocolFamily(f))
+		text := func(verdict string) string {
+			if verdict == "" {
+				return ""
+			}
+			return fmt.Sprintf("%v : %s", f, verdict)
+		}
+		d := firewall.Drift{Family: f.String(), Chain: baseChain, Kind: firewall.Altered, Want: text(w), Got: text(g)}
+		switch {
+		case w == g:
+			continue
+		case g == "":
+			d.Kind = firewall.Missing
+		case w == "":
+			d.Kind = firewall.Extra
+		}
+		c.drift = append(c.drift, d)
+		if g == "accept" && w != "" {
+			c.open = append(c.open, firewall.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", d.Got, baseChain)})
+		}
 	}
 }
 
@@ -220,13 +258,7 @@ func (s set) lines() []string {
 	for i := 0; i < len(s.elements); i++ {
 		e := s.elements[i]
 		if s.flags&unix.NFT_SET_INTERVAL == 0 {
-			text := fmt.Sprintf("%x", e.key)
-			if e.data != nil {
-				var b strings.Builder
-				attribute{data: e.data}.write(&b, 2)
-				text += " : " + b.String()
-			}
-			out = append(out, text)
+			out = append(out, fmt.Sprintf("%x", e.key))
 			continue
 		}
 		if e.end { // nft begins with one that ends nothing
