@@ -230,7 +230,7 @@ func tableDamages(text string) []damage {
 	replace("another hook", "hook input", "hook forward", input, "hook")
 	replace("another priority", "priority filter", "priority raw", input, "hook")
 	replace("asleep", "table inet basicfw {", "table inet basicfw {\n\tflags dormant", input, "dormant")
-	replace("a family goes by", "ipv6 : jump ipv6-input", "ipv6 : accept", input, "ipv6")
+	replace("a family goes by", "ipv6 : jump ipv6-input", "ipv6 : accept", input, "ipv6 : accept")
 	replace("no family goes in", "\t\tmeta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : jump ipv6-input }\n", "", input, "vmap")
 	replace("a wider network", "203.0.113.0/24", "203.0.112.0/23", []string{"ipv4", "ipv4-ssh"}, "203.0.112.0/23")
 	replace("a limit forgets sooner", "timeout 2s", "timeout 1s", []string{"bfw4p10s"})

@@ -71,6 +71,10 @@ type machine struct {
 	netlink bool
 	// noIPv6 has the program see a kernel without IPv6.
 	noIPv6 bool
+	// noNamespaces has it get no network namespace of its own.
+	noNamespaces bool
+	// path, where set, is the PATH of who runs it.
+	path string
 }
 
 // exit codes of the contract.
@@ -188,11 +192,16 @@ func (m *machine) insist(t *testing.T) {
 
 // command is a run of the program. It is given nothing of who runs the test.
 func (m *machine) command(args ...string) lab.Command {
+	path := m.path
+	if path == "" {
+		path = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+	}
 	return lab.Command{
-		Args:   append([]string{program, "--root", m.root}, args...),
-		Env:    []string{"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"},
-		Dir:    "/",
-		NoIPv6: m.noIPv6,
+		Args:         append([]string{program, "--root", m.root}, args...),
+		Env:          []string{"PATH=" + path, "HOME=/root", "TERM=dumb"},
+		Dir:          "/",
+		NoIPv6:       m.noIPv6,
+		NoNamespaces: m.noNamespaces,
 	}
 }
 
