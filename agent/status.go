@@ -255,9 +255,14 @@ func (a *Agent) judge(s *Status, r Report) {
 			s.Families.IPv6 = state
 		}
 	}
-	for _, o := range r.Inspection.Open {
+	for _, o := range slices.Concat(r.Inspection.Open, r.Inspection.Shut) {
 		if o.Next != "" {
 			s.Next = append(s.Next, o.Next)
+		}
+	}
+	for _, o := range r.Inspection.Shut {
+		if o.Next != "" { // no repair ends it
+			s.Warnings = append(s.Warnings, o.Family.String()+": "+o.Why)
 		}
 	}
 	open, shut := sentence(r.Inspection.Open), sentence(r.Inspection.Shut)

@@ -64,7 +64,17 @@ func (b *Backend) Prepare(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("preparing the %v tables: %w", f, err))
 		}
 	}
-	return errors.Join(errs...)
+	return inOneLine(errs)
+}
+
+// inOneLine joins the errors of the families, of which each may have one. What a
+// command says of why it failed is a line.
+func inOneLine(errs []error) error {
+	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
+	if len(errs) < 2 {
+		return errors.Join(errs...)
+	}
+	return fmt.Errorf("%w; %w", errs[0], errs[1])
 }
 
 // snapshot is both families' rules as they were read at one time.
@@ -115,7 +125,7 @@ func (b *Backend) read(ctx context.Context) (snapshot, error) {
 		}
 		snap[f] = dumps[i]
 	}
-	return snap, errors.Join(errs...)
+	return snap, inOneLine(errs)
 }
 
 // Inspect reads the kernel's rules and compares them with want.
@@ -309,7 +319,7 @@ func (b *Backend) Revert(ctx context.Context, was firewall.Inspection, before fi
 			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
 		}
 	}
-	return errors.Join(errs...)
+	return inOneLine(errs)
 }
 
 // Yield sets INPUT's policy to ACCEPT and leaves all else, for a moment in which

@@ -102,7 +102,7 @@ func (c *change) rules(chain string) ([]request, bool) {
 	keys := func(t table, rules []rule) []string {
 		out := make([]string, len(rules))
 		for i, r := range rules {
-			out[i] = t.canonical(r)
+			out[i] = t.identity(r)
 		}
 		return out
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -35,6 +36,7 @@ func (b *Backend) compare(got snapshot, want compiled) firewall.Inspection {
 	for _, f := range b.families {
 		c.family(f, got.there)
 	}
+	c.ways()
 	c.strangers()
 	in.Drift, in.Open, in.Shut, in.Flushed = c.drift, c.open, c.shut, c.flushed
 	return in
@@ -205,10 +207,51 @@ func (c *comparison) set(f firewall.Family, want set) {
 	}
 }
 
+// ways compares the map by which each family's packets go to its chain. A family
+// that goes by is open.
+func (c *comparison) ways() {
+	isMap := func(s set) bool { return s.isMap() && s.isAnonymous() }
+	i, j := slices.IndexFunc(c.want.sets, isMap), slices.IndexFunc(c.got.sets, isMap)
+	if j < 0 {
+		return // nor is there its rule
+	}
+	want, got := c.want.sets[i], c.got.sets[j]
+	of := func(s set, key byte) string {
+		for _, e := range s.elements {
+			if bytes.Equal(e.key, []byte{key}) {
+				return verdictName(expression{data: putNested(nil, unix.NFTA_IMMEDIATE_DATA, e.data)})
+			}
+		}
+		return ""
+	}
+	for _, f := range firewall.Families {
+		w, g := of(want, protocolFamily(f)), of(got, protocolFamily(f))
+		text := func(verdict string) string {
+			if verdict == "" {
+				return ""
+			}
+			return fmt.Sprintf("%v : %s", f, verdict)
+		}
+		d := firewall.Drift{Family: f.String(), Chain: baseChain, Kind: firewall.Altered, Want: text(w), Got: text(g)}
+		switch {
+		case w == g:
+			continue
+		case g == "":
+			d.Kind = firewall.Missing
+		case w == "":
+			d.Kind = firewall.Extra
+		}
+		c.drift = append(c.drift, d)
+		if g == "accept" && w != "" {
+			c.open = append(c.open, firewall.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", d.Got, baseChain)})
+		}
+	}
+}
+
 // definition is what a set is like, but for its elements.
 func (s set) definition() string {
 	flags := fmt.Sprintf("flags %#x, keys of %d bytes", s.flags, s.keyLen)
-	if s.flags&unix.NFT_SET_MAP != 0 {
+	if s.isMap() {
 		flags += fmt.Sprintf(" to %d", s.dataLen)
 	}
 	if s.isDynamic() {
@@ -314,7 +357,7 @@ func (t table) same(o table) bool {
 		return list
 	}
 	for _, c := range t.chains { // which are in the order in which they were made
-		if d, ok := o.chain(c.name); !ok || !sameChain(c, d) || !slices.EqualFunc(t.rulesOf(c.name), o.rulesOf(c.name), func(x, y rule) bool { return t.canonical(x) == o.canonical(y) }) {
+		if d, ok := o.chain(c.name); !ok || !sameChain(c, d) || !slices.EqualFunc(t.rulesOf(c.name), o.rulesOf(c.name), func(x, y rule) bool { return t.identity(x) == o.identity(y) }) {
 			return false
 		}
 	}
@@ -324,9 +367,13 @@ func (t table) same(o table) bool {
 func withoutCounter(text string) string { return strings.TrimPrefix(text, "counter ") }
 
 // acceptsAll tells whether a rule, as it is described, accepts every new
-// connection.
+// connection of a family.
 func acceptsAll(text string) bool {
 	text, _, _ = strings.Cut(text, " comment ")
-	text = strings.ReplaceAll(" "+text, " counter", "")
-	return text == " accept" || text == " ct state new accept"
+	return acceptsAny.MatchString(strings.ReplaceAll(" "+text, " counter", ""))
 }
+
+// acceptsAny is a rule that asks for no more than a family, TCP, and that a
+// connection is new. What nft calls "ip protocol" and "ip6 nexthdr" is described
+// by its place.
+var acceptsAny = regexp.MustCompile(`^( meta nfproto ipv[46]| meta l4proto tcp| @1,(72|48),8 0x06| ct state new)* accept$`)

@@ -51,6 +51,7 @@ type setElement struct {
 }
 
 func (s set) isDynamic() bool   { return s.flags&unix.NFT_SET_EVAL != 0 }
+func (s set) isMap() bool       { return s.flags&unix.NFT_SET_MAP != 0 }
 func (s set) isAnonymous() bool { return s.flags&unix.NFT_SET_ANONYMOUS != 0 }
 
 type rule struct {
@@ -459,19 +460,34 @@ func readExpression(b []byte) (e expression, err error) {
 // canonical is a rule in a form in which two are the same if, and only if, the
 // kernel does the same by them. What counts packets is left out, and what is
 // zero: a kernel sends back more attributes than it was sent, the more the newer
-// it is, and those are zero. An anonymous set is what is in it, whatever its name.
+// it is, and those are zero. An anonymous set is what is in it, whatever its name;
+// of a map that is left out.
 func (t table) canonical(r rule) string {
 	var b []byte
 	for _, e := range r.exprs {
 		if name := e.setName(); name != "" {
 			if s, ok := t.set(name); ok && s.isAnonymous() {
-				b = fmt.Appendf(b, "%s %v ", s.definition(), s.lines())
+				b = fmt.Appendf(b, "%s ", s.definition())
+				if !s.isMap() { // of which its own comparison tells
+					b = fmt.Appendf(b, "%v ", s.lines())
+				}
 				e = e.withSet("__set")
 			}
 		}
 		b = e.append(b)
 	}
 	return string(hex.AppendEncode(b, r.userdata))
+}
+
+// identity is canonical, with what is in maps.
+func (t table) identity(r rule) string {
+	text := t.canonical(r)
+	for _, e := range r.exprs {
+		if s, ok := t.set(e.setName()); ok && s.isMap() {
+			text += fmt.Sprint(s.lines())
+		}
+	}
+	return text
 }
 
 // nested are the attributes of expressions in which others are nested, as deep

@@ -302,9 +302,7 @@ func TestAnotherRestores(t *testing.T) {
 			during("verify")
 			m.write(t, "/etc/basicfw/agent.ini", "[open]\nx = 8081/tcp\n", 0o640)
 			during("apply")
-			for _, family := range families() {
-				m.iptables(t, family, "-F", "BASICFW-INPUT")
-			}
+			m.by(t, byFlushOurs, families()...)
 			during("verify", "--repair")
 			during("unlock")
 			during("lock")

@@ -60,10 +60,10 @@ func TestConfirm(t *testing.T) {
 
 		// In time.
 		m.settings(t, "[open]\nx = 8080/tcp\n")
-		files := m.tree(t, false, "etc/sysconfig", "var/lib/basicfw/state.json")
+		files := m.tree(t, false, m.keptIn(), "var/lib/basicfw/state.json")
 		says(t, m.must(t, exitOK, "apply", "--confirm", "30s").Stdout, "30s", "basicfw-agent confirm")
 		m.wantOpen(t, map[string]string{"8080/tcp": everybody})
-		same(t, "what a boot goes by", files, m.tree(t, false, "etc/sysconfig", "var/lib/basicfw/state.json"))
+		same(t, "what a boot goes by", files, m.tree(t, false, m.keptIn(), "var/lib/basicfw/state.json"))
 		if state, until := m.pendingUntil(t); state != "pending" || time.Until(until) > 30*time.Second || time.Until(until) < 10*time.Second {
 			t.Errorf("state %q, until %v", state, until)
 		}
@@ -82,7 +82,7 @@ func TestConfirm(t *testing.T) {
 		if state, until := m.pendingUntil(t); state != "pending" || time.Until(until) < 40*time.Second {
 			t.Errorf("begun anew: state %q, until %v", state, until)
 		}
-		m.iptables(t, ipv4, "-F", "BASICFW-INPUT")
+		m.by(t, byFlushOurs, ipv4)
 		m.must(t, exitDrift, "verify")
 		m.must(t, exitOK, "verify", "--repair")
 		m.wantOpen(t, map[string]string{"8080/tcp": everybody})
@@ -104,7 +104,7 @@ func TestConfirmRunsOut(t *testing.T) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.settings(t, "")
 		m.must(t, exitOK, "bootstrap", "--no-service")
-		rules, files := m.rules(t), m.tree(t, false, "etc/basicfw", "etc/sysconfig")
+		rules, files := m.rules(t), m.tree(t, false, "etc/basicfw", m.keptIn())
 		// A change that shuts everybody out of SSH, and out of port 80.
 		change := func(length string) {
 			t.Helper()
@@ -158,7 +158,7 @@ func TestConfirmRunsOut(t *testing.T) {
 		s.Stop(t)
 
 		m.settings(t, "")
-		same(t, "settings in the end", files, m.tree(t, false, "etc/basicfw", "etc/sysconfig"))
+		same(t, "settings in the end", files, m.tree(t, false, "etc/basicfw", m.keptIn()))
 		m.must(t, exitOK, "apply")
 		m.must(t, exitOK, "status")
 		if m.exists(t, message) {

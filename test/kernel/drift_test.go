@@ -24,17 +24,24 @@ type damage struct {
 // and mended.
 func TestDrift(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
-		// Somebody else's jump, so that ours has something to be moved before.
-		for _, family := range families() {
-			m.load(t, family, "*filter\n:f2b-sshd - [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j f2b-sshd\n-A f2b-sshd -j RETURN\nCOMMIT\n", "--noflush")
+		if !m.netlink { // somebody else's jump, so that ours has something to be moved before
+			for _, family := range families() {
+				m.load(t, family, "*filter\n:f2b-sshd - [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j f2b-sshd\n-A f2b-sshd -j RETURN\nCOMMIT\n", "--noflush")
+			}
 		}
 		m.bootstrap(t)
+		if m.netlink { // networks make a set of its own of their rules
+			m.must(t, exitOK, "ssh", "allow", "203.0.113.0/24", "2001:db8:7::/48")
+		}
 		rules := m.rules(t)
 		files := m.tree(t, false, "etc")
-		var all []damage
-		for _, family := range families() {
-			all = append(all, ruleDamages(m.filter(t, family), family)...)
-			all = append(all, fileDamages(family)...)
+		all := m.fileDamages()
+		if m.netlink {
+			all = append(all, tableDamages(m.table(t))...)
+		} else {
+			for _, family := range families() {
+				all = append(all, ruleDamages(m.filter(t, family), family)...)
+			}
 		}
 		if len(all) < 150 {
 			t.Errorf("only %d kinds of damage: are the rules there?", len(all))
@@ -154,9 +161,122 @@ func altered(rule string) string {
 	panic("a rule that this test cannot alter: " + rule)
 }
 
-// fileDamages are what can happen to the file that keeps the rules of a family.
-func fileDamages(family string) []damage {
-	path := rulesFile(family)
+// tableDamages are all that can happen to our table of nf_tables. text is the
+// table as it should be.
+func tableDamages(text string) []damage {
+	var all []damage
+	// add loads the table as change makes it.
+	add := func(name string, change func(lines []string) []string, where []string, what ...string) {
+		text := "add table inet basicfw\ndelete table inet basicfw\n" + strings.Join(change(strings.Split(text, "\n")), "\n")
+		all = append(all, damage{name: name, where: where, what: what, do: func(t *testing.T, m *machine) { t.Helper(); m.nft(t, text) }})
+	}
+	// replace adds a change of all places that are called so.
+	replace := func(name, old, new string, where []string, what ...string) {
+		add(name, func(lines []string) []string {
+			text := strings.Join(lines, "\n")
+			if !strings.Contains(text, old) {
+				panic("a table that this test cannot change: " + old + "\n" + text)
+			}
+			return strings.Split(strings.ReplaceAll(text, old, new), "\n")
+		}, where, what...)
+	}
+	ours := map[string][]int{} // lines of our chains' rules
+	begins := map[string]int{}
+	chain := ""
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		if name, ok := strings.CutPrefix(l, "\tchain "); ok {
+			chain = strings.Fields(name)[0]
+			begins[chain] = i
+		}
+		_, comment, ok := strings.Cut(l, `comment "`)
+		if !ok {
+			continue
+		}
+		comment = strings.TrimSuffix(comment, `"`)
+		ours[chain] = append(ours[chain], i)
+		where := []string{chain}
+		if family, _, ok := strings.Cut(chain, "-"); ok {
+			where = append(where, family+" ")
+		}
+		rule := strings.TrimSpace(l)
+		add("removed: "+chain+" "+rule, func(lines []string) []string { return slices.Delete(lines, i, i+1) }, where, comment)
+		add("altered: "+chain+" "+rule, func(lines []string) []string { lines[i] = alteredInTable(l); return lines }, where, comment)
+		// With what nothing of ours is made of.
+		add("narrowed: "+chain+" "+rule, func(lines []string) []string { lines[i] = "\t\tmeta mark 0 " + rule; return lines }, where, comment)
+	}
+	for chain, at := range ours {
+		for _, i := range []int{at[0], at[len(at)/2], at[len(at)-1] + 1} {
+			add(fmt.Sprintf("inserted into %s, line %d", chain, i), func(lines []string) []string {
+				return slices.Insert(lines, i, "\t\ttcp dport 31337 accept")
+			}, []string{chain}, "31337")
+		}
+		family, _, ok := strings.Cut(chain, "-")
+		if !ok {
+			continue
+		}
+		i, j := at[0], at[len(at)-1]
+		add("order of "+chain, func(lines []string) []string {
+			lines[i], lines[j] = lines[j], lines[i]
+			return lines
+		}, []string{family, chain})
+		add("chain removed: "+chain, func(lines []string) []string {
+			lines = slices.Delete(lines, begins[chain], j+2)
+			return strings.Split(strings.ReplaceAll(strings.Join(lines, "\n"), "jump "+chain, "accept"), "\n")
+		}, []string{family, chain})
+	}
+	input := []string{"input"}
+	replace("policy", "policy drop;", "policy accept;", input, "policy")
+	replace("another hook", "hook input", "hook forward", input, "hook")
+	replace("another priority", "priority filter", "priority raw", input, "hook")
+	replace("asleep", "table inet basicfw {", "table inet basicfw {\n\tflags dormant", input, "dormant")
+	replace("a family goes by", "ipv6 : jump ipv6-input", "ipv6 : accept", input, "ipv6 : accept")
+	replace("no family goes in", "\t\tmeta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : jump ipv6-input }\n", "", input, "vmap")
+	replace("a wider network", "203.0.113.0/24", "203.0.112.0/23", []string{"ipv4", "ipv4-ssh"}, "203.0.112.0/23")
+	replace("a limit forgets sooner", "timeout 2s", "timeout 1s", []string{"bfw4p10s"})
+	replace("a chain that looks like ours", "\tchain input {", "\tchain ipv4-old {\n\t}\n\tchain input {", []string{"ipv4-old"})
+	replace("a chain before ours", "\tchain input {", "\tchain early {\n\t\ttype filter hook input priority -10; policy accept;\n\t}\n\tchain input {", []string{"early"})
+	replace("a set of somebody's", "\tchain input {", "\tset theirs {\n\t\ttype ipv4_addr\n\t}\n\tchain input {", []string{"theirs"})
+	all = append(all,
+		damage{"the table is gone", input, []string{"table inet basicfw"}, func(t *testing.T, m *machine) { m.nft(t, "delete table inet basicfw") }},
+		damage{"the table is empty", input, nil, func(t *testing.T, m *machine) {
+			m.nft(t, "delete table inet basicfw; add table inet basicfw")
+		}},
+	)
+	return all
+}
+
+// alteredInTable is altered for a rule as nft prints it.
+func alteredInTable(rule string) string {
+	for _, change := range [][2]string{
+		{" accept comment", " drop comment"}, {" drop comment", " accept comment"}, {"jump ipv4-ssh", "accept"}, {"jump ipv6-ssh", "accept"}, {"rate 5/second", "rate 6/second"},
+	} {
+		if strings.Contains(rule, change[0]) {
+			return strings.Replace(rule, change[0], change[1], 1)
+		}
+	}
+	panic("a rule that this test cannot alter: " + rule)
+}
+
+// fileDamages are what can happen to the files that keep the rules.
+func (m *machine) fileDamages() []damage {
+	if m.netlink {
+		return fileDamages(tableFile, `"basicfw-invalid"`, "policy drop;", "policy accept;", "chain ipv4-input {\n", "tcp dport 31337 accept\n",
+			`drop comment "basicfw-invalid"`, `accept comment "basicfw-invalid"`)
+	}
+	var all []damage
+	for _, family := range families() {
+		all = append(all, fileDamages(rulesFile(family), "basicfw-invalid ", ":INPUT DROP", ":INPUT ACCEPT", "-A INPUT -j BASICFW-INPUT\n", "-A BASICFW-INPUT -p tcp -m tcp --dport 31337 -j ACCEPT\n",
+			"basicfw-invalid -j DROP", "basicfw-invalid -j ACCEPT")...)
+	}
+	return all
+}
+
+// fileDamages are what can happen to one of them: invalid is in a rule in it,
+// which drop is a part of, to become accept; closes is the policy, to become
+// opens; and behind before comes a rule, in whose place a new one comes.
+func fileDamages(path, invalid, closes, opens, before, rule, drop, accept string) []damage {
+	policy := strings.Fields(strings.Trim(closes, ":"))[0] // INPUT's, or the word itself
 	at := func(m *machine) string { return filepath.Join(m.root, path) }
 	check := func(t *testing.T, err error) {
 		t.Helper()
@@ -183,20 +303,20 @@ func fileDamages(family string) []damage {
 		{"file for all to read", nil, nil, func(t *testing.T, m *machine) { check(t, os.Chmod(at(m), 0o644)) }},
 		{"file for all to write", nil, nil, func(t *testing.T, m *machine) { check(t, os.Chmod(at(m), 0o666)) }},
 		{"rule removed from file", nil, []string{"basicfw-invalid"}, edit(func(s string) string {
-			return strings.Join(slices.DeleteFunc(strings.Split(s, "\n"), func(l string) bool { return strings.Contains(l, "basicfw-invalid") }), "\n")
+			return strings.Join(slices.DeleteFunc(strings.Split(s, "\n"), func(l string) bool { return strings.Contains(l, invalid) }), "\n")
 		})},
 		{"rule altered in file", nil, []string{"basicfw-invalid"}, edit(func(s string) string {
-			return strings.Replace(s, "basicfw-invalid -j DROP", "basicfw-invalid -j ACCEPT", 1)
+			return strings.Replace(s, drop, accept, 1)
 		})},
 		{"rule added to file", nil, []string{"31337"}, edit(func(s string) string {
-			return strings.Replace(s, "-A BASICFW-INPUT", "-A BASICFW-INPUT -p tcp -m tcp --dport 31337 -j ACCEPT\n-A BASICFW-INPUT", 1)
+			return strings.Replace(s, before, before+rule, 1)
 		})},
-		{"policy altered in file", nil, []string{"INPUT"}, edit(func(s string) string {
-			return strings.Replace(s, ":INPUT DROP", ":INPUT ACCEPT", 1)
+		{"policy altered in file", nil, []string{policy}, edit(func(s string) string {
+			return strings.Replace(s, closes, opens, 1)
 		})},
 	}
 	for i := range all {
-		all[i].name = family + ": " + all[i].name
+		all[i].name = path + ": " + all[i].name
 		all[i].where = []string{path}
 	}
 	return all
@@ -206,8 +326,8 @@ func fileDamages(family string) []damage {
 func TestDriftInJSON(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
-		m.iptables(t, ipv6, "-D", "INPUT", "-j", "BASICFW-INPUT")
-		m.iptables(t, ipv4, "-I", "BASICFW-INPUT", "1", "-p", "tcp", "--dport", "31337", "-j", "ACCEPT")
+		m.remove(t, ipv6, "SSH", "ssh-drop")
+		m.by(t, hand{"-I BASICFW-INPUT 1 -p tcp --dport 31337 -j ACCEPT", "insert rule inet basicfw FAMILY-input tcp dport 31337 accept"}, ipv4)
 		var status struct {
 			State string `json:"state"`
 			Drift []struct{ Family, Chain, Kind, Want, Got string }
@@ -220,10 +340,10 @@ func TestDriftInJSON(t *testing.T) {
 		if status.State != "drifted" || len(status.Drift) != 2 || len(status.Next) == 0 {
 			t.Fatalf("got %+v", status)
 		}
-		if d := status.Drift[0]; d.Family != ipv4 || d.Chain != "BASICFW-INPUT" || d.Kind != "extra" || !strings.Contains(d.Got, "31337") {
+		if d := status.Drift[0]; d.Family != ipv4 || d.Chain != m.chain(ipv4, "INPUT") || d.Kind != "extra" || !strings.Contains(d.Got, "31337") {
 			t.Errorf("got %+v", d)
 		}
-		if d := status.Drift[1]; d.Family != ipv6 || d.Chain != "INPUT" || d.Kind != "missing" || !strings.Contains(d.Want, "BASICFW-INPUT") {
+		if d := status.Drift[1]; d.Family != ipv6 || d.Chain != m.chain(ipv6, "SSH") || d.Kind != "missing" || !strings.Contains(d.Want, "basicfw-ssh-drop") {
 			t.Errorf("got %+v", d)
 		}
 	})

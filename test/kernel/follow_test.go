@@ -121,7 +121,7 @@ func (m *machine) wantMessage(t *testing.T, when string, words ...string) {
 // tells monitoring has to follow within a second, and what has an end has to
 // go. It runs on its own: other tests would take that second away.
 func TestFollow(t *testing.T) {
-	for _, variant := range []string{"nft", "legacy"} {
+	for _, variant := range variants {
 		t.Run(variant, func(t *testing.T) {
 			m := newMachine(t, variant)
 			m.Host.Listen(t, 22, 80, 8080)
@@ -191,7 +191,7 @@ func TestFollow(t *testing.T) {
 			})
 			by(t, deadline, "the rules are gone", func() bool {
 				rules := m.rules(t)
-				return !strings.Contains(rules, datestop(end)) && !strings.Contains(rules, "basicfw-"+name)
+				return !strings.Contains(rules, m.ends(end)) && !strings.Contains(rules, m.comment(name))
 			})
 			by(t, deadline, "the status for monitoring says so", func() bool { return has(name, false)(m.public(t)) })
 			m.wantOpen(t, map[string]string{"22/tcp": "client4", "8080/tcp": nobody})
@@ -242,7 +242,7 @@ func TestFollowWriters(t *testing.T) {
 			if want := strings.TrimPrefix(name, "tcp-") + "/tcp"; setting(text, "open", name) != want {
 				t.Errorf("%s is lost from local.ini", name)
 			}
-			if n := strings.Count(rules, "basicfw-"+name+" "); n != 2 {
+			if n := strings.Count(rules, m.comment(name)); n != 2 {
 				t.Errorf("%s has %d rules, want one in each family", name, n)
 			}
 			if !slices.Contains(st.openNames(), name) {

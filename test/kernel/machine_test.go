@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -70,6 +71,10 @@ type machine struct {
 	netlink bool
 	// noIPv6 has the program see a kernel without IPv6.
 	noIPv6 bool
+	// noNamespaces has it get no network namespace of its own.
+	noNamespaces bool
+	// path, where set, is the PATH of who runs it.
+	path string
 }
 
 // exit codes of the contract.
@@ -136,6 +141,27 @@ func newMachine(t *testing.T, variant string) *machine {
 
 const iptablesPrograms = "iptables iptables-save iptables-restore ip6tables ip6tables-save ip6tables-restore"
 
+// variant is the machine's.
+func (m *machine) variant() string {
+	if m.netlink {
+		return "netlink"
+	}
+	return strings.Split(m.multi, "-")[1]
+}
+
+// loadKept loads the files that keep a machine's rules, its own or another's, as
+// a boot without us does.
+func (m *machine) loadKept(t *testing.T, of *machine) {
+	t.Helper()
+	if m.netlink {
+		m.Host.MustRun(t, "nft", "-f", filepath.Join(of.root, tableFile))
+		return
+	}
+	for _, family := range families() {
+		m.load(t, family, of.read(t, rulesFile(family)))
+	}
+}
+
 // link has a name be the machine's iptables program.
 func (m *machine) link(t *testing.T, name string) {
 	t.Helper()
@@ -166,11 +192,16 @@ func (m *machine) insist(t *testing.T) {
 
 // command is a run of the program. It is given nothing of who runs the test.
 func (m *machine) command(args ...string) lab.Command {
+	path := m.path
+	if path == "" {
+		path = "/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin"
+	}
 	return lab.Command{
-		Args:   append([]string{program, "--root", m.root}, args...),
-		Env:    []string{"PATH=/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "TERM=dumb"},
-		Dir:    "/",
-		NoIPv6: m.noIPv6,
+		Args:         append([]string{program, "--root", m.root}, args...),
+		Env:          []string{"PATH=" + path, "HOME=/root", "TERM=dumb"},
+		Dir:          "/",
+		NoIPv6:       m.noIPv6,
+		NoNamespaces: m.noNamespaces,
 	}
 }
 
@@ -242,6 +273,166 @@ func (m *machine) persisted() []string {
 		return []string{tableFile}
 	}
 	return []string{rulesFile(ipv4), rulesFile(ipv6)}
+}
+
+// keptOf is the file among them that keeps a family's rules.
+func (m *machine) keptOf(family string) string {
+	if m.netlink {
+		return tableFile
+	}
+	return rulesFile(family)
+}
+
+// kept is what the files hold that keep the rules over a boot.
+func (m *machine) kept(t *testing.T) string {
+	t.Helper()
+	var all []string
+	for _, path := range m.persisted() {
+		all = append(all, m.read(t, path))
+	}
+	return strings.Join(all, "\n")
+}
+
+// keptIn is the directory of these files.
+func (m *machine) keptIn() string { return filepath.Dir(m.persisted()[0]) }
+
+// ours is what is loaded of a family, each rule a line: its filter table, or its
+// chains of our table, and the one through which both families pass.
+func (m *machine) ours(t *testing.T, family string) []string {
+	t.Helper()
+	if !m.netlink {
+		return m.filter(t, family)
+	}
+	var lines []string
+	in := ""
+	for _, l := range strings.Split(m.table(t), "\n") {
+		if name, ok := strings.CutPrefix(l, "\tchain "); ok {
+			in = strings.Fields(name)[0]
+		}
+		if in == "input" || strings.HasPrefix(in, family+"-") {
+			lines = append(lines, strings.TrimSpace(l))
+		}
+	}
+	return lines
+}
+
+// comment is how the name of a rule is printed, with what ends it.
+func (m *machine) comment(name string) string {
+	if m.netlink {
+		return `comment "basicfw-` + name + `"`
+	}
+	return "--comment basicfw-" + name + " "
+}
+
+// from is how it is printed that a rule is for what comes in on an interface.
+func (m *machine) from(device string) string {
+	if m.netlink {
+		return `iifname "` + device + `" `
+	}
+	return "-i " + device + " "
+}
+
+// port is how it is printed that a rule is for a port.
+func (m *machine) port(port uint16) string {
+	if m.netlink {
+		return fmt.Sprintf("dport %d ", port)
+	}
+	return fmt.Sprintf("--dport %d ", port)
+}
+
+// ends is how it is printed that a rule ends. The last second belongs to it.
+func (m *machine) ends(end time.Time) string {
+	if m.netlink {
+		return fmt.Sprintf("meta time < %d ", end.Unix()+1)
+	}
+	return "--datestop " + end.UTC().Format("2006-01-02T15:04:05") + " "
+}
+
+// begins is how it is printed that a rule begins.
+func (m *machine) begins(when time.Time) string {
+	if m.netlink {
+		return fmt.Sprintf("meta time >= %d ", when.Unix())
+	}
+	return "--datestart " + when.UTC().Format("2006-01-02T15:04:05") + " "
+}
+
+// timed counts the rules in a text that begin or end at a time.
+func (m *machine) timed(text string) int {
+	if m.netlink {
+		return strings.Count(text, "meta time ")
+	}
+	return strings.Count(text, "-m time ")
+}
+
+// hand is what somebody does to the rules of a family by hand: arguments of
+// iptables, or commands of nft, both separated by "; ". FAMILY is ipv4 or ipv6.
+type hand struct{ iptables, nft string }
+
+var (
+	// byFlush leaves the policy, which closes all.
+	byFlush     = hand{"-F", "flush table inet basicfw"}
+	byFlushOurs = hand{"-F BASICFW-INPUT", "flush chain inet basicfw FAMILY-input"}
+	// byTakeAway opens all. It can be done to one family after the other.
+	byTakeAway = hand{"-P INPUT ACCEPT; -F; -X", "add table inet basicfw; delete table inet basicfw"}
+	byPolicy   = hand{"-P INPUT ACCEPT", "chain inet basicfw input { policy accept; }"}
+)
+
+// by has somebody do something to the rules of families.
+func (m *machine) by(t *testing.T, do hand, families ...string) {
+	t.Helper()
+	for _, family := range families {
+		if m.netlink {
+			m.nft(t, strings.ReplaceAll(do.nft, "FAMILY", family))
+			continue
+		}
+		for _, args := range strings.Split(do.iptables, "; ") {
+			m.iptables(t, family, strings.Fields(args)...)
+		}
+	}
+}
+
+// nft has nft do something, in one transaction.
+func (m *machine) nft(t *testing.T, commands string) {
+	t.Helper()
+	r := m.Host.Run(t, lab.Command{Args: []string{"nft", "-f", "-"}, Stdin: strings.ReplaceAll(commands, "; ", ";\n") + "\n"})
+	if r.Code != 0 {
+		t.Fatalf("nft: %s\n%s", r.Stderr, commands)
+	}
+}
+
+// remove has somebody remove the rules of a name from one of our chains:
+// "INPUT", or "SSH".
+func (m *machine) remove(t *testing.T, family, chain, name string) {
+	t.Helper()
+	found := false
+	if !m.netlink {
+		for _, l := range m.filter(t, family) {
+			if strings.HasPrefix(l, "-A BASICFW-"+chain+" ") && strings.Contains(l, m.comment(name)) {
+				m.iptables(t, family, append([]string{"-D"}, strings.Fields(l)[1:]...)...)
+				found = true
+			}
+		}
+	} else {
+		chain := family + "-" + strings.ToLower(chain)
+		for _, l := range strings.Split(m.Host.MustRun(t, "nft", "-a", "list", "chain", "inet", "basicfw", chain), "\n") {
+			if rule, handle, ok := strings.Cut(l, " # handle "); ok && strings.HasSuffix(rule, m.comment(name)) {
+				m.nft(t, "delete rule inet basicfw "+chain+" handle "+handle)
+				found = true
+			}
+		}
+	}
+	if !found {
+		t.Fatalf("no rule %s of %s in %s", name, family, chain)
+	}
+}
+
+// chain is the name of one of our chains, "INPUT" or "SSH", with the family
+// where the kernel names that.
+func (m *machine) chain(family, chain string) string {
+	if m.netlink {
+		return family + "-" + strings.ToLower(chain)
+	}
+	return "BASICFW-" + chain
 }
 
 // tables is iptables or ip6tables.
@@ -323,16 +514,24 @@ func (m *machine) rules(t *testing.T) string {
 }
 
 // table is our table of nf_tables, without counters and what packets put into
-// sets; "" is none.
+// sets, and with times in seconds since 1970, as our file has them; "" is none.
 func (m *machine) table(t *testing.T) string {
 	t.Helper()
-	r := m.Host.Run(t, lab.Command{Args: []string{"nft", "-s", "list", "table", "inet", "basicfw"}})
+	r := m.Host.Run(t, lab.Command{Args: []string{"nft", "-s", "list", "table", "inet", "basicfw"}, Env: append(os.Environ(), "TZ=UTC")})
 	if r.Code != 0 {
 		return ""
 	}
 	sets := regexp.MustCompile(`(flags dynamic,timeout\n\t\ttimeout \w+\n)\t\telements = \{[^}]*\}\n`)
-	return sets.ReplaceAllString(r.Stdout, "$1")
+	return dates.ReplaceAllStringFunc(sets.ReplaceAllString(r.Stdout, "$1"), func(date string) string {
+		when, err := time.Parse(`"2006-01-02 15:04:05"`, date)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(when.Unix())
+	})
 }
+
+var dates = regexp.MustCompile(`"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"`)
 
 // tree describes every file below a directory of the root: type, mode, and
 // content. With identity, also what tells a file that was written again.

@@ -131,9 +131,6 @@ func until(t *testing.T, value string) time.Time {
 	return end
 }
 
-// datestop is how iptables writes an end.
-func datestop(end time.Time) string { return "--datestop " + end.UTC().Format("2006-01-02T15:04:05") }
-
 // settled is the rules and the settings: what a change and its opposite leave
 // as they were. The state holds times, and may differ.
 func (m *machine) settled(t *testing.T) string {
@@ -155,7 +152,7 @@ func (m *machine) untouched(t *testing.T, args ...string) lab.Result {
 		t.Helper()
 		s := m.rules(t) + "\n" + m.tree(t, true, "etc", "var")
 		for _, family := range families() {
-			count := m.count(t, family, "basicfw-http ")
+			count := m.count(t, family, "http")
 			if count == "[0:0]" {
 				t.Fatalf("%s: a visit to port 80 is not counted", family)
 			}
@@ -297,7 +294,7 @@ func TestOpenBesides(t *testing.T) {
 
 		// An end, another, none. It is in the kernel and in the files.
 		rules := func() string {
-			return m.rules(t) + m.read(t, rulesFile(ipv4)) + m.read(t, rulesFile(ipv6))
+			return m.rules(t) + m.kept(t)
 		}
 		for _, hours := range []time.Duration{1, 2} {
 			from := time.Now().Add(hours * time.Hour)
@@ -308,7 +305,7 @@ func TestOpenBesides(t *testing.T) {
 			if end.Before(from.Add(-time.Second)) || end.After(to.Add(time.Second)) || !strings.HasPrefix(value, "8081/tcp until ") {
 				t.Errorf("open for %d hours from %v: local.ini says %q", hours, from.Add(-hours*time.Hour).UTC(), value)
 			}
-			if n := strings.Count(rules(), "--datestop "); n != 4 || strings.Count(rules(), datestop(end)) != 4 {
+			if n := m.timed(rules()); n != 4 || strings.Count(rules(), m.ends(end)) != 4 {
 				t.Errorf("want the end in the rules and in the files of both families:\n%s", rules())
 			}
 		}
@@ -322,13 +319,13 @@ func TestOpenBesides(t *testing.T) {
 			t.Fatal(r.Stderr)
 		}
 		end := until(t, setting(m.read(t, localINI), "open", "tcp-8081"))
-		if in := time.Until(end); in < 2*time.Hour || in > 3*time.Hour || strings.Count(rules(), datestop(end)) != 4 {
+		if in := time.Until(end); in < 2*time.Hour || in > 3*time.Hour || strings.Count(rules(), m.ends(end)) != 4 {
 			t.Errorf("the end is in %v:\n%s", in, rules())
 		}
 		m.must(t, exitOK, "verify")
 		do("open 8081/tcp")
 		m.wantSetting(t, "open", "tcp-8081", "8081/tcp")
-		if strings.Contains(rules(), "datestop") {
+		if m.timed(rules()) > 0 {
 			t.Errorf("without an end, there is one in the rules:\n%s", rules())
 		}
 		nothing("open 8081/tcp")
@@ -431,9 +428,7 @@ func waitFor(t *testing.T, end time.Time) {
 func (m *machine) restart(t *testing.T) {
 	t.Helper()
 	m.reboot(t)
-	for _, family := range families() {
-		m.load(t, family, m.read(t, rulesFile(family)))
-	}
+	m.loadKept(t, m)
 }
 
 // TestOpenFor opens ports for a while. They have to close by themselves: no
@@ -770,7 +765,7 @@ func TestOpenDiskFull(t *testing.T) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.bootstrap(t)
 		commands := []string{"open 8080/tcp", "open 8080/tcp --for 1h", "close 80/tcp", "ssh allow " + m.Stranger.V4.String(), "ssh remove " + m.Client.V4.String()}
-		for _, dir := range []string{"etc/basicfw", "var/lib/basicfw", "etc/sysconfig"} {
+		for _, dir := range []string{"etc/basicfw", "var/lib/basicfw", m.keptIn()} {
 			dir := filepath.Join(m.root, dir)
 			undo := m.Host.Full(t, dir)
 			// The files there are the namespace's alone.

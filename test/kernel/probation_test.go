@@ -22,7 +22,7 @@ func (s *sshServer) detect(t *testing.T, within string) time.Time {
 	if st.SSH.Mode != "probation" || st.SSH.ConfirmBy == nil || st.SSH.Source != "session" {
 		t.Fatalf("SSH after a bootstrap by a client that was not named: %+v", st.SSH)
 	}
-	if _, _, ok := strings.Cut(m.rules(t), "--datestart "+st.SSH.ConfirmBy.Format("2006-01-02T15:04:05")+" "); !ok {
+	if !strings.Contains(m.rules(t), m.begins(*st.SSH.ConfirmBy)) {
 		t.Errorf("no rule begins at %v:\n%s", st.SSH.ConfirmBy, m.rules(t))
 	}
 	return *st.SSH.ConfirmBy
@@ -82,7 +82,7 @@ func TestProbation(t *testing.T) {
 		if s := m.status(t, exitOK); s.SSH.Mode != "pinned" || s.SSH.ConfirmBy != nil || len(s.Next) > 0 {
 			t.Errorf("confirmed: %+v, next %q", s.SSH, s.Next)
 		}
-		if strings.Contains(m.rules(t)+m.read(t, rulesFile(ipv4)), "basicfw-ssh-limit") {
+		if strings.Contains(m.rules(t)+m.kept(t), m.comment("ssh-limit")) {
 			t.Error("the rule that opens SSH is still there")
 		}
 		m.wantMessage(t, "confirmed")
@@ -102,7 +102,7 @@ func TestProbationRunsOut(t *testing.T) {
 		client, stranger := m.Client.V4, m.Stranger.V4
 		by := sshd.detect(t, "8s")
 		m.wantOpen(t, map[string]string{"22/tcp": "client4", "80/tcp": everybody, "8080/tcp": nobody})
-		kept := m.read(t, rulesFile(ipv4))
+		kept := m.kept(t)
 		waitFor(t, by)
 		opened := map[string]string{"22/tcp": everybody, "80/tcp": everybody, "8080/tcp": nobody}
 		m.wantOpen(t, opened)
@@ -119,10 +119,10 @@ func TestProbationRunsOut(t *testing.T) {
 		forgiven("without a service")
 		m.restart(t)
 		m.wantOpen(t, opened)
-		same(t, "the file, without a service", kept, m.read(t, rulesFile(ipv4)))
+		same(t, "the file, without a service", kept, m.kept(t))
 
 		s := m.serve(t)
-		lab.Poll(t, "the service to make it so for good", func() bool { return !strings.Contains(m.read(t, rulesFile(ipv4)), "datestart") })
+		lab.Poll(t, "the service to make it so for good", func() bool { return m.timed(m.kept(t)) == 0 })
 		lab.Poll(t, "the login message", func() bool { return m.public(t).SSH.Mode == "limited" })
 		m.wantMessage(t, "forgiven", "SSH is open to any address", "ssh allow me")
 		forgiven("with the service")
@@ -190,7 +190,7 @@ func TestProbationProved(t *testing.T) {
 		proof("the shell of somebody else", "probation", m.Stranger.V4, "-tt")
 		proof("a shell at a terminal", "pinned", client, "-tt")
 		m.must(t, exitOK, "lock")
-		if strings.Contains(m.rules(t)+m.read(t, rulesFile(ipv4)), "basicfw-ssh-limit") {
+		if strings.Contains(m.rules(t)+m.kept(t), m.comment("ssh-limit")) {
 			t.Error("the rule that opens SSH is still there")
 		}
 		says(t, m.must(t, exitOK, "ssh", "list").Stdout, client.String())

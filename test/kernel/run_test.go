@@ -81,10 +81,18 @@ func (m *machine) reboot(t *testing.T) {
 // TestRun starts the service on a machine that has booted. When it says that
 // it is ready, the rules have to stand, from the best source that can be read.
 func TestRun(t *testing.T) {
+	// The files that keep the rules are others with each variant.
+	const v4, v6 = "the file of IPv4", "the file of IPv6"
 	spoil := func(paths ...string) func(t *testing.T, m *machine) {
 		return func(t *testing.T, m *machine) {
 			t.Helper()
 			for _, p := range paths {
+				switch p {
+				case v4:
+					p = m.keptOf(ipv4)
+				case v6:
+					p = m.keptOf(ipv6)
+				}
 				m.write(t, p, "{ not what it was", 0o600)
 			}
 		}
@@ -109,11 +117,11 @@ func TestRun(t *testing.T) {
 		code    int
 	}{
 		{"nothing is broken", func(*testing.T, *machine) {}, true, "protected", exitOK},
-		{"a rules file is broken", spoil(rulesFile(ipv6)), true, "protected", exitOK},
+		{"a rules file is broken", spoil(v6), true, "protected", exitOK},
 		{"the state is broken", spoil(state), true, "drifted", exitDrift},
 		{"the state is gone", remove(state), true, "not-bootstrapped", exitNotBootstrapped},
-		{"the state and a rules file are broken", spoil(state, rulesFile(ipv4)), false, "failsafe", exitDrift},
-		{"the state and the rules files are broken", spoil(state, rulesFile(ipv4), rulesFile(ipv6)), false, "failsafe", exitDrift},
+		{"the state and a rules file are broken", spoil(state, v4), false, "failsafe", exitDrift},
+		{"the state and the rules files are broken", spoil(state, v4, v6), false, "failsafe", exitDrift},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			onEach(t, func(t *testing.T, m *machine) {
@@ -154,12 +162,21 @@ func TestRun(t *testing.T) {
 }
 
 // TestPrepare does what comes before the service. It has to end, also where the
-// programs that it runs do not: the boot waits for it.
+// programs that it runs do not: the boot waits for it. Where they fail, it makes
+// the directory of the file of nf_tables: the service may go over to that, and its
+// sandbox lets it make none. A machine whose rules are there needs no program.
 func TestPrepare(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		before := m.everything(t)
 		m.must(t, exitOK, "prepare")
+		same(t, "after what did not fail", before, m.everything(t))
+		if m.netlink {
+			m.wrap(t, "ip6tables-save", "exec sleep 80")
+			m.must(t, exitOK, "prepare")
+			same(t, "after all that", before, m.everything(t))
+			return
+		}
 		for name, words := range map[string]string{"exec cat /never/there": "/never/there", "exec sleep 80": "preparing"} {
 			m.wrap(t, "ip6tables-save", name)
 			start := time.Now()
@@ -172,6 +189,13 @@ func TestPrepare(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.link(t, "ip6tables-save")
+		}
+		made := filepath.Join(m.root, filepath.Dir(tableFile))
+		if fi, err := os.Stat(made); err != nil || fi.Mode() != os.ModeDir|0o755 {
+			t.Fatalf("the directory of the file of nf_tables: %v, %v", fi, err)
+		}
+		if err := os.Remove(made); err != nil {
+			t.Fatal(err)
 		}
 		same(t, "after all that", before, m.everything(t))
 	})

@@ -234,9 +234,9 @@ func TestSSHPort(t *testing.T) {
 	})
 }
 
-// TestStockRules begins with what the distribution's own firewall has in INPUT.
-func TestStockRules(t *testing.T) {
-	stock := map[string]string{
+// stock is what a distribution's own firewall has in iptables.
+func stock() map[string]string {
+	return map[string]string{
 		ipv4: `*filter
 :INPUT ACCEPT [0:0]
 :FORWARD ACCEPT [0:0]
@@ -263,12 +263,24 @@ COMMIT
 COMMIT
 `,
 	}
-	onEach(t, func(t *testing.T, m *machine) {
+}
+
+// stocked has a machine come with the distribution's own firewall, which is
+// loaded, and is at each boot.
+func (m *machine) stocked(t *testing.T) {
+	t.Helper()
+	for family, text := range stock() {
+		m.load(t, family, text)
+		m.write(t, rulesFile(family), "# sample configuration for "+tables(family)+" service\n"+text, 0o600)
+	}
+}
+
+// TestStockRules begins with what the distribution's own firewall has in INPUT.
+// Over netlink, with iptables beside it, TestBesideStock does.
+func TestStockRules(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
-		for _, family := range families() {
-			m.load(t, family, stock[family])
-			m.write(t, rulesFile(family), "# sample configuration for "+tables(family)+" service\n"+stock[family], 0o600)
-		}
+		m.stocked(t)
 		before := m.everything(t)
 		m.bootstrap(t)
 		for _, to := range m.Server.Both() {

@@ -41,17 +41,11 @@ func TestSessionsLiveOn(t *testing.T) {
 		talk("after bootstrap")
 		m.wantReach(t, m.Server.V4, 8080, false, false) // new ones are another matter
 
-		for _, family := range families() {
-			m.iptables(t, family, "-F")
-		}
+		m.by(t, byFlush, families()...)
 		m.must(t, exitOK, "verify", "--repair")
 		talk("after a flush and its repair")
 
-		for _, family := range families() {
-			m.iptables(t, family, "-P", "INPUT", "ACCEPT")
-			m.iptables(t, family, "-F")
-			m.iptables(t, family, "-X")
-		}
+		m.by(t, byTakeAway, families()...)
 		m.must(t, exitOK, "verify", "--repair")
 		talk("after all was taken away and repaired")
 		m.wantReach(t, m.Server.V6, 8080, false, false)

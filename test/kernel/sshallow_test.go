@@ -139,7 +139,7 @@ func TestSSHAllowFor(t *testing.T) {
 			m.restart(t)
 			return look("after a boot")
 		})
-		if text := m.rules(t); strings.Count(text, datestop(end)) != 2 {
+		if text := m.rules(t); strings.Count(text, m.ends(end)) != 2 {
 			t.Errorf("want the end %v in the rules of both families:\n%s", end, text)
 		}
 		waitFor(t, end)

@@ -79,7 +79,7 @@ func TestUnlock(t *testing.T) {
 		m.must(t, exitOK, "verify")
 
 		// Nothing but lock and its end ends it.
-		m.iptables(t, ipv4, "-F")
+		m.by(t, byFlush, ipv4)
 		m.must(t, exitOK, "verify", "--repair")
 		m.must(t, exitOK, "apply")
 		m.must(t, exitOK, "open", "8081/tcp")
@@ -138,9 +138,7 @@ func TestUnlockEnds(t *testing.T) {
 		}
 		m.must(t, exitOK, "unlock", "--for", "3s")
 		_, until := m.unlocked(t)
-		for _, family := range families() {
-			m.load(t, family, m.read(t, rulesFile(family))) // a boot without us
-		}
+		m.loadKept(t, m) // a boot without us
 		m.wantReach(t, m.Server.V4, 22, true, true)
 		ended(until)
 		if state, left := m.unlocked(t); state != "protected" || !left.IsZero() {

@@ -50,68 +50,68 @@ func (m *machine) quiet(t *testing.T) *service {
 // repairDamages are what somebody does to the rules of a machine by hand, each
 // with what the log has to say of it.
 func repairDamages() []damage {
-	each := func(args ...[]string) func(t *testing.T, m *machine) {
-		return func(t *testing.T, m *machine) {
-			t.Helper()
-			for _, family := range families() {
-				for _, a := range args {
-					m.iptables(t, family, a...)
-				}
-			}
-		}
+	each := func(do hand) func(t *testing.T, m *machine) {
+		return func(t *testing.T, m *machine) { t.Helper(); m.by(t, do, families()...) }
 	}
 	return []damage{
 		{name: "iptables -F; iptables -X", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"},
-			do: each([]string{"-F"}, []string{"-X"})},
-		{name: "iptables -F", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}, do: each([]string{"-F"})},
-		{name: "iptables -P INPUT ACCEPT", what: []string{"different", "ipv6 INPUT", "policy ACCEPT"}, do: each([]string{"-P", "INPUT", "ACCEPT"})},
-		{name: "a rule of IPv6 only", what: []string{"different", "ipv6 BASICFW-INPUT", "basicfw-invalid"}, do: func(t *testing.T, m *machine) {
+			do: each(hand{"-F; -X", byTakeAway.nft})},
+		{name: "iptables -F", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}, do: each(byFlush)},
+		{name: "iptables -P INPUT ACCEPT", what: []string{"different", "ipv6 INPUT", "policy accept"}, do: each(byPolicy)},
+		{name: "a rule of IPv6 only", what: []string{"different", "ipv6 ", "basicfw-invalid"}, do: func(t *testing.T, m *machine) {
 			t.Helper()
-			for _, l := range m.filter(t, ipv6) {
-				if strings.Contains(l, "basicfw-invalid") {
-					m.iptables(t, ipv6, append([]string{"-D"}, strings.Fields(l)[1:]...)...)
-				}
-			}
+			m.remove(t, ipv6, "INPUT", "invalid")
 		}},
 	}
 }
 
-// TestWatchRepairs has somebody damage the rules while the service runs. With
-// iptables' nft variant the kernel tells of it.
+// told are the variants of which the kernel tells what changes.
+var told = []string{"nft", "netlink"}
+
+// TestWatchRepairs has somebody damage the rules while the service runs, where the
+// kernel tells of it.
 func TestWatchRepairs(t *testing.T) {
-	t.Parallel()
 	for _, d := range repairDamages() {
 		t.Run(strings.ReplaceAll(d.name, " ", "-"), func(t *testing.T) {
-			t.Parallel()
-			m := newMachine(t, "nft")
-			m.Host.Listen(t, 22, 80, 8080)
-			m.bootstrap(t)
-			rules := m.rules(t)
-			s := m.quiet(t)
-			var sessions []*lab.Session
-			for _, to := range m.Server.Both() {
-				session, err := m.Outsider.Dial(m.Client.Like(to), to, 22, lab.Patient)
-				if err != nil {
-					t.Fatal(err)
+			on(t, told, func(t *testing.T, m *machine) {
+				m.Host.Listen(t, 22, 80, 8080)
+				m.bootstrap(t)
+				rules := m.rules(t)
+				s := m.quiet(t)
+				var sessions []*lab.Session
+				for _, to := range m.Server.Both() {
+					session, err := m.Outsider.Dial(m.Client.Like(to), to, 22, lab.Patient)
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer session.Close()
+					sessions = append(sessions, session)
 				}
-				defer session.Close()
-				sessions = append(sessions, session)
-			}
-			d.do(t, m)
-			m.back(t, mended, d.name, rules)
-			for _, session := range sessions {
-				if err := session.Talk(); err != nil {
-					t.Errorf("a session of before: %v", err)
+				d.do(t, m)
+				m.back(t, mended, d.name, rules)
+				for _, session := range sessions {
+					if err := session.Talk(); err != nil {
+						t.Errorf("a session of before: %v", err)
+					}
 				}
-			}
-			m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
-			m.must(t, exitOK, "status")
-			lab.Poll(t, "the status for monitoring to say so", func() bool { return m.public(t).State == "protected" })
-			if r := s.Stop(t); !named(r.Stderr, d.what) {
-				t.Errorf("no line with %q in the log:\n%s", d.what, r.Stderr)
-			}
+				m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+				m.must(t, exitOK, "status")
+				lab.Poll(t, "the status for monitoring to say so", func() bool { return m.public(t).State == "protected" })
+				// The chains of the two variants are called alike but for their letters.
+				if r := s.Stop(t); !named(strings.ToLower(r.Stderr), lower(d.what)) {
+					t.Errorf("no line with %q in the log:\n%s", d.what, r.Stderr)
+				}
+			})
 		})
 	}
+}
+
+func lower(words []string) []string {
+	var out []string
+	for _, w := range words {
+		out = append(out, strings.ToLower(w))
+	}
+	return out
 }
 
 // TestWatchEachMinute has all happen of which nobody tells: the kernel says
@@ -136,27 +136,25 @@ func TestWatchEachMinute(t *testing.T) {
 func TestWatchFiles(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
-		files := m.tree(t, false, "etc/sysconfig")
+		files := m.tree(t, false, m.keptIn())
 		s := m.quiet(t)
 		for _, name := range []string{"file removed", "policy altered in file"} {
-			for _, family := range families() {
-				for _, d := range fileDamages(family) {
-					if strings.HasSuffix(d.name, name) {
-						d.do(t, m)
-					}
+			for _, d := range m.fileDamages() {
+				if strings.HasSuffix(d.name, name) {
+					d.do(t, m)
 				}
 			}
 			whole := func() bool {
-				for _, family := range families() {
-					if !m.exists(t, rulesFile(family)) {
+				for _, path := range m.persisted() {
+					if !m.exists(t, path) {
 						return false
 					}
 				}
-				return m.tree(t, false, "etc/sysconfig") == files
+				return m.tree(t, false, m.keptIn()) == files
 			}
 			by(t, time.Now().Add(mended), name, whole)
 		}
-		says(t, s.Stop(t).Stderr, "a persisted file was changed by others", rulesFile(ipv4), rulesFile(ipv6))
+		says(t, s.Stop(t).Stderr, append([]string{"a persisted file was changed by others"}, m.persisted()...)...)
 	})
 }
 
@@ -184,7 +182,7 @@ func TestWatchInterfaces(t *testing.T) {
 			end.n.MustRun(t, "ip", "link", "set", "lan0", "up")
 		}
 		start := time.Now()
-		by(t, start.Add(mended), "the rules for the new interface", func() bool { return strings.Contains(m.rules(t), "-i lan0 ") })
+		by(t, start.Add(mended), "the rules for the new interface", func() bool { return strings.Contains(m.rules(t), m.from("lan0")) })
 		t.Logf("the rules have the interface after %v", time.Since(start).Round(time.Millisecond))
 		for _, to := range office.Both() {
 			if err := m.Outsider.Reach(guest.Like(to), to, 5432, lab.Patient); err != nil {

@@ -96,6 +96,8 @@ type Command struct {
 	Stdin string
 	// NoIPv6 has the program see a kernel without IPv6.
 	NoIPv6 bool
+	// NoNamespaces has the program get no network namespace of its own.
+	NoNamespaces bool
 	// UID is the user and group that it runs as; 0 is root.
 	UID uint32
 }
@@ -127,6 +129,11 @@ func (n *Namespace) Start(t testing.TB, c Command) *Process {
 	err := n.Do(func() error {
 		if c.NoIPv6 {
 			if err := forbidIPv6(); err != nil {
+				return err
+			}
+		}
+		if c.NoNamespaces {
+			if err := forbidNamespaces(); err != nil {
 				return err
 			}
 		}
