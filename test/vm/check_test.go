@@ -40,14 +40,15 @@ type site struct {
 	download *Download
 	prober   *Prober
 	key      string // file of the SSH key that may log in
+	network  string // the unit that brings up the machine's interface
 	anyone   bool   // SSH is for anyone, and not for the client alone
 }
 
 // newSite makes a site whose prober looks at the hidden ports and at others.
-func newSite(t *testing.T, ports ...uint16) *site {
+func newSite(t *testing.T, b built, ports ...uint16) *site {
 	t.Helper()
 	w := NewWire(t)
-	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key"}
+	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key", network: b.network}
 	s.prober = Probe(t, w, append(ports, hidden...)...)
 	run(t, time.Minute, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", s.key)
 	return s
@@ -62,6 +63,7 @@ func (s *site) start(t *testing.T, image Image, userData string) *Machine {
 		MetaData:      "instance-id: i-first\nlocal-hostname: guest\npublic-keys:\n- " + read(t, s.key+".pub"),
 	})
 	m.WaitBoot(t, "")
+	t.Logf("%s", m.Must(t, "uname -r; dpkg-query -W systemd cloud-init rpm iptables openssh-server"))
 	return m
 }
 
@@ -111,7 +113,7 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 	if listening := moment(t, m, "lab-listen", "ActiveEnter"); listening > ready {
 		t.Errorf("the listeners were ready at %d us, after the firewall at %d us: the prober's silence proves less", listening, ready)
 	}
-	for _, unit := range []string{"cloud-init-local", "systemd-networkd"} {
+	for _, unit := range []string{"cloud-init-local", "systemd-networkd", s.network} {
 		if began := moment(t, m, unit, "InactiveExit"); began < ready {
 			t.Errorf("%s began at %d us, before the firewall was ready at %d us", unit, began, ready)
 		}

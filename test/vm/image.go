@@ -17,9 +17,18 @@ import (
 // an overlay of its own.
 type Image struct{ Disk, Kernel, Initrd string }
 
+// Release is a version of Debian that an image is made of.
+type Release struct {
+	Suite    string
+	Packages string // besides those of all releases
+}
+
+// Debian12 is what the tests that need one machine only have.
+var Debian12 = Release{Suite: "bookworm", Packages: "iptables,nftables"}
+
 // packages are the guest's: what a cloud image has, and rpm.
-const packages = "systemd,systemd-sysv,udev,dbus,iproute2,iptables,nftables," +
-	"openssh-server,sudo,cloud-init,rpm,curl,linux-image-cloud-amd64"
+const packages = "systemd,systemd-sysv,udev,dbus,iproute2," +
+	"openssh-server,sudo,cloud-init,rpm,curl,initramfs-tools,linux-image-cloud-amd64"
 
 // ListenPorts are those that something in the guest listens on, sshd's apart:
 // the ports of the profile web+mail and others.
@@ -64,13 +73,13 @@ WantedBy=sysinit.target
 Description=Note the state of the machine
 DefaultDependencies=no
 After=local-fs.target cloud-init-local.service
-Before=cloud-init.service
+Before=cloud-init.service cloud-init-network.service
 ConditionPathExists=!/root/before
 [Service]
 Type=oneshot
 ExecStart=/usr/local/sbin/inventory /root/before
 [Install]
-WantedBy=cloud-init.service
+WantedBy=cloud-init.target
 `,
 		"/usr/local/sbin/inventory": inventory,
 
@@ -132,6 +141,8 @@ chroot "$1" dpkg -i /nginx.deb >/dev/null
 rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
 chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before
 chroot "$1" systemctl -q disable nftables
+# Beside ifupdown, networkd looks on, and tells what comes up.
+[ ! -e "$1/sbin/ifup" ] || chroot "$1" systemctl -q mask systemd-networkd-wait-online
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   e2scrub_reap.service fstrim.timer getty@tty1.service
 cp -L "$1/vmlinuz" "$1/initrd.img" "$OUT"
@@ -147,9 +158,9 @@ printf 'MODULES=list\nCOMPRESS=lz4\n' >"$1/etc/initramfs-tools/conf.d/lab"
 printf '%s\n' virtio_pci virtio_blk virtio_console ext4 >"$1/usr/share/initramfs-tools/modules.d/lab"
 `
 
-// BuildImage makes the image below dir, or takes the one that an earlier run
-// made by the same recipe.
-func BuildImage(t testing.TB, dir string) Image {
+// BuildImage makes the image of a release below dir, or takes the one that an
+// earlier run made by the same recipe.
+func BuildImage(t testing.TB, dir string, release Release) Image {
 	t.Helper()
 	tmp := t.TempDir()
 	guest := filepath.Join(tmp, "files/usr/local/sbin/guest")
@@ -157,7 +168,7 @@ func BuildImage(t testing.TB, dir string) Image {
 		"github.com/basicfw/basicfw-agent/test/vm/guest")
 
 	recipe := sha256.New()
-	fmt.Fprint(recipe, packages, baseSpec, customize, initramfs)
+	fmt.Fprint(recipe, release, packages, baseSpec, customize, initramfs)
 	binary, err := os.ReadFile(guest)
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +185,7 @@ func BuildImage(t testing.TB, dir string) Image {
 		return image
 	}
 
-	t.Logf("building the image in %s", out)
+	t.Logf("building the image of %s in %s", release.Suite, out)
 	write(t, filepath.Join(tmp, "base.spec"), baseSpec, 0o644)
 	run(t, time.Minute, "rpmbuild", "--quiet", "-bb", "--define", "_topdir "+tmp+"/rpm", tmp+"/base.spec")
 	run(t, time.Minute, "cp", tmp+"/rpm/RPMS/noarch/base-1-1.noarch.rpm", tmp+"/files/base.rpm")
@@ -187,11 +198,13 @@ func BuildImage(t testing.TB, dir string) Image {
 	write(t, tmp+"/customize", customize, 0o755)
 	root := building + "/root"
 	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building,
-		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages,
+		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages+","+release.Packages,
 		`--aptopt=APT::Install-Recommends "false"`,
+		// Where the mirror stands still, sid's list of files is past its time.
+		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--essential-hook="+tmp+"/initramfs", "--customize-hook="+tmp+"/customize",
-		"bookworm", root)
+		release.Suite, root)
 	run(t, 5*time.Minute, "mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, building+"/disk.img", "1536M")
 	if err := os.RemoveAll(root); err != nil {
 		t.Fatal(err)
