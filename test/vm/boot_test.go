@@ -28,14 +28,15 @@ type built struct {
 	older, newer string // packages of two versions
 }
 
-// releases are the systems to boot. What is named packages is what sets up the
-// network in the release's own cloud images.
+// releases are the systems to boot, each with what sets up the network in its
+// own cloud images. The kernel of 11 is the one that it came with: not every
+// mirror has kept the last of its updates.
 var releases = []struct {
 	name    string
 	release Release
 	network string
 }{
-	{"debian-11", Release{Suite: "bullseye", Packages: "iptables,nftables,ifupdown"}, "networking"},
+	{"debian-11", Release{Suite: "bullseye", Packages: "iptables,nftables,ifupdown,linux-image-cloud-amd64/bullseye"}, "networking"},
 	{"debian-12", Debian12, "systemd-networkd"},
 	{"debian-13", Release{Suite: "trixie", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd"},
 	{"debian-sid", Release{Suite: "sid", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd"},

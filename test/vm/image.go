@@ -27,7 +27,7 @@ type Release struct {
 var Debian12 = Release{Suite: "bookworm", Packages: "iptables,nftables"}
 
 // packages are the guest's: what a cloud image has, and rpm.
-const packages = "systemd,systemd-sysv,udev,dbus,iproute2," +
+const packages = "systemd,systemd-sysv,udev,dbus,iproute2,e2fsprogs," +
 	"openssh-server,sudo,cloud-init,rpm,curl,initramfs-tools,linux-image-cloud-amd64"
 
 // ListenPorts are those that something in the guest listens on, sshd's apart:
@@ -47,6 +47,7 @@ func files() map[string]string {
 
 		// Nobody on the wire advertises a route; networkd would wait 12 s for it.
 		"/etc/systemd/network/10-cloud-init-ens3.network.d/lab.conf": "[Network]\nIPv6AcceptRA=no\n",
+		"/etc/systemd/network/10-netplan-ens3.network.d/lab.conf":    "[Network]\nIPv6AcceptRA=no\n",
 
 		// What listens does so before anything that might close it: where a
 		// closed port is open for a moment of the boot, it shows.
