@@ -43,6 +43,15 @@ type Kernel interface {
 type RulesFiles interface {
 	Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) ([]byte, error)
 	Unpersisted(current, original []byte) ([]byte, error)
+	// Aside is a file without our part, and without what drops by itself; nil is
+	// that nothing is left.
+	Aside(existing []byte) ([]byte, error)
+}
+
+// TableRules knows the file that holds nf_tables' rules over a boot.
+type TableRules interface {
+	Persisted(r firewall.Ruleset, families []firewall.Family) []byte
+	Parse(data []byte) (firewall.Ruleset, error)
 }
 
 // Service is the agent's own entry in the machine's service manager.
@@ -75,8 +84,9 @@ type Conntrack interface {
 // its caller to hold the store's lock.
 type Agent struct {
 	System    *system.System
-	Kernel    Kernel
+	Kernel    func(backend string) Kernel // Kernels.For
 	Rules     RulesFiles
+	Table     TableRules
 	Store     *store.Store
 	Service   Service
 	Conntrack Conntrack
@@ -88,7 +98,14 @@ type Agent struct {
 	Now       func() time.Time
 	// Boot names this boot and tells how long ago it began.
 	Boot func() (name string, uptime time.Duration, err error)
+	// Rehearse, where set, loads rules where they have no effect, with a backend,
+	// to find out whether this kernel takes them. The error is ErrNoRehearsal
+	// where that cannot be had.
+	Rehearse func(ctx context.Context, backend string, rules firewall.Ruleset) error
 }
+
+// ErrNoRehearsal says that rules cannot be tried out on this machine.
+var ErrNoRehearsal = errors.New("this machine allows no network namespace in which the rules could be tried out first")
 
 // Moment is now.
 func (a *Agent) Moment() firewall.Moment {
@@ -105,6 +122,10 @@ type Change struct {
 	Path string
 	Data []byte
 	Mode fs.FileMode
+	// Remove is set where the file goes.
+	Remove bool
+	family string // whose rules are in it, if one family's
+	broken error  // why what is there cannot be kept
 }
 
 // Options say how far Converge goes.
@@ -125,28 +146,95 @@ type Options struct {
 	TakeOver bool
 	// Refuse refuses to change anything beside one of them.
 	Refuse bool
+	// Choose takes the other backend where the one that nobody asked for does not
+	// work. It is for when a backend is decided on, not for every failure later.
+	Choose bool
+	// Prove, where set, may refuse a change once all of it is made: it is taken
+	// back then.
+	Prove func(ctx context.Context, st store.State) error
 }
 
 // Outcome is what Converge found and did.
 type Outcome struct {
 	Inspection firewall.Inspection // of before the change
 	Files      []string            // files that were written or had to be
+	Gone       []string            // files that went or had to go
 	Adopted    int                 // connections that live on by it
 	Removed    []firewall.Foreign  // others' rules that it took out
 	Others     []firewall.Manager  // other managers that it stopped
 	Registered bool                // the service was not, or not as it should be
 	Changed    bool
+	State      store.State // what was to be, with the backend that it came to
 }
 
 // Assess tells what Converge would change.
-func (a *Agent) Assess(ctx context.Context, next store.State, o Options) (Outcome, error) {
-	p, err := a.prepare(ctx, next, o)
-	return p.Outcome, err
+func (a *Agent) Assess(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
+	err = a.either(&next, o, func() error {
+		p, err := a.prepare(ctx, next, o)
+		if err == nil && p.load {
+			err = a.rehearse(ctx, next)
+		}
+		out = p.Outcome
+		return err
+	})
+	out.State = next
+	return out, err
+}
+
+// either does something that needs a backend; where the one that nobody asked for
+// does not work, with the other one. The error is then the first one's: that is
+// what there is to be mended.
+func (a *Agent) either(next *store.State, o Options, do func() error) error {
+	err := do()
+	other, ok := alternative(*next, err)
+	if !ok || !o.Choose {
+		return err
+	}
+	a.Log.Info(other.Backend.Reason + "; nf_tables is tried instead")
+	first := *next
+	*next = other
+	if e := do(); e != nil {
+		*next = first
+		return fmt.Errorf("%w; nor does nf_tables: %w", err, e)
+	}
+	return nil
+}
+
+// alternative is a state with the other backend, where it is for us to choose one
+// and iptables has failed.
+func alternative(st store.State, err error) (store.State, bool) {
+	var load *LoadError
+	var passes interface{ Temporary() bool }
+	if !errors.As(err, &load) || errors.As(err, &passes) && passes.Temporary() || st.Backend.Name != Iptables || st.Backend.Source != "detected" && st.Backend.Source != "failsafe" {
+		return st, false
+	}
+	st.Backend.Name, st.Backend.Reason = Nftables, fmt.Sprintf("iptables does not work here: %v", load)
+	if missing := new(system.NotFoundError); errors.As(err, &missing) {
+		st.Backend.Reason = fmt.Sprintf("there is no %s on this machine", missing.Name)
+	}
+	return st, true
+}
+
+// rehearse finds out whether this kernel takes the rules of a state.
+func (a *Agent) rehearse(ctx context.Context, st store.State) error {
+	if a.Rehearse == nil {
+		return nil
+	}
+	err := a.Rehearse(ctx, st.Backend.Name, st.Ruleset)
+	if errors.Is(err, ErrNoRehearsal) {
+		a.Log.Warn(err)
+		return nil
+	}
+	if err != nil {
+		return &LoadError{fmt.Errorf("trying out the rules: %w", err)}
+	}
+	return nil
 }
 
 // prepared is a change that has been looked at and not begun.
 type prepared struct {
 	Outcome
+	options  Options // with what follows from the change
 	load     bool
 	files    []Change
 	original store.Original
@@ -159,11 +247,21 @@ type prepared struct {
 
 func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepared, error) {
 	var p prepared
-	in, err := a.Kernel.Inspect(ctx, next.Ruleset)
+	in, err := a.Kernel(next.Backend.Name).Inspect(ctx, next.Ruleset)
 	if err != nil {
-		return p, err
+		return p, &LoadError{err}
 	}
 	p.Inspection = in
+	switch st, err := a.Store.Load(); {
+	case err == nil:
+		p.previous = &st
+		// What others have in INPUT may mean nothing to one backend, and all to the
+		// other.
+		o.Clear = o.Clear || st.Backend.Name != "" && st.Backend.Name != next.Backend.Name
+	case !errors.Is(err, store.ErrNone):
+		a.Log.WithError(err).Warn("the former state cannot be used and is replaced")
+	}
+	p.options = o
 	p.load = len(in.Drift) > 0 || o.Clear && len(in.Foreign) > 0
 	if o.TakeOver || o.Refuse {
 		if p.Others, err = a.Managers.Find(in.Managers); err != nil {
@@ -173,27 +271,28 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 	p.load = p.load || o.TakeOver && len(p.Others) > 0
 	p.guard = a.Guard.Up()
 
-	rules, err := a.persisted(next.Ruleset)
+	rules, err := a.persisted(next)
 	if err != nil {
 		return p, err
 	}
 	for _, c := range append(rules, o.Files...) {
+		if c.broken != nil {
+			a.Log.WithError(c.broken).Warnf("%s holds no rules that can be kept and is replaced", c.Path)
+		}
 		same, err := a.same(c)
 		if err != nil {
 			return p, err
 		}
 		if !same {
 			p.files = append(p.files, c)
-			p.Outcome.Files = append(p.Outcome.Files, c.Path)
+			if c.Remove {
+				p.Gone = append(p.Gone, c.Path)
+			} else {
+				p.Outcome.Files = append(p.Outcome.Files, c.Path)
+			}
 		}
 	}
 
-	switch st, err := a.Store.Load(); {
-	case err == nil:
-		p.previous = &st
-	case !errors.Is(err, store.ErrNone):
-		a.Log.WithError(err).Warn("the former state cannot be used and is replaced")
-	}
 	p.original, err = a.Store.LoadOriginal()
 	switch {
 	case errors.Is(err, store.ErrNone):
@@ -243,7 +342,7 @@ func (a *Agent) record(in firewall.Inspection, o Options) (store.Original, error
 			org.Rules.Family(f).Removed, org.Rules.Family(f).Places = nil, nil
 		}
 	}
-	paths := append(slices.Clone(o.Record), MessageFile, IssueFile, issueLink)
+	paths := append(slices.Clone(o.Record), MessageFile, IssueFile, issueLink, TableFile)
 	for _, f := range firewall.Families {
 		paths = append(paths, a.RulesPath(f))
 	}
@@ -331,9 +430,17 @@ func (a *Agent) RulesPath(f firewall.Family) string {
 	return "/etc/iptables/rules.v" + strconv.Itoa(int(f))
 }
 
-// persisted gives the files that hold a ruleset over a boot. One that is there
-// and no rules file at all is replaced: the record of before has it.
-func (a *Agent) persisted(r firewall.Ruleset) ([]Change, error) {
+// TableFile is where the rules of nf_tables are kept over a boot, for people and
+// for nft -f.
+const TableFile = "/etc/nftables/basicfw.nft"
+
+// persisted gives the files that hold a state's rules over a boot, and those that
+// hold none any more. One that is there and no rules file at all is replaced: the
+// record of before has it.
+func (a *Agent) persisted(st store.State) ([]Change, error) {
+	if st.Backend.Name == Nftables {
+		return a.persistedTable(st.Ruleset)
+	}
 	var out []Change
 	for _, f := range firewall.Families {
 		path := a.RulesPath(f)
@@ -341,14 +448,37 @@ func (a *Agent) persisted(r firewall.Ruleset) ([]Change, error) {
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
-		data, err := a.Rules.Persisted(existing, r, f)
-		if err != nil {
-			a.Log.WithError(err).Warnf("%s holds no rules that can be kept and is replaced", path)
-			if data, err = a.Rules.Persisted(nil, r, f); err != nil {
+		data, err := a.Rules.Persisted(existing, st.Ruleset, f)
+		broken := err
+		if broken != nil {
+			if data, err = a.Rules.Persisted(nil, st.Ruleset, f); err != nil {
 				return nil, err
 			}
 		}
-		out = append(out, Change{Path: path, Data: data, Mode: 0o600})
+		out = append(out, Change{Path: path, Data: data, Mode: 0o600, family: f.String(), broken: broken})
+	}
+	return append(out, Change{Path: TableFile, Remove: true}), nil
+}
+
+// persistedTable is persisted where the rules are in a table of nf_tables. A file
+// of iptables' must have none of ours, and nothing that drops before they have
+// been asked.
+func (a *Agent) persistedTable(r firewall.Ruleset) ([]Change, error) {
+	out := []Change{{Path: TableFile, Data: a.Table.Persisted(r, a.Families), Mode: 0o600}}
+	for _, f := range firewall.Families {
+		path := a.RulesPath(f)
+		existing, err := a.System.ReadLimited(path, maxRules)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		data, err := a.Rules.Aside(existing)
+		if err != nil || bytes.Equal(data, existing) {
+			continue // nothing of ours, nor of iptables': not for us to touch
+		}
+		out = append(out, Change{Path: path, Data: data, Mode: 0o600, Remove: data == nil, family: f.String()})
 	}
 	return out, nil
 }
@@ -357,9 +487,9 @@ func (a *Agent) persisted(r firewall.Ruleset) ([]Change, error) {
 func (a *Agent) same(c Change) (bool, error) {
 	fi, err := a.System.Lstat(c.Path)
 	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
+		return c.Remove, nil
 	}
-	if err != nil {
+	if err != nil || c.Remove {
 		return false, err
 	}
 	if system.CheckOwner(fi) != nil || fi.Mode().Perm() != c.Mode || fi.Size() != int64(len(c.Data)) {
@@ -373,11 +503,20 @@ func (a *Agent) same(c Change) (bool, error) {
 // that keep them, the state and the service. Where any of it fails, all of it
 // is as it was before. Where nothing differs, nothing is touched.
 func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
+	err = a.either(&next, o, func() (err error) {
+		out, err = a.converge(ctx, next, o)
+		return err
+	})
+	out.State = next
+	return out, err
+}
+
+func (a *Agent) converge(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
 	p, err := a.prepare(ctx, next, o)
 	if err != nil || !p.Changed {
 		return p.Outcome, err
 	}
-	out = p.Outcome
+	out, o = p.Outcome, p.options
 	if o.Check != nil {
 		if err := o.Check(p.Inspection); err != nil {
 			return out, err
@@ -386,10 +525,16 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	if len(p.Others) > 0 && o.Refuse {
 		return out, &ConflictError{Names: Names(p.Others)}
 	}
+	if p.load {
+		if err := a.rehearse(ctx, next); err != nil {
+			return out, err
+		}
+	}
 	others, err := a.recordOthers(ctx, &p, o)
 	if err != nil {
 		return out, err
 	}
+	kernel := a.Kernel(next.Backend.Name)
 	var undo []func() error
 	guarded := false
 	defer func() {
@@ -453,10 +598,10 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 				return out, err
 			}
 		}
-		if err := a.Kernel.Load(ctx, next.Ruleset, p.Inspection, o.Clear); err != nil {
+		if err := kernel.Load(ctx, next.Ruleset, p.Inspection, o.Clear); err != nil {
 			return out, &LoadError{err}
 		}
-		undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), p.Inspection, firewall.Before{}) })
+		undo = append(undo, func() error { return kernel.Revert(context.WithoutCancel(ctx), p.Inspection, firewall.Before{}) })
 		a.beginProbation(&next, p.previous)
 	}
 	for _, c := range p.files {
@@ -500,8 +645,13 @@ func (a *Agent) Converge(ctx context.Context, next store.State, o Options) (out 
 	}
 	if len(others) > 0 {
 		// Last: from here on a boot has our rules, also after a power cut.
-		if err := a.takeOver(ctx, next.Ruleset, p.Inspection, others, guarded, o, &undo); err != nil {
+		if err := a.takeOver(ctx, kernel, next.Ruleset, p.Inspection, others, guarded, o, &undo); err != nil {
 			return out, &TakeOverError{Names(p.Others), err}
+		}
+	}
+	if o.Prove != nil {
+		if err := o.Prove(ctx, next); err != nil {
+			return out, &LoadError{err}
 		}
 	}
 	if err := start(); err != nil {
@@ -549,6 +699,9 @@ func (a *Agent) register(undo *[]func() error) (start func() error, err error) {
 }
 
 func (a *Agent) put(c Change) error {
+	if c.Remove {
+		return a.System.Remove(c.Path)
+	}
 	dir := filepath.Dir(c.Path)
 	if !a.System.Exists(dir) {
 		if err := a.System.MkdirAll(dir, 0o755); err != nil {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -52,7 +53,7 @@ func (k *fakeKernel) Inspect(_ context.Context, want firewall.Ruleset) (firewall
 	if !k.rules.Equal(want) {
 		in.Drift = []firewall.Drift{{Family: "ipv4", Chain: firewall.InputChain, Kind: firewall.Altered, Want: "this", Got: "that"}}
 		if k.rules.IsZero() {
-			in.Drift = nil
+			in.Drift, in.Flushed = nil, firewall.Families[:]
 			for _, f := range firewall.Families {
 				in.Drift = append(in.Drift, firewall.Drift{Family: f.String(), Chain: "INPUT", Kind: firewall.Missing, Want: "-j BASICFW-INPUT"})
 				for _, c := range want.Chains(f) {
@@ -161,7 +162,7 @@ func newBench(t testing.TB) *bench {
 	log.SetOutput(io.Discard)
 	b.kernel, b.service = &fakeKernel{step: step}, &fakeService{step: step}
 	b.others, b.guard = &fakeManagers{bench: b, step: step, up: map[string]bool{}}, &fakeGuard{step: step}
-	b.agent = &Agent{System: sys, Kernel: b.kernel, Rules: iptables.Files{}, Store: store.New(sys), Service: b.service,
+	b.agent = &Agent{System: sys, Kernel: func(string) Kernel { return b.kernel }, Rules: iptables.Files{}, Table: nftables.Files{}, Store: store.New(sys), Service: b.service,
 		Conntrack: fakeConntrack{}, Managers: b.others, Guard: b.guard, Log: log, Version: "1.0", Families: firewall.Families[:], Now: time.Now,
 		Boot: func() (string, time.Duration, error) { return "", 0, nil }}
 	return b

@@ -39,6 +39,15 @@ func (a *Agent) Pending() (*store.Pending, error) {
 // was before; where nothing differs, nothing is touched. Called again for the
 // same, it begins anew.
 func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration, o Options) (out Outcome, err error) {
+	err = a.either(&next, o, func() (err error) {
+		out, err = a.try(ctx, next, length, o)
+		return err
+	})
+	out.State = next
+	return out, err
+}
+
+func (a *Agent) try(ctx context.Context, next store.State, length time.Duration, o Options) (out Outcome, err error) {
 	switch p, err := a.Pending(); {
 	case err != nil:
 		return out, err
@@ -61,6 +70,11 @@ func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration,
 			conflict.Next = "run \"basicfw-agent apply\" first, which takes over"
 		}
 		return out, conflict
+	}
+	if prep.load {
+		if err := a.rehearse(ctx, next); err != nil {
+			return out, err
+		}
 	}
 	pending := store.Pending{State: next, Window: firewall.NewWindow(a.Moment(), length)}
 	if err := firewall.CheckTime(pending.Window.Until); err != nil {
@@ -85,8 +99,8 @@ func (a *Agent) Try(ctx context.Context, next store.State, length time.Duration,
 	if out.Adopted, err = a.Conntrack.Adopt(); err != nil {
 		a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
 	}
-	if err := a.Kernel.Load(ctx, next.Ruleset, prep.Inspection, false); err != nil {
-		return out, err
+	if err := a.Kernel(next.Backend.Name).Load(ctx, next.Ruleset, prep.Inspection, false); err != nil {
+		return out, &LoadError{err}
 	}
 	return out, nil
 }
@@ -123,12 +137,13 @@ func (a *Agent) TakeBack(ctx context.Context, why string) error {
 	if err != nil {
 		return err
 	}
-	in, err := a.Kernel.Inspect(ctx, st.Ruleset)
+	kernel := a.Kernel(st.Backend.Name)
+	in, err := kernel.Inspect(ctx, st.Ruleset)
 	if err != nil {
 		return err
 	}
 	if len(in.Drift) > 0 {
-		if err := a.Kernel.Load(ctx, st.Ruleset, in, false); err != nil {
+		if err := kernel.Load(ctx, st.Ruleset, in, false); err != nil {
 			return fmt.Errorf("taking back a change that nobody confirmed: %w", err)
 		}
 	}

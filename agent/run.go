@@ -200,7 +200,7 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 	if err := a.rescue(o.CommandLine); err != nil {
 		a.Log.WithError(err).Error("the machine was to be unlocked")
 	}
-	r, err := a.Verify(ctx, o.Ports)
+	r, err := a.verifyOr(ctx, o.Ports)
 	if err == nil {
 		for _, d := range r.Inspection.Drift {
 			a.Log.WithField("drift", d.String()).Debug("not in the kernel as decided")
@@ -208,6 +208,9 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 		var failed error
 		if len(r.Drift) > 0 {
 			_, failed = a.Mend(ctx, r)
+			if over, err := a.goOver(ctx, failed); over {
+				failed = err
+			}
 		} else {
 			failed = a.Verified(r)
 		}
@@ -217,7 +220,7 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 			return msg, nil
 		}
 		// By themselves: a full or a broken disk must not keep the rules out.
-		if r.Inspection, err = a.Kernel.Inspect(ctx, r.wanted()); err == nil {
+		if r.Inspection, err = a.Kernel(r.backend()).Inspect(ctx, r.wanted()); err == nil {
 			err = a.load(ctx, r)
 		}
 		if err == nil {
@@ -229,6 +232,38 @@ func (a *Agent) enforce(ctx context.Context, o RunOptions) (string, error) {
 	}
 	a.Log.WithError(err).Error("the rules that were decided cannot be enforced")
 	return a.fallBack(ctx, o, err)
+}
+
+// verifyOr is Verify, but that it goes over to nf_tables where iptables cannot even
+// be asked.
+func (a *Agent) verifyOr(ctx context.Context, ports Ports) (Report, error) {
+	r, err := a.Verify(ctx, ports)
+	over, failed := a.goOver(ctx, err)
+	if !over {
+		return r, err
+	}
+	if failed != nil {
+		return r, failed
+	}
+	return a.Verify(ctx, ports)
+}
+
+// goOver puts the rules that were decided into nf_tables, where iptables was chosen
+// by us and has failed; from then on they are there. Otherwise it does nothing.
+func (a *Agent) goOver(ctx context.Context, cause error) (over bool, err error) {
+	st, err := a.Store.Load()
+	if err != nil {
+		return false, nil
+	}
+	other, ok := alternative(st.At(a.Moment()), cause)
+	if !ok {
+		return false, nil
+	}
+	a.Log.Warn(other.Backend.Reason + ": the rules are loaded into nf_tables instead")
+	if _, err := a.Converge(ctx, other, Options{}); err != nil {
+		return true, fmt.Errorf("%w; nor does nf_tables: %w", cause, err)
+	}
+	return true, nil
 }
 
 // tryLock takes the lock, or after a while goes on without it.
@@ -245,25 +280,12 @@ func (a *Agent) tryLock(ctx context.Context) (unlock func()) {
 
 // fallBack closes the machine where what was decided cannot be had.
 func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string, error) {
-	in, err := a.Kernel.Inspect(ctx, firewall.Ruleset{})
+	kernel := a.Kernel(a.backend())
+	in, err := kernel.Inspect(ctx, firewall.Ruleset{})
 	if err != nil {
 		return "", errors.Join(cause, err)
 	}
-	files := map[firewall.Family][]byte{}
-	for _, f := range firewall.Families {
-		path := a.RulesPath(f)
-		fi, err := a.System.Lstat(path)
-		if err == nil {
-			err = system.CheckOwner(fi)
-		}
-		if err == nil {
-			files[f], err = a.System.ReadLimited(path, maxRules)
-		}
-		if err != nil {
-			a.Log.WithError(err).Warnf("%s cannot be used", path)
-		}
-	}
-	err = a.Kernel.LoadFiles(ctx, files, in)
+	err = a.loadFiles(ctx, kernel, in)
 	if err == nil {
 		msg := fmt.Sprintf("closed by the persisted files, because %v", cause)
 		a.Log.Warn(msg)
@@ -278,16 +300,50 @@ func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string
 	if err := a.Store.SetAside(); err != nil {
 		a.Log.WithError(err).Warn("the unreadable state could not be set aside")
 	}
-	if _, err := a.Converge(ctx, st, Options{}); err != nil {
+	if _, err := a.Converge(ctx, st, Options{Choose: true}); err != nil {
 		// On a full or a broken disk the rules alone have to do.
 		a.Log.WithError(err).Error("the failsafe rules cannot be kept")
-		if err := a.Kernel.Load(ctx, st.Ruleset, in, false); err != nil {
+		if err := kernel.Load(ctx, st.Ruleset, in, false); err != nil {
 			return "", fmt.Errorf("loading the failsafe rules: %w", err)
 		}
 	}
 	msg := fmt.Sprintf("closed by the failsafe rules, because %v", cause)
 	a.Log.Warn(msg)
 	return msg, nil
+}
+
+// loadFiles has the kernel hold what the persisted files say.
+func (a *Agent) loadFiles(ctx context.Context, kernel Kernel, in firewall.Inspection) error {
+	read := func(path string) ([]byte, error) {
+		fi, err := a.System.Lstat(path)
+		if err == nil {
+			err = system.CheckOwner(fi)
+		}
+		if err != nil {
+			return nil, err
+		}
+		return a.System.ReadLimited(path, maxRules)
+	}
+	if a.System.Exists(TableFile) {
+		data, err := read(TableFile)
+		if err != nil {
+			return fmt.Errorf("%s: %w", TableFile, err)
+		}
+		rules, err := a.Table.Parse(data)
+		if err != nil {
+			return fmt.Errorf("%s: %w", TableFile, err)
+		}
+		return kernel.Load(ctx, rules, in, false)
+	}
+	files := map[firewall.Family][]byte{}
+	for _, f := range firewall.Families {
+		path := a.RulesPath(f)
+		var err error
+		if files[f], err = read(path); err != nil {
+			a.Log.WithError(err).Warnf("%s cannot be used", path)
+		}
+	}
+	return kernel.LoadFiles(ctx, files, in)
 }
 
 // FailsafeState is what stands where nothing better can be had: the baseline,
@@ -300,8 +356,13 @@ func (a *Agent) FailsafeState(ports Ports, cause error) (store.State, error) {
 	st := store.State{Schema: store.Schema, Version: a.Version, Failsafe: cause.Error(), SSHPorts: why,
 		Desired: firewall.Failsafe(sshPorts),
 		Profile: store.Choice{Name: "failsafe", Source: "failsafe", Reason: cause.Error()},
-		Backend: store.Choice{Name: "iptables", Source: "failsafe", Reason: "the failsafe rules need no other"},
+		Backend: store.Choice{Name: Iptables, Source: "failsafe", Reason: "the failsafe rules need no other"},
 		Client:  store.Client{Source: "none", Reason: "the failsafe rules pin nobody"},
+	}
+	if before, err := a.Store.Load(); err == nil && before.Backend.Name != "" {
+		st.Backend = before.Backend // whose owner may want no other
+	} else if a.backend() == Nftables {
+		st.Backend.Name = Nftables
 	}
 	st.Ruleset, err = firewall.Compile(st.Desired)
 	return st, err

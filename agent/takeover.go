@@ -128,13 +128,13 @@ func (a *Agent) raise(rules firewall.Ruleset, others []other) (guarded bool, err
 // takeOver stops the others, while our rules are loaded and the guard is up,
 // and loads our rules again: what others leave behind is no rule of ours, and
 // INPUT open or shut.
-func (a *Agent) takeOver(ctx context.Context, rules firewall.Ruleset, was firewall.Inspection, others []other, guarded bool, o Options, undo *[]func() error) error {
+func (a *Agent) takeOver(ctx context.Context, kernel Kernel, rules firewall.Ruleset, was firewall.Inspection, others []other, guarded bool, o Options, undo *[]func() error) error {
 	// With our rules gone and the policy DROP, nobody could log in.
 	yield := func(ctx context.Context) error {
 		if !guarded {
 			return nil
 		}
-		return a.Kernel.Yield(ctx)
+		return kernel.Yield(ctx)
 	}
 	if err := yield(ctx); err != nil {
 		return err
@@ -150,15 +150,15 @@ func (a *Agent) takeOver(ctx context.Context, rules firewall.Ruleset, was firewa
 		}
 	}
 	*undo = append(*undo, func() error { return yield(back) })
-	in, err := a.Kernel.Inspect(ctx, rules)
+	in, err := kernel.Inspect(ctx, rules)
 	if err != nil {
 		return err
 	}
 	// What decides in INPUT now and was not there is what they left.
-	if err := a.Kernel.Load(ctx, rules, in, o.Clear || len(was.Foreign) == 0); err != nil {
+	if err := kernel.Load(ctx, rules, in, o.Clear || len(was.Foreign) == 0); err != nil {
 		return err
 	}
-	if in, err = a.Kernel.Inspect(ctx, rules); err != nil {
+	if in, err = kernel.Inspect(ctx, rules); err != nil {
 		return err
 	}
 	left, err := a.Managers.Find(in.Managers)
@@ -192,7 +192,7 @@ func (a *Agent) giveBackOthers(ctx context.Context, org *store.Original) error {
 
 // Closed tells whether all of some other managers filter.
 func (a *Agent) Closed(ctx context.Context, list []string) bool {
-	in, err := a.Kernel.Inspect(ctx, firewall.Ruleset{})
+	in, err := a.Kernel(a.backend()).Inspect(ctx, firewall.Ruleset{})
 	if err != nil {
 		return false
 	}

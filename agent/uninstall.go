@@ -22,7 +22,8 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 	if err != nil && !none {
 		return fmt.Errorf("reading what was there before: %w", err)
 	}
-	in, err := a.Kernel.Inspect(ctx, firewall.Ruleset{})
+	kernel := a.Kernel(a.backend())
+	in, err := kernel.Inspect(ctx, firewall.Ruleset{})
 	if err != nil {
 		return err
 	}
@@ -61,7 +62,7 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 	if err := a.giveBackOthers(ctx, &org); err != nil {
 		return err
 	}
-	for _, path := range []string{MessageFile, IssueFile, issueLink} {
+	for _, path := range []string{MessageFile, IssueFile, issueLink, TableFile} {
 		if org.File(path) == nil { // a record of version 0.1, or none
 			org.Files = append(org.Files, store.File{Path: path})
 		}
@@ -93,10 +94,10 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 			return err
 		}
 	}
-	if err := a.Kernel.Remove(ctx, org.Rules); err != nil {
+	if err := kernel.Remove(ctx, org.Rules); err != nil {
 		return err
 	}
-	undo = append(undo, func() error { return a.Kernel.Revert(context.WithoutCancel(ctx), in, org.Rules) })
+	undo = append(undo, func() error { return kernel.Revert(context.WithoutCancel(ctx), in, org.Rules) })
 	if err := a.Guard.Lower(); err != nil {
 		return err
 	}

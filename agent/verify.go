@@ -56,8 +56,8 @@ func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
 		r.Warnings = append(r.Warnings, err.Error())
 	}
 	a.followSSHD(&r, ports)
-	if r.Inspection, err = a.Kernel.Inspect(ctx, r.wanted()); err != nil {
-		return Report{}, err
+	if r.Inspection, err = a.Kernel(r.backend()).Inspect(ctx, r.wanted()); err != nil {
+		return Report{}, &LoadError{err}
 	}
 	if err := a.verifyFiles(&r); err != nil {
 		return Report{}, err
@@ -90,6 +90,14 @@ func (r Report) wanted() firewall.Ruleset {
 	return r.State.Ruleset
 }
 
+// backend is what wanted is loaded with.
+func (r Report) backend() string {
+	if r.Pending != nil {
+		return r.Pending.State.Backend.Name
+	}
+	return r.State.Backend.Name
+}
+
 // wantedPorts are the ports of SSH in wanted.
 func (r Report) wantedPorts() []uint16 {
 	if r.Pending != nil {
@@ -107,19 +115,8 @@ func (r Report) found(interfaces []firewall.Interface) string {
 
 // flushed names the families in whose kernel tables no rule of ours is left.
 func (r Report) flushed() (families []string) {
-	for _, f := range firewall.Families {
-		want, missing := 1, 0 // the jump
-		for _, c := range r.wanted().Chains(f) {
-			want += len(c.Rules)
-		}
-		for _, d := range r.Inspection.Drift {
-			if d.Family == f.String() && d.Kind == firewall.Missing && d.Want != "the chain" {
-				missing++
-			}
-		}
-		if missing >= want {
-			families = append(families, f.String())
-		}
+	for _, f := range r.Inspection.Flushed {
+		families = append(families, f.String())
 	}
 	return families
 }
@@ -181,40 +178,44 @@ func KeepPorts(now []uint16, why []string, st store.State) ([]uint16, []string) 
 }
 
 func (a *Agent) verifyFiles(r *Report) error {
-	for _, f := range firewall.Families {
-		path := a.RulesPath(f)
-		file := PersistedFile{Path: path}
+	wanted, err := a.persisted(r.State)
+	if err != nil {
+		return err
+	}
+	for _, c := range wanted {
 		fail := func(kind, want, got string) {
-			r.files = append(r.files, firewall.Drift{Family: f.String(), Chain: path, Kind: kind, Want: want, Got: got})
+			r.files = append(r.files, firewall.Drift{Family: c.family, Chain: c.Path, Kind: kind, Want: want, Got: got})
 		}
-		fi, err := a.System.Lstat(path)
+		before := len(r.files)
+		fi, err := a.System.Lstat(c.Path)
 		switch {
+		case errors.Is(err, fs.ErrNotExist) && c.Remove:
+			continue
 		case errors.Is(err, fs.ErrNotExist):
 			fail(firewall.Missing, "the file", "")
 		case err != nil:
 			return err
+		case c.Remove:
+			fail(firewall.Extra, "", "the file")
 		case !fi.Mode().IsRegular():
 			fail(firewall.Altered, "a plain file", fi.Mode().String())
+		case c.broken != nil:
+			fail(firewall.Altered, "a file of rules", c.broken.Error())
 		default:
-			if fi.Mode().Perm() != 0o600 {
-				fail(firewall.Altered, "mode 0600", fmt.Sprintf("mode %04o", fi.Mode().Perm()))
+			if fi.Mode().Perm() != c.Mode {
+				fail(firewall.Altered, fmt.Sprintf("mode %04o", c.Mode), fmt.Sprintf("mode %04o", fi.Mode().Perm()))
 			} else if err := system.CheckOwner(fi); err != nil {
 				fail(firewall.Altered, "a file of root's", err.Error())
 			}
-			data, err := a.System.ReadLimited(path, maxRules)
+			data, err := a.System.ReadLimited(c.Path, maxRules)
 			if err != nil {
 				return err
 			}
-			want, err := a.Rules.Persisted(data, r.State.Ruleset, f)
-			if err != nil {
-				fail(firewall.Altered, "a file of rules", err.Error())
-				break
-			}
-			drifts := firewall.Lines(f.String(), path, lines(want), lines(data))
-			r.files = append(r.files, drifts...)
-			file.OK = len(drifts) == 0 && fi.Mode().Perm() == 0o600 && system.CheckOwner(fi) == nil
+			r.files = append(r.files, firewall.Lines(c.family, c.Path, lines(c.Data), lines(data))...)
 		}
-		r.Persisted = append(r.Persisted, file)
+		if !c.Remove {
+			r.Persisted = append(r.Persisted, PersistedFile{Path: c.Path, OK: len(r.files) == before})
+		}
 	}
 	return nil
 }
@@ -241,7 +242,7 @@ func (a *Agent) load(ctx context.Context, r Report) error {
 	if _, err := a.Conntrack.Adopt(); err != nil {
 		a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
 	}
-	return a.Kernel.Load(ctx, r.wanted(), r.Inspection, false)
+	return a.Kernel(r.backend()).Load(ctx, r.wanted(), r.Inspection, false)
 }
 
 // Verified notes that the machine was found as it should be. Like any change it

@@ -98,7 +98,11 @@ func (w *watcher) look(ctx context.Context) (changed bool, err error) {
 	if expired, err := w.expire(ctx); expired || err != nil {
 		return expired, err
 	}
-	r, err := w.Verify(ctx, w.Ports)
+	verify := w.Verify
+	if _, err := w.System.LookPath("iptables-save"); err != nil { // for good, unlike a failure
+		verify = w.verifyOr
+	}
+	r, err := verify(ctx, w.Ports)
 	switch {
 	case errors.Is(err, store.ErrNone):
 		return false, nil
@@ -322,7 +326,7 @@ func (w *watcher) unreadable(ctx context.Context, cause error) (changed bool, er
 	if _, err := w.Store.Load(); err == nil {
 		return false, cause // it was something else
 	}
-	in, err := w.Kernel.Inspect(ctx, firewall.Ruleset{})
+	in, err := w.Kernel(w.backend()).Inspect(ctx, firewall.Ruleset{})
 	if err != nil {
 		return false, errors.Join(cause, err)
 	}

@@ -68,13 +68,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 			st.InstanceID = in.Previous.InstanceID
 		}
 	}
-	if s.Backend == "nftables" {
-		return st, nil, &InvalidError{err: fmt.Errorf("%s: agent.backend: nftables is not in this version: want auto or iptables", s.Sources["agent.backend"])}
-	}
-	st.Backend = store.Choice{Name: "iptables", Source: "detected", Reason: "its programs are on this machine"}
-	if s.Backend != settings.Auto {
-		st.Backend.Source, st.Backend.Reason = in.origin("agent.backend"), "set by "+in.origin("agent.backend")
-	}
+	st.Backend = chooseBackend(in)
 
 	d := &st.Desired
 	d.Open, d.Closed = s.Open, s.Closed
@@ -186,8 +180,21 @@ func withoutDetections(p *store.State) *store.State {
 		return nil
 	}
 	q := *p
-	q.Profile, q.Client, q.Desired.SSH.Probation = store.Choice{}, store.Client{}, nil
+	q.Profile, q.Backend, q.Client, q.Desired.SSH.Probation = store.Choice{}, store.Choice{}, store.Client{}, nil
 	return &q
+}
+
+// chooseBackend gives the backend that the settings name. Else it is what was found
+// to work once; and at first iptables, until that is seen not to work.
+func chooseBackend(in Input) store.Choice {
+	if name := in.Settings.Backend; name != settings.Auto {
+		at := in.origin("agent.backend")
+		return store.Choice{Name: name, Source: at, Reason: "set by " + at}
+	}
+	if p := in.Previous; p != nil && p.Backend.Source == "detected" {
+		return p.Backend
+	}
+	return store.Choice{Name: agent.Iptables, Source: "detected", Reason: "it takes these rules on this machine"}
 }
 
 // mailPorts are where a mail server listens.

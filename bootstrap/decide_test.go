@@ -172,7 +172,6 @@ func TestDecideRefuses(t *testing.T) {
 	}{
 		{"a private client", "[ssh]\nclient_ip = 10.0.0.9, 203.0.113.9\n", "agent.ini:2: ssh.client_ip: private", true},
 		{"an unknown profile", "[agent]\nprofile = nosuch\n", "agent.ini:2: agent.profile: ", false},
-		{"a backend of a later version", "[agent]\nbackend = nftables\n", "agent.ini:2: agent.backend: ", false},
 		{"a port of sshd's", "[open]\nme = 20-30/tcp\n", "agent.ini:2: me = 20-30/tcp contains port 22", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

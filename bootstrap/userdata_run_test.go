@@ -49,8 +49,6 @@ case $1 in
 --import) :;;
 esac'
 fake /usr/local/bin/sleep 'echo "sleep $1" >>/run/fake/log'
-fake /usr/local/bin/dnf 'echo "dnf $*" >>/run/fake/log'
-fake /usr/local/bin/iptables-restore ''
 fake /usr/sbin/basicfw-agent 'echo "basicfw-agent $*" >>/run/fake/log
 [ ! -e /run/fake/broken ]'
 # A stage of cloud-init: what it leaves is a mark in the log, its exit code, and
@@ -169,10 +167,6 @@ func TestStages(t *testing.T) {
 		"signed by somebody else": {
 			signed, "echo 'agent.rpm: digests SIGNATURES NOT OK' >/run/fake/signature; say bootcmd",
 			"curl " + testRPM + "\ncurl https://example.com/key\nbootcmd: 1 " + inactive + "\n" + console,
-		},
-		"no iptables": {
-			plain, "rm /usr/local/bin/iptables-restore /usr/sbin/iptables-restore; say bootcmd",
-			"curl " + testRPM + "\nrpm -U package\ndnf -y -q install iptables\n" + bootstrap + "bootcmd: 0 \n" + console,
 		},
 		"no console": {
 			plain, "rm /dev/console; mkdir /dev/console; say bootcmd",

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/selftest"
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
@@ -231,6 +232,16 @@ func TestStatus(t *testing.T) {
 	}
 	for _, key := range keys(reflect.TypeFor[agent.Status]()) {
 		if !has(man["STATUS/JSON"], key) {
+			t.Errorf("the manual does not have the key %s", key)
+		}
+	}
+}
+
+// TestSelftest: every key of selftest --json is in the manual.
+func TestSelftest(t *testing.T) {
+	text := page(t, "basicfw-agent.8")["COMMANDS/selftest"]
+	for _, key := range keys(reflect.TypeFor[selftest.Report]()) {
+		if !has(text, key) {
 			t.Errorf("the manual does not have the key %s", key)
 		}
 	}

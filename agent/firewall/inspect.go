@@ -48,6 +48,8 @@ type Inspection struct {
 	// Open and Shut say where that leaves ports open that should be closed, or
 	// everybody shut out.
 	Open, Shut []Finding
+	// Flushed are the families in which no rule of ours is left.
+	Flushed []Family
 	// Foreign are others' rules in INPUT that decide about packets to us.
 	Foreign []Foreign
 	// Bypass are the ports that are forwarded past INPUT.

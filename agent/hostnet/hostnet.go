@@ -1,6 +1,5 @@
 // Package hostnet is what the kernel tells about this host's network: links,
-// addresses, routes, sockets, and the connections that it tracks. It is the
-// only importer of vishvananda/netlink.
+// addresses, routes, sockets, and the connections that it tracks.
 package hostnet
 
 import (

@@ -36,6 +36,23 @@ func (e *MissingError) Error() string {
 
 func (e *MissingError) Unwrap() error { return e.err }
 
+// There tells whether there are programs of iptables.
+func (b *Backend) There() bool {
+	_, err := b.sys.LookPath(program(firewall.IPv4, "-save"))
+	return err == nil
+}
+
+// LegacyInUse tells whether the legacy variant has any table in this network
+// namespace. It asks no program.
+func (b *Backend) LegacyInUse() bool {
+	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
+		if data, err := b.sys.ReadLimited(path, 4096); err == nil && len(data) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // Prepare has the legacy variant load the kernel's tables. It asks modprobe for
 // them itself, which not every process that reads and loads rules may do. It
 // does not where no table is named.
@@ -145,7 +162,33 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
+	if err := few(want); err != nil {
+		return err
+	}
 	return b.load(ctx, texts(want), was, clear)
+}
+
+// maxNetworks is how many networks one list may have here, where each is a rule
+// and costs every packet that comes so far.
+const maxNetworks = 500
+
+// few refuses a ruleset with a longer list.
+func few(r firewall.Ruleset) error {
+	for _, f := range firewall.Families {
+		for _, c := range r.Chains(f) {
+			networks := map[string]int{}
+			for _, rule := range c.Rules {
+				if rule.Src.IsValid() {
+					networks[rule.Comment]++
+				}
+				if networks[rule.Comment] > maxNetworks {
+					return fmt.Errorf("%s has more than %d networks that may reach it, and iptables has a rule for each: the backend nftables takes them as one set (\"backend = nftables\" in [agent])",
+						strings.TrimPrefix(rule.Comment, "basicfw-"), maxNetworks)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 // LoadFiles is Load of the rules that persisted files hold. Only our part of

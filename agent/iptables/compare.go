@@ -15,6 +15,9 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		t := d.table(filter)
 		in.Present = in.Present || len(t.ours()) > 0
 		in.Drift = append(in.Drift, drift(f, t, want[f])...)
+		if !slices.ContainsFunc(t.ours(), func(c chain) bool { return len(c.Rules) > 0 }) && !slices.Contains(t.chain(input).Rules, jump) {
+			in.Flushed = append(in.Flushed, f)
+		}
 		in.Bypass = append(in.Bypass, bypass(f, d.table("nat"))...)
 		before := in.Before.Family(f)
 		before.Input, before.Output = t.policy(input), t.policy(output)

@@ -49,6 +49,35 @@ func (Files) Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) (
 	return file.bytes(), nil
 }
 
+// Aside gives a file as it is to be where something else filters: without our
+// part, without the rules of INPUT that decide by themselves, and with policies
+// that let through. Nil is that nothing is left of it. One that is so already
+// comes back unchanged.
+func (Files) Aside(existing []byte) ([]byte, error) {
+	file, err := takeApart(existing)
+	if err != nil {
+		return nil, err
+	}
+	closes := func(name string) bool { p := file.filter.policies[name]; return p != "" && p != firewall.Accept }
+	if !closes(input) && !closes(output) && len(file.filter.ourChains)+len(file.filter.ourRules) == 0 &&
+		!slices.ContainsFunc(file.filter.input, func(r string) bool { return jumpsToUs(r) || decides(r) }) {
+		return existing, nil
+	}
+	file.filter.strip()
+	file.filter.input = slices.DeleteFunc(file.filter.input, decides)
+	file.filter.policies = map[string]string{input: firewall.Accept, output: firewall.Accept}
+	if file.empty() {
+		return nil, nil
+	}
+	return file.bytes(), nil
+}
+
+// empty tells whether a file says nothing that an empty one would not.
+func (f restoreFile) empty() bool {
+	part := f.filter
+	return len(f.before) == 0 && len(f.after) == 0 && len(part.input) == 0 && len(part.rules) == 0 && part.onlyOwnChains()
+}
+
 // Unpersisted takes our part out of a file again and puts back what Persisted
 // left out of the original: INPUT's deciding rules and the policies. An empty
 // result means that nothing is left to keep.
@@ -74,8 +103,7 @@ func (Files) Unpersisted(current, original []byte) ([]byte, error) {
 			}
 		}
 	}
-	part := file.filter
-	if len(file.before) == 0 && len(file.after) == 0 && len(part.input) == 0 && len(part.rules) == 0 && part.onlyOwnChains() {
+	if file.empty() {
 		return nil, nil
 	}
 	return file.bytes(), nil

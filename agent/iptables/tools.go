@@ -143,6 +143,9 @@ func (e *lockError) Error() string {
 	return fmt.Sprintf("another program held the xtables lock (%s) for more than %v: %v", lockFile, e.wait, e.err)
 }
 
+// Temporary tells that it may be had later.
+func (e *lockError) Temporary() bool { return true }
+
 func (e *lockError) Unwrap() error { return e.err }
 
 // restoreWaits asks an iptables-restore of before 1.6.2 whether it knows

@@ -11,15 +11,15 @@ import (
 // Closing names the chains of nf_tables, as "inet filter input", that close what
 // they do not name: at the hook of input, with the policy drop or a rule that
 // turns everything away. A packet has to pass them besides ours. Those that turn
-// some away, as bans do, are not among them, nor iptables' own, the guard's and
-// firewalld's.
-func Closing() ([]string, error) {
+// some away, as bans do, are not among them, nor ours and firewalld's; nor those
+// of iptables' nft variant, where there are programs of iptables, which tell more.
+func Closing(iptables bool) ([]string, error) {
 	conn, err := nft.New(nft.AsLasting())
 	if err == nil {
 		defer conn.CloseLasting()
 		var chains []*nft.Chain
 		if chains, err = conn.ListChains(); err == nil {
-			return closing(conn, chains)
+			return closing(conn, chains, iptables)
 		}
 	}
 	if absent(err) {
@@ -28,14 +28,14 @@ func Closing() ([]string, error) {
 	return nil, fmt.Errorf("reading what nf_tables closes: %w", err)
 }
 
-func closing(conn *nft.Conn, chains []*nft.Chain) ([]string, error) {
+func closing(conn *nft.Conn, chains []*nft.Chain, iptables bool) ([]string, error) {
 	var out []string
 	families := map[nft.TableFamily]string{nft.TableFamilyIPv4: "ip", nft.TableFamilyIPv6: "ip6", nft.TableFamilyINet: "inet"}
 	var dormant []place
 	for _, c := range chains {
 		family, ok := families[c.Table.Family]
 		if !ok || c.Type != nft.ChainTypeFilter || c.Hooknum == nil || *c.Hooknum != *nft.ChainHookInput ||
-			c.Table.Name == GuardTable || c.Table.Name == "firewalld" || c.Name == "INPUT" && family != "inet" {
+			c.Table.Name == GuardTable || c.Table.Name == TableName || c.Table.Name == "firewalld" || iptables && c.Name == "INPUT" && family != "inet" {
 			continue
 		}
 		if dormant == nil {

@@ -24,7 +24,7 @@ func TestClosing(t *testing.T) {
 	} {
 		n := load(t, tt.text)
 		var got []string
-		if err := n.Do(func() (err error) { got, err = Closing(); return err }); err != nil {
+		if err := n.Do(func() (err error) { got, err = Closing(true); return err }); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if diff := cmp.Diff(tt.want, got); diff != "" {

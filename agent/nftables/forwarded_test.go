@@ -24,7 +24,7 @@ func load(t testing.TB, text string) *lab.Namespace {
 	return n
 }
 
-func read(t testing.TB, n *lab.Namespace) (found []firewall.Bypass, err error) {
+func forwards(t testing.TB, n *lab.Namespace) (found []firewall.Bypass, err error) {
 	t.Helper()
 	if e := n.Do(func() error { found, err = Forwarded(); return nil }); e != nil {
 		t.Fatal(e)
@@ -189,7 +189,7 @@ func TestForwarded(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			found, err := read(t, load(t, tt.rules))
+			found, err := forwards(t, load(t, tt.rules))
 			if err != nil {
 				t.Error(err)
 			}
@@ -213,7 +213,7 @@ func TestIptablesOwn(t *testing.T) {
 		n.MustRun(t, strings.Fields("xtables-nft-multi iptables -t nat "+args)...)
 	}
 	n.MustRun(t, "nft", "add rule ip nat DOCKER udp dport 99 dnat to 10.0.0.9")
-	found, err := read(t, n)
+	found, err := forwards(t, n)
 	if err != nil {
 		t.Error(err)
 	}
@@ -243,7 +243,7 @@ func huge() string {
 }
 
 func TestHuge(t *testing.T) {
-	found, err := read(t, load(t, huge()))
+	found, err := forwards(t, load(t, huge()))
 	if diff := cmp.Diff([]firewall.Bypass{{Family: "ipv4", Proto: "tcp", Port: "81", To: "10.0.0.8", By: "block pre"}}, found); err != nil || diff != "" {
 		t.Errorf("%v (-want +got):\n%s", err, diff)
 	}

@@ -1,22 +1,18 @@
 package nftables
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"net/netip"
-	"strings"
+	"slices"
 	"syscall"
+	"time"
 
 	nft "github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
-	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// GuardTable is the name of the guard's table, in each family.
+// GuardTable is the name of the guard's table, in the family inet.
 const GuardTable = "basicfw-guard"
 
 // Guard has nf_tables drop what a ruleset drops, whatever is in the tables of
@@ -36,15 +32,9 @@ func (Guard) Raise(r firewall.Ruleset, families []firewall.Family) error {
 	if err := r.Check(); err != nil {
 		return err
 	}
-	conn, err := nft.New()
-	if err == nil {
-		for _, f := range families {
-			t := conn.AddTable(guardTable(f)) // so that there is one to delete
-			conn.DelTable(t)
-			raise(conn, conn.AddTable(guardTable(f)), f, r.Chains(f))
-		}
-		err = conn.Flush()
-	}
+	t := compile(unlimited(r), families).table
+	t.name = GuardTable
+	err := commit(t.requests())
 	if absent(err) {
 		return ErrNoGuard
 	}
@@ -54,25 +44,26 @@ func (Guard) Raise(r firewall.Ruleset, families []firewall.Family) error {
 	return nil
 }
 
-func raise(conn *nft.Conn, t *nft.Table, f firewall.Family, chains []firewall.Chain) {
-	drop := nft.ChainPolicyDrop
-	for i, c := range chains {
-		chain := &nft.Chain{Name: c.Name, Table: t}
-		if i == 0 {
-			chain.Type, chain.Hooknum, chain.Priority, chain.Policy = nft.ChainTypeFilter, nft.ChainHookInput, nft.ChainPriorityFilter, &drop
-		}
-		conn.AddChain(chain)
-	}
-	for _, c := range chains {
-		for _, rule := range c.Rules {
-			// What a broadcast's rule drops, the policy drops. To tell one, the
-			// kernel may need a module. What has not begun is none yet.
-			if rule.Target == firewall.Log || rule.DstType != "" || !rule.Since.IsZero() {
-				continue
+// unlimited is a ruleset as the guard has it. What a broadcast's rule drops is
+// dropped at the end; to tell one, the kernel may need a module. What has not
+// begun is none yet.
+func unlimited(r firewall.Ruleset) firewall.Ruleset {
+	strip := func(chains []firewall.Chain) []firewall.Chain {
+		var out []firewall.Chain
+		for _, c := range chains {
+			kept := firewall.Chain{Name: c.Name}
+			for _, rule := range c.Rules {
+				if rule.Target == firewall.Log || rule.DstType != "" || !rule.Since.IsZero() {
+					continue
+				}
+				rule.Limit, rule.Until = nil, time.Time{}
+				kept.Rules = append(kept.Rules, rule)
 			}
-			conn.AddRule(&nft.Rule{Table: t, Chain: &nft.Chain{Name: c.Name, Table: t}, Exprs: exprs(f, rule)})
+			out = append(out, kept)
 		}
+		return out
 	}
+	return firewall.Ruleset{IPv4: strip(r.IPv4), IPv6: strip(r.IPv6)}
 }
 
 // Lower takes the guard down; where there is none it does nothing.
@@ -122,6 +113,15 @@ func HasTable(name string) (bool, error) {
 	return false, err
 }
 
+// Xtables tells whether iptables' nft variant has any table.
+func Xtables() bool {
+	all, err := tables()
+	return err != nil || slices.ContainsFunc(all, func(t *nft.Table) bool {
+		return (t.Family == nft.TableFamilyIPv4 || t.Family == nft.TableFamilyIPv6) &&
+			slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, t.Name)
+	})
+}
+
 // tables lists the tables of nf_tables; a kernel without it has none.
 func tables() ([]*nft.Table, error) {
 	conn, err := nft.New()
@@ -136,105 +136,4 @@ func tables() ([]*nft.Table, error) {
 		return nil, nil
 	}
 	return list, err
-}
-
-func guardTable(f firewall.Family) *nft.Table {
-	t := &nft.Table{Name: GuardTable, Family: nft.TableFamilyIPv4}
-	if f == firewall.IPv6 {
-		t.Family = nft.TableFamilyIPv6
-	}
-	return t
-}
-
-// The conntrack states of nf_tables (linux/netfilter/nf_conntrack_common.h).
-var states = map[firewall.State]uint32{
-	firewall.StateInvalid:     expr.CtStateBitINVALID,
-	firewall.StateEstablished: expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED,
-	firewall.StateNew:         expr.CtStateBitNEW,
-}
-
-// exprs is a rule as nft would compile it.
-func exprs(f firewall.Family, r firewall.Rule) []expr.Any {
-	var out []expr.Any
-	is := func(load expr.Any, op expr.CmpOp, data ...byte) {
-		out = append(out, load, &expr.Cmp{Op: op, Register: 1, Data: data})
-	}
-	network := func(offset, size uint32) expr.Any {
-		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: size}
-	}
-	transport := func(offset, size uint32) expr.Any {
-		return &expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: offset, Len: size}
-	}
-	masked := func(load expr.Any, mask []byte, op expr.CmpOp, data ...byte) {
-		out = append(out, load, &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))},
-			&expr.Cmp{Op: op, Register: 1, Data: data})
-	}
-	address := func(p netip.Prefix, v4, v6 uint32) {
-		if !p.IsValid() {
-			return
-		}
-		offset := v4
-		if f == firewall.IPv6 {
-			offset = v6
-		}
-		size := p.Addr().BitLen() / 8
-		mask := make([]byte, size)
-		for i := range p.Bits() {
-			mask[i/8] |= 0x80 >> (i % 8)
-		}
-		masked(network(offset, uint32(size)), mask, expr.CmpOpEq, p.Masked().Addr().AsSlice()...)
-	}
-	ports := func(p firewall.PortRange, offset uint32) {
-		if p.IsZero() {
-			return
-		}
-		if p.First == p.Last {
-			is(transport(offset, 2), expr.CmpOpEq, binary.BigEndian.AppendUint16(nil, p.First)...)
-			return
-		}
-		is(transport(offset, 2), expr.CmpOpGte, binary.BigEndian.AppendUint16(nil, p.First)...)
-		is(transport(offset, 2), expr.CmpOpLte, binary.BigEndian.AppendUint16(nil, p.Last)...)
-	}
-
-	address(r.Src, 12, 8)
-	address(r.Dst, 16, 24)
-	if r.In != "" {
-		name, any := strings.CutSuffix(r.In, "*")
-		data := []byte(name)
-		if !any {
-			data = append(data, make([]byte, unix.IFNAMSIZ-len(data))...)
-		}
-		is(&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, expr.CmpOpEq, data...)
-	}
-	if r.Proto != "" {
-		number := map[firewall.Proto]byte{firewall.TCP: unix.IPPROTO_TCP, firewall.UDP: unix.IPPROTO_UDP,
-			firewall.ICMP: unix.IPPROTO_ICMP, firewall.ICMPv6: unix.IPPROTO_ICMPV6}[r.Proto]
-		is(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, expr.CmpOpEq, number)
-	}
-	ports(r.SrcPort, 0)
-	ports(r.DstPort, 2)
-	if m := r.Flags; m != nil {
-		op := expr.CmpOpEq
-		if m.Invert {
-			op = expr.CmpOpNeq
-		}
-		masked(transport(13, 1), []byte{byte(m.Mask)}, op, byte(m.Set))
-	}
-	if r.ICMPType != nil {
-		is(transport(0, 1), expr.CmpOpEq, *r.ICMPType)
-	}
-	if r.State != "" {
-		masked(&expr.Ct{Key: expr.CtKeySTATE, Register: 1}, binaryutil.NativeEndian.PutUint32(states[r.State]), expr.CmpOpNeq, 0, 0, 0, 0)
-	}
-	if r.HopLimit != 0 {
-		is(network(7, 1), expr.CmpOpEq, r.HopLimit)
-	}
-	verdict := &expr.Verdict{Kind: expr.VerdictJump, Chain: r.Target}
-	switch r.Target {
-	case firewall.Accept:
-		verdict = &expr.Verdict{Kind: expr.VerdictAccept}
-	case firewall.Drop:
-		verdict = &expr.Verdict{Kind: expr.VerdictDrop}
-	}
-	return append(out, verdict)
 }

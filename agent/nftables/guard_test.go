@@ -15,7 +15,7 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-func compiled(t testing.TB, d firewall.Desired) firewall.Ruleset {
+func compiledRules(t testing.TB, d firewall.Desired) firewall.Ruleset {
 	t.Helper()
 	r, err := firewall.Compile(d)
 	if err != nil {
@@ -45,7 +45,7 @@ func all(client lab.Addrs) firewall.Desired {
 // What nft makes of the guard, and where the baseline's rules are.
 func TestGuardText(t *testing.T) {
 	n := load(t, "")
-	rules := compiled(t, all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}))
+	rules := compiledRules(t, all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}))
 	if err := n.Do(func() error { return Guard{}.Raise(rules, firewall.Families[:]) }); err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +61,7 @@ func TestGuardCloses(t *testing.T) {
 	lab.Need(t, "ip", "nft")
 	l := lab.New(t)
 	l.Host.Listen(t, 22, 80, 5432, 8080)
-	rules := compiled(t, all(l.Client))
+	rules := compiledRules(t, all(l.Client))
 	in := func(f func() error) {
 		t.Helper()
 		if err := l.Host.Do(f); err != nil {
@@ -113,7 +113,7 @@ func TestGuardCloses(t *testing.T) {
 		t.Errorf("it leaves %s", left)
 	}
 	in(func() error { return g.Raise(rules, firewall.Families[:1]) })
-	if tables := l.Host.MustRun(t, "nft", "list", "tables"); tables != "table ip "+GuardTable+"\n" {
+	if tables := l.Host.MustRun(t, "nft", "list", "tables"); tables != "table inet "+GuardTable+"\n" {
 		t.Errorf("without IPv6 its tables are %s", tables)
 	}
 }
@@ -123,7 +123,7 @@ func TestGuardChecks(t *testing.T) {
 	n := load(t, "")
 	d := all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")})
 	d.Open = []firewall.Service{{Name: "x", Proto: firewall.TCP, Ports: firewall.Port(8443), On: "any", Until: time.Date(2037, 1, 1, 0, 0, 0, 0, time.UTC)}}
-	rules := compiled(t, d)
+	rules := compiledRules(t, d)
 	if err := n.Do(func() error { return Guard{}.Raise(rules, firewall.Families[:]) }); err != nil {
 		t.Fatal(err)
 	}
@@ -135,72 +135,69 @@ func TestGuardChecks(t *testing.T) {
 	}
 }
 
-const guardText = `table ip basicfw-guard {
-chain BASICFW-INPUT {
+const guardText = `table inet basicfw-guard {
+set ipv4-db {
+type ipv4_addr
+flags interval
+elements = { 10.0.0.0/8, 192.0.2.0/25 }
+}
+
+chain input {
 type filter hook input priority 0; policy drop;
-iifname "lo" accept
-ct state 0x2,0x4 accept
-iifname "wg0" accept
-ip saddr 127.0.0.0/8 drop
-tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 drop
-tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 drop
-tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 drop
-icmp type 3 accept
-icmp type 11 accept
-icmp type 12 accept
-ct state 0x1 drop
-icmp type 8 accept
-udp sport 67 udp dport 68 accept
-tcp dport 22 jump BASICFW-SSH
-tcp dport 80 ct state 0x8 accept
-iifname "eth*" udp dport 40000-40100 ct state 0x8 accept
-tcp dport 5432 ct state 0x8 jump BASICFW-db
+meta nfproto vmap { 2 : jump ipv4-input, 10 : jump ipv6-input }
+counter packets 0 bytes 0 drop comment "basicfw-drop"
 }
 
-chain BASICFW-SSH {
-ip saddr 192.0.2.10 ct state 0x8 accept
-drop
+chain ipv4-input {
+iifname "lo" counter packets 0 bytes 0 accept comment "basicfw-loopback"
+ct state 0x2,0x4 counter packets 0 bytes 0 accept comment "basicfw-established"
+iifname "wg0" counter packets 0 bytes 0 accept comment "basicfw-trusted"
+ip saddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
+tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-null"
+tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 counter packets 0 bytes 0 drop comment "basicfw-new-not-syn"
+tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-xmas"
+icmp type { 3, 11, 12 } counter packets 0 bytes 0 accept comment "basicfw-icmp-error"
+ct state 0x1 counter packets 0 bytes 0 drop comment "basicfw-invalid"
+icmp type 8 counter packets 0 bytes 0 accept comment "basicfw-ping"
+udp sport 67 udp dport 68 counter packets 0 bytes 0 accept comment "basicfw-dhcp"
+tcp dport 22 counter packets 0 bytes 0 jump ipv4-ssh comment "basicfw-ssh"
+tcp dport 80 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-http"
+iifname "eth*" udp dport 40000-40100 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-media"
+tcp dport 5432 ct state 0x8 counter packets 0 bytes 0 jump ipv4-db comment "basicfw-db"
 }
 
-chain BASICFW-db {
-ip saddr 192.0.2.0/25 accept
-ip saddr 10.0.0.0/8 accept
-}
-}
-table ip6 basicfw-guard {
-chain BASICFW-INPUT {
-type filter hook input priority 0; policy drop;
-iifname "lo" accept
-ct state 0x2,0x4 accept
-iifname "wg0" accept
-ip6 saddr ::1 drop
-tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 drop
-tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 drop
-tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 drop
-icmpv6 type 133 ip6 hoplimit 255 accept
-icmpv6 type 134 ip6 hoplimit 255 accept
-icmpv6 type 135 ip6 hoplimit 255 accept
-icmpv6 type 136 ip6 hoplimit 255 accept
-ip6 saddr fe80::/10 icmpv6 type 130 accept
-ip6 saddr fe80::/10 icmpv6 type 131 accept
-ip6 saddr fe80::/10 icmpv6 type 132 accept
-ip6 saddr fe80::/10 icmpv6 type 143 accept
-icmpv6 type 1 accept
-icmpv6 type 2 accept
-icmpv6 type 3 accept
-icmpv6 type 4 accept
-ct state 0x1 drop
-icmpv6 type 128 accept
-ip6 saddr fe80::/10 udp dport 546 accept
-tcp dport 22 jump BASICFW-SSH
-tcp dport 80 ct state 0x8 accept
-iifname "eth*" udp dport 40000-40100 ct state 0x8 accept
-ip6 saddr 2001:db8:0:1::/64 tcp dport 5432 ct state 0x8 accept
+chain ipv4-ssh {
+ip saddr 192.0.2.10 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-ssh"
+counter packets 0 bytes 0 drop comment "basicfw-ssh-drop"
 }
 
-chain BASICFW-SSH {
-ip6 saddr 2001:db8::10 ct state 0x8 accept
-drop
+chain ipv4-db {
+ip saddr @ipv4-db counter packets 0 bytes 0 accept comment "basicfw-db"
+}
+
+chain ipv6-input {
+iifname "lo" counter packets 0 bytes 0 accept comment "basicfw-loopback"
+ct state 0x2,0x4 counter packets 0 bytes 0 accept comment "basicfw-established"
+iifname "wg0" counter packets 0 bytes 0 accept comment "basicfw-trusted"
+ip6 saddr ::1 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
+tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-null"
+tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 counter packets 0 bytes 0 drop comment "basicfw-new-not-syn"
+tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-xmas"
+ip6 hoplimit 255 icmpv6 type { 133, 134, 135, 136 } counter packets 0 bytes 0 accept comment "basicfw-nd"
+ip6 saddr fe80::/10 icmpv6 type { 130, 131, 132, 143 } counter packets 0 bytes 0 accept comment "basicfw-mld"
+icmpv6 type { 1, 2, 3, 4 } counter packets 0 bytes 0 accept comment "basicfw-icmp-error"
+ct state 0x1 counter packets 0 bytes 0 drop comment "basicfw-invalid"
+icmpv6 type 128 counter packets 0 bytes 0 accept comment "basicfw-ping"
+ip6 saddr fe80::/10 udp dport 546 counter packets 0 bytes 0 accept comment "basicfw-dhcp"
+tcp dport 22 counter packets 0 bytes 0 jump ipv6-ssh comment "basicfw-ssh"
+tcp dport 80 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-http"
+iifname "eth*" udp dport 40000-40100 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-media"
+ip6 saddr 2001:db8:0:1::/64 tcp dport 5432 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-db"
+}
+
+chain ipv6-ssh {
+ip6 saddr 2001:db8::10 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-ssh"
+counter packets 0 bytes 0 drop comment "basicfw-ssh-drop"
 }
 }
 `

@@ -8,8 +8,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// The kernel tells of what happens in iptables' own filter tables, however much
-// it is, and of nothing else.
+// The kernel tells of what happens in our table and in iptables' own filter tables,
+// however much it is, and of nothing else.
 func TestWatch(t *testing.T) {
 	lab.Need(t, "ip", "nft", "xtables-nft-multi")
 	n := lab.NewNamespace(t)
@@ -28,6 +28,10 @@ func TestWatch(t *testing.T) {
 	}{
 		{"a chain of another table", []string{"nft", "add table ip nat; add chain ip nat c"}, false},
 		{"a set of another family", []string{"nft", "add table inet filter; add set inet filter s { type ipv4_addr; }; add element inet filter s { 192.0.2.1 }"}, false},
+		{"our table", []string{"nft", "add table inet basicfw; add chain inet basicfw c; add set inet basicfw s { type ipv4_addr; }"}, true},
+		{"a rule of ours", []string{"nft", "add rule inet basicfw c accept"}, true},
+		{"an element of ours", []string{"nft", "add element inet basicfw s { 192.0.2.1 }"}, true},
+		{"our table goes", []string{"nft", "delete table inet basicfw"}, true},
 		{"a chain", []string{"xtables-nft-multi", "iptables", "-N", "X"}, true},
 		{"a rule", []string{"xtables-nft-multi", "ip6tables", "-A", "INPUT", "-j", "ACCEPT"}, true},
 		{"a policy", []string{"xtables-nft-multi", "iptables", "-P", "INPUT", "DROP"}, true},

@@ -490,6 +490,9 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("no %s in %s", e.Name, e.Path)
 }
 
+// Self is this program.
+const Self = "/proc/self/exe"
+
 // Command is one run of a program.
 type Command struct {
 	Name  string // looked up by LookPath unless it is a path
@@ -497,6 +500,9 @@ type Command struct {
 	Stdin []byte
 	// Timeout bounds the run; zero is 30 seconds.
 	Timeout time.Duration
+	// Namespace has the program run in a network namespace of its own, which is
+	// empty, and gone when the last of its processes has ended.
+	Namespace bool
 }
 
 // Result is what a program left behind.
@@ -542,8 +548,14 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, c.Args...)
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + defaultPath}
+	if path == Self { // which takes from it as this run does
+		cmd.Env[1] = "PATH=" + os.Getenv("PATH")
+	}
 	cmd.WaitDelay = 10 * time.Second // for output that a busy machine has not read yet
 	cmd.Stdin = bytes.NewReader(c.Stdin)
+	if c.Namespace {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
+	}
 	var out, errOut bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := s.Do("run", line, cmd.Run)

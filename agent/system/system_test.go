@@ -9,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 func TestPath(t *testing.T) {
@@ -145,6 +147,21 @@ func TestRun(t *testing.T) {
 	_, err = s.Run(context.Background(), Command{Name: "/bin/sleep", Args: []string{"60"}, Timeout: 50 * time.Millisecond})
 	if !errors.Is(err, context.DeadlineExceeded) || time.Since(start) > 20*time.Second {
 		t.Errorf("%v after %v", err, time.Since(start))
+	}
+}
+
+// TestNamespace runs a program where there is no network but its own.
+func TestNamespace(t *testing.T) {
+	lab.Need(t)
+	mine, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, own := range []bool{false, true} {
+		res, err := (&System{}).Run(context.Background(), Command{Name: "readlink", Args: []string{"/proc/self/ns/net"}, Namespace: own})
+		if err != nil || (strings.TrimSpace(string(res.Stdout)) == mine) == own {
+			t.Errorf("its own %v: it runs in %q, I in %q, %v", own, res.Stdout, mine, err)
+		}
 	}
 }
 

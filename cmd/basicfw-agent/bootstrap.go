@@ -20,7 +20,7 @@ import (
 type bootstrapFlags struct {
 	profile, clientIP, backend    string
 	noService, dryRun, orFailsafe bool
-	force                         bool
+	noSelftest, force             bool
 	// forgetClient drops the client that a flag named for another instance.
 	forgetClient bool
 }
@@ -32,8 +32,9 @@ func (a *app) bootstrapCmd() *cobra.Command {
 		Short: "Close this machine: detect, decide, load, persist, register the service",
 		Long: `Close this machine. Bootstrap detects the network interfaces, sshd's ports and
 who provisions the machine, chooses the profile, loads the rules for IPv4 and
-IPv6, reads them back, keeps them for the next boot and registers the service.
-Where anything fails, all is as it was before.
+IPv6, reads them back, keeps them for the next boot, registers the service, and
+tries the rules with real packets in a copy of this machine's network, as
+"basicfw-agent selftest" does. Where anything fails, all is as it was before.
 
 Run again, it changes nothing, unless flags or settings changed. Flags are kept
 in /etc/basicfw/local.ini, which wins over agent.ini.`,
@@ -45,12 +46,13 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
 	}
 	cmd.Flags().StringVar(&f.profile, "profile", "", "profile: auto, web-only, web+mail, or one of your own")
 	cmd.Flags().StringVar(&f.clientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
-	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto or iptables")
+	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto, iptables or nftables")
 	cmd.Flags().BoolVar(&f.noService, "no-service", false, "do not register the service")
+	cmd.Flags().BoolVar(&f.noSelftest, "no-selftest", false, "do not try the rules with packets")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would change, and change nothing")
 	cmd.Flags().BoolVar(&f.force, "force", false, "even if the address that you come from is shut out")
 	cmd.Flags().BoolVar(&f.orFailsafe, "or-failsafe", false, "if it fails, close the machine all the same, with SSH limited from anywhere")
-	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames, "backend": func() []string { return []string{"auto", "iptables"} }})
+	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames, "backend": func() []string { return []string{"auto", "iptables", "nftables"} }})
 	return cmd
 }
 
@@ -75,7 +77,7 @@ func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) err
 	if err != nil {
 		return err
 	}
-	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, takeOver: true, service: !f.noService, dryRun: f.dryRun, force: f.force}); err != nil || f.dryRun {
+	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, takeOver: true, service: !f.noService, dryRun: f.dryRun, force: f.force, selftest: !f.noSelftest}); err != nil || f.dryRun {
 		return err
 	}
 	// While it is there, user-data tries again at each boot, with its own flags.
@@ -148,6 +150,7 @@ func (a *app) localPath() string { return settings.LocalFile(a.config) }
 type convergeRequest struct {
 	local                          *agent.Change
 	clear, service, dryRun         bool
+	selftest                       bool // at the end
 	takeOver                       bool // other firewalls, if the settings say so
 	redetect, force, exitCodeDrift bool
 	confirm                        time.Duration // for how long, unless confirmed; zero is for good
@@ -167,6 +170,8 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	o := agent.Options{Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
 	o.Refuse = s.OnConflict == settings.Refuse
 	o.TakeOver = r.takeOver && !o.Refuse
+	// Decided on now, and not kept from before.
+	o.Choose = previous == nil || previous.Backend.Source != "detected" || r.redetect || isClone(previous.InstanceID, st.InstanceID)
 	if r.local != nil {
 		o.Files = append(o.Files, *r.local)
 	}
@@ -187,6 +192,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 			fmt.Fprintf(a.stdout, "would be refused: %v\n", &agent.ConflictError{Names: agent.Names(out.Others)})
 			out.Others = nil
 		}
+		st = out.State
 		err = a.showPlan(st, previous, out, r)
 		a.warnLockout(w, st)
 		return err
@@ -196,6 +202,9 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 			return refuseLockout(w, st)
 		}
 		return nil
+	}
+	if r.selftest {
+		o.Prove = func(ctx context.Context, st store.State) error { return a.prove(ctx, w, st) }
 	}
 	if r.confirm > 0 {
 		return a.tryFor(ctx, w, st, r.confirm, o)
@@ -209,13 +218,13 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 		// It may be that this kernel, or these iptables, know no times.
 		if out, e := w.agent.Converge(ctx, st, o); e == nil {
 			a.log.WithError(err).Warn("the time when SSH opens, unless confirmed, is left to the service")
-			return a.converged(w, st, out, r)
+			return a.converged(w, out.State, out, r)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	return a.converged(w, st, out, r)
+	return a.converged(w, out.State, out, r)
 }
 
 // converged shows what was done.
@@ -309,7 +318,7 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 	var problems settings.Errors
 	var invalid *bootstrap.InvalidError
 	onlyClient := errors.As(cause, &problems) && problems.OnlyClient() || errors.As(cause, &invalid) && invalid.OnlyClient
-	o := agent.Options{Clear: true, Service: !f.noService, Record: []string{a.localPath()}}
+	o := agent.Options{Clear: true, Service: !f.noService, Choose: true, Record: []string{a.localPath()}}
 	f.clientIP = ""
 	s, local, _ := a.loadSettings(f) // what is wrong in it may be the client alone
 	o.Refuse = s.OnConflict == settings.Refuse
@@ -327,7 +336,7 @@ func (a *app) failsafe(ctx context.Context, w *wiring, f bootstrapFlags, cause e
 			st.Service = o.Service
 			var out agent.Outcome
 			out, err = w.agent.Converge(ctx, st, o)
-			a.announce(w, st, out.Inspection)
+			a.announce(w, out.State, out.Inspection)
 		}
 		if err == nil {
 			fmt.Fprintf(a.stdout, "closed by profile %s all the same, with SSH open to any address, limited\n", st.Profile.Name)
@@ -358,7 +367,7 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 	fmt.Fprintf(a.stdout, "protected by profile %s (%s)\n", st.Profile.Name, st.Profile.Reason)
 	fmt.Fprintf(a.stdout, "  ssh       %s\n", sshSentence(st))
 	fmt.Fprintf(a.stdout, "  open      %s\n", openSentence(st.Desired))
-	fmt.Fprintf(a.stdout, "  backend   %s\n", out.Inspection.Backend)
+	fmt.Fprintf(a.stdout, "  backend   %s; %s\n", out.Inspection.Backend, st.Backend.Reason)
 	if out.Registered {
 		fmt.Fprintf(a.stdout, "  service   registered: it verifies and repairs all this at every boot\n")
 	}
@@ -366,6 +375,13 @@ func (a *app) showOutcome(st store.State, out agent.Outcome) {
 		label := ""
 		if i == 0 {
 			label = "written"
+		}
+		fmt.Fprintf(a.stdout, "  %-9s %s\n", label, f)
+	}
+	for i, f := range out.Gone {
+		label := ""
+		if i == 0 {
+			label = "removed"
 		}
 		fmt.Fprintf(a.stdout, "  %-9s %s\n", label, f)
 	}

@@ -27,6 +27,9 @@ const (
 	exitUsage           = 2 // wrong usage or settings
 	exitDrift           = 3
 	exitNotBootstrapped = 4
+	// exitTemporary is what another run of this program tells it: what failed may
+	// not fail later (sysexits.h, EX_TEMPFAIL).
+	exitTemporary = 75
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, nil)) }

@@ -44,6 +44,9 @@ func (a *app) showPlan(st store.State, previous *store.State, out agent.Outcome,
 	for _, f := range out.Files {
 		fmt.Fprintf(a.stdout, "would write %s\n", f)
 	}
+	for _, f := range out.Gone {
+		fmt.Fprintf(a.stdout, "would remove %s\n", f)
+	}
 	if out.Registered {
 		fmt.Fprintln(a.stdout, "would register the service")
 	}

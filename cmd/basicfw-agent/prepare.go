@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
 
@@ -31,7 +33,12 @@ func (a *app) prepareCmd() *cobra.Command {
 			done := make(chan error, 1)
 			go func() {
 				_, err := w.agent.Conntrack.Grow(ctx)
-				err = errors.Join(err, w.kernel.Prepare(ctx))
+				if st, e := w.agent.Store.Load(); e != nil || st.Backend.Name != agent.Nftables {
+					e := w.kernel.Prepare(ctx)
+					if err = errors.Join(err, e); e != nil { // the rules may have to go elsewhere
+						err = errors.Join(err, a.sys.MkdirAll(filepath.Dir(agent.TableFile), 0o755))
+					}
+				}
 				for dir, mode := range map[string]fs.FileMode{store.Dir: 0o700, store.RunDir: 0o755} {
 					if a.sys.Exists(dir) {
 						err = errors.Join(err, a.sys.MkdirAll(dir, mode))

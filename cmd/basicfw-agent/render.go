@@ -7,8 +7,10 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
@@ -20,11 +22,12 @@ func (a *app) renderCmd() *cobra.Command {
 		Short: "Print the rules that would be loaded",
 		Long: `Print the rules that "basicfw-agent apply" would load, or on a machine that was
 not bootstrapped yet, "basicfw-agent bootstrap": what iptables-restore loads into
-an empty table.`,
+an empty table; or with --format nftables, what "nft -f" loads and
+"nft list table inet basicfw" prints.`,
 		Args: noArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if format != "iptables" {
-				return usageError{fmt.Errorf("--format %q: want iptables", format)}
+			if format != agent.Iptables && format != agent.Nftables {
+				return usageError{fmt.Errorf("--format %q: want iptables or nftables", format)}
 			}
 			wanted, err := parseFamilies(families)
 			if err != nil {
@@ -42,6 +45,10 @@ an empty table.`,
 			if err != nil && !errors.Is(err, store.ErrNone) {
 				return err
 			}
+			if format == agent.Nftables {
+				fmt.Fprint(a.stdout, nftables.Render(st.Ruleset, wanted))
+				return nil
+			}
 			for _, f := range wanted {
 				if len(wanted) > 1 {
 					fmt.Fprintf(a.stdout, "# %v\n", f)
@@ -52,10 +59,10 @@ an empty table.`,
 		},
 	}
 	cmd.Flags().StringVar(&families, "family", "ipv4,ipv6", "ipv4, ipv6, or ipv4,ipv6")
-	cmd.Flags().StringVar(&format, "format", "iptables", "iptables")
+	cmd.Flags().StringVar(&format, "format", agent.Iptables, "iptables or nftables")
 	a.completeFlags(cmd, map[string]completer{
 		"family": func() []string { return []string{"ipv4", "ipv6", "ipv4,ipv6"} },
-		"format": func() []string { return []string{"iptables"} },
+		"format": func() []string { return []string{agent.Iptables, agent.Nftables} },
 	})
 	return cmd
 }

@@ -76,7 +76,8 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 	a.completeFlags(root, map[string]completer{"log-level": func() []string { return []string{"error", "warn", "info", "debug", "trace"} }})
 	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
 		a.openCmd(), a.closeCmd(), a.sshCmd(), a.unlockCmd(), a.lockCmd(), a.confirmCmd(), a.expireCmd(),
-		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.packageCmd(), a.prepareCmd())
+		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.selftestCmd(),
+		a.packageCmd(), a.prepareCmd(), a.rehearseCmd(), a.selftestTwinCmd())
 	return root
 }
 

@@ -46,6 +46,7 @@ with SIGTERM and leaves the rules.`,
 			if err != nil {
 				a.log.WithError(err).Warn("what the boot loader says is not known")
 			}
+			w.agent.Rehearse = nil // the sandbox allows no namespace
 			return w.agent.Run(ctx, agent.RunOptions{
 				CommandLine: string(commandLine),
 				Ports:       w.ports,
@@ -91,6 +92,6 @@ func (a *app) watch(ctx context.Context, tell func()) {
 // watchedDirs hold the persisted rules, what says where sshd listens, and our
 // own unit.
 func watchedDirs() []string {
-	return []string{"/etc/sysconfig", "/etc/iptables", "/etc/ssh", "/etc/ssh/sshd_config.d",
+	return []string{"/etc/sysconfig", "/etc/iptables", "/etc/nftables", "/etc/ssh", "/etc/ssh/sshd_config.d",
 		"/etc/systemd/system", "/etc/systemd/system/ssh.socket.d", "/etc/systemd/system/sshd.socket.d", "/etc/systemd/system/sysinit.target.wants"}
 }

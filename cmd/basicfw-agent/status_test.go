@@ -28,7 +28,7 @@ func TestPrintStatus(t *testing.T) {
 		return agent.Status{
 			State:   agent.Protected,
 			Profile: store.Choice{Name: "web+mail", Source: "detected", Reason: "postfix listened on the mail port 25 at bootstrap"},
-			Backend: agent.BackendStatus{Name: "iptables", Reason: "iptables 1.8.9 (nf_tables); its programs are on this machine"},
+			Backend: agent.BackendStatus{Name: "iptables", Reason: "iptables 1.8.9 (nf_tables); it takes these rules on this machine"},
 			SSH: agent.SSHStatus{Ports: []uint16{22}, Mode: "pinned", Allow: []string{"203.0.113.9", "2001:db8:1::/64"}, Source: "named",
 				Reason: "named by /etc/basicfw/local.ini", You: "203.0.113.9", YouMay: true, YouWhy: "named by /etc/basicfw/local.ini"},
 			Interfaces: []firewall.Interface{{Name: "lo", Zone: "loopback"}, {Name: "eth0", Zone: "public"}, {Name: "eth1", Zone: "private"}, {Name: "docker0", Zone: "virtual"}},

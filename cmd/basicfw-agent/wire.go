@@ -48,12 +48,14 @@ func (a *app) wire() (*wiring, error) {
 		return nil, err
 	}
 	kernel := iptables.New(a.sys, families)
+	kernels := agent.Kernels{Iptables: kernel, Beside: iptables.Beside{Backend: kernel}, Nftables: nftables.New(a.sys, families),
+		Has: kernel.There, InUse: func() bool { return kernel.LegacyInUse() || nftables.Xtables() }}
 	w := &wiring{sys: a.sys, manager: manager, kernel: kernel}
 	w.agent = &agent.Agent{
-		System: a.sys, Kernel: kernel, Rules: iptables.Files{}, Store: store.New(a.sys),
+		System: a.sys, Kernel: kernels.For, Rules: iptables.Files{}, Table: nftables.Files{}, Store: store.New(a.sys),
 		Service: serviceManager{manager}, Conntrack: conntrack{a.sys},
 		Managers: managers.New(a.sys, nftables.HasTable), Guard: nftables.Guard{},
-		Log: a.log, Version: version, Families: families, Now: time.Now, Boot: system.Boot,
+		Log: a.log, Version: version, Families: families, Now: time.Now, Boot: system.Boot, Rehearse: a.rehearse,
 	}
 	return w, nil
 }
@@ -121,7 +123,7 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	if f.Forwarded, err = nftables.Forwarded(); err != nil {
 		w.agent.Log.WithError(err).Warn("not all ports are known that are forwarded past INPUT")
 	}
-	if f.Closing, err = nftables.Closing(); err != nil {
+	if f.Closing, err = nftables.Closing(w.kernel.There()); err != nil {
 		w.agent.Log.WithError(err).Warn("not all is known that closes ports beside us")
 	}
 	f.Instance = w.instance()

@@ -12,7 +12,7 @@ import (
 
 // TestBootstrapAgain runs bootstrap on a machine that has it behind it.
 func TestBootstrapAgain(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		first := m.bootstrap(t)
 		rules, files := m.rules(t), m.tree(t, true, "etc", "var")
 		// A rule that is loaded again begins to count anew.
@@ -52,7 +52,7 @@ func (m *machine) count(t *testing.T, family, comment string) string {
 
 // TestTwoBootstraps runs two at once: cloud-init and an impatient person.
 func TestTwoBootstraps(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		var both []*lab.Process
 		for range 2 {
 			both = append(both, m.start(t, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service"))
@@ -77,7 +77,7 @@ func TestTwoBootstraps(t *testing.T) {
 // TestPersistedFiles loads the files that bootstrap wrote on another machine,
 // where the program never ran.
 func TestPersistedFiles(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		other := newMachine(t, strings.Split(m.multi, "-")[1])
 		other.Host.Listen(t, 22, 80, 8080)
@@ -121,7 +121,7 @@ func TestFiles(t *testing.T) {
 		{"netfilter-persistent", "", []string{"/etc/iptables/rules.v4", "/etc/iptables/rules.v6"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			onBoth(t, func(t *testing.T, m *machine) {
+			onEach(t, func(t *testing.T, m *machine) {
 				if c.dir == "" {
 					if err := os.Remove(filepath.Join(m.root, "etc/sysconfig")); err != nil {
 						t.Fatal(err)

@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,42 +14,53 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
+// brokenPrograms are ways in which iptables does not do what it should.
+var brokenPrograms = []struct {
+	name     string
+	programs string
+	script   string // "" is no program at all
+	words    []string
+	// blind is set where nobody can see what is loaded: the failsafe rules
+	// may stand then, which is better than none.
+	blind bool
+}{
+	{"missing", iptablesPrograms, "", []string{"install iptables"}, false},
+	{"missing for IPv6", "ip6tables ip6tables-save ip6tables-restore", "", []string{"install iptables"}, false},
+	{"fails", iptablesPrograms, "exit 1", []string{"exit status 1"}, false},
+	{"fails for IPv6", "ip6tables-restore", "cat >/dev/null; exit 1", []string{"ipv6", "exit status 1"}, false},
+	{"says that all is well and does nothing", "iptables-restore ip6tables-restore", "cat >/dev/null", []string{"does not hold what was loaded"}, false},
+	{"prints nothing", "iptables-save ip6tables-save", "exit 0", []string{"does not hold what was loaded"}, true},
+}
+
+// breakPrograms has some of the machine's iptables programs be a script, or gone,
+// and gives the PATH in which that is so.
+func (m *machine) breakPrograms(t *testing.T, names, script string) {
+	t.Helper()
+	for _, name := range strings.Fields(names) {
+		if err := os.Remove(filepath.Join(m.bin, name)); err != nil {
+			t.Fatal(err)
+		}
+		if script != "" {
+			m.put(t, name, script)
+		}
+	}
+}
+
 // TestBrokenIptablesAtBoot boots a machine whose iptables does not do what it
-// should. The guard closes it then, which needs none; the service says so, does
-// not tell the service manager that it is ready, and does not crash; and it
+// should, and whose owner wants no other. The guard closes it then, which needs
+// none; the service says so, does not tell the service manager that it is ready, and does not crash; and it
 // enforces what was decided at its next start once the program is back, which
 // systemd tries again and again.
 func TestBrokenIptablesAtBoot(t *testing.T) {
-	for _, c := range []struct {
-		name     string
-		programs string
-		script   string // "" is no program at all
-		words    []string
-		// blind is set where nobody can see what is loaded: the failsafe rules
-		// may stand then, which is better than none.
-		blind bool
-	}{
-		{"missing", iptablesPrograms, "", []string{"install iptables"}, false},
-		{"missing for IPv6", "ip6tables ip6tables-save ip6tables-restore", "", []string{"install iptables"}, false},
-		{"fails", iptablesPrograms, "exit 1", []string{"exit status 1"}, false},
-		{"fails for IPv6", "ip6tables-restore", "cat >/dev/null; exit 1", []string{"ipv6", "exit status 1"}, false},
-		{"says that all is well and does nothing", "iptables-restore ip6tables-restore", "cat >/dev/null", []string{"does not hold what was loaded"}, false},
-		{"prints nothing", "iptables-save ip6tables-save", "exit 0", []string{"does not hold what was loaded"}, true},
-	} {
+	for _, c := range brokenPrograms {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			onBoth(t, func(t *testing.T, m *machine) {
+				m.insist(t)
 				m.Host.Listen(t, 22, 80, 8080)
 				m.bootstrap(t)
 				rules := m.rules(t)
 				m.reboot(t)
-				for _, name := range strings.Fields(c.programs) {
-					if err := os.Remove(filepath.Join(m.bin, name)); err != nil {
-						t.Fatal(err)
-					}
-					if c.script != "" {
-						m.put(t, name, c.script)
-					}
-				}
+				m.breakPrograms(t, c.programs, c.script)
 				cmd := m.command("run")
 				cmd.Env[0] = "PATH=/usr/local/sbin" // where those are
 				s := m.startService(t, cmd)
@@ -84,6 +96,71 @@ func TestBrokenIptablesAtBoot(t *testing.T) {
 	}
 }
 
+// TestBrokenIptablesGoesOver has auto choose at first boot, and at a later one, on
+// a machine whose iptables does not do what it should: the rules are in nf_tables,
+// which says why, and stay there until somebody has it decided anew.
+func TestBrokenIptablesGoesOver(t *testing.T) {
+	for _, c := range brokenPrograms {
+		if c.blind {
+			continue
+		}
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			onBoth(t, func(t *testing.T, m *machine) {
+				m.Host.Listen(t, 22, 80, 8080)
+				open := map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody}
+				before := m.everything(t)
+				run := func(args ...string) lab.Result {
+					t.Helper()
+					cmd := m.command(args...)
+					cmd.Env[0] = "PATH=/usr/local/sbin"
+					return m.Host.Run(t, cmd)
+				}
+				over := func(when string) {
+					t.Helper()
+					r := run("status", "--json")
+					var s status
+					if err := json.Unmarshal([]byte(r.Stdout), &s); err != nil {
+						t.Fatalf("%v\n%s%s", err, r.Stdout, r.Stderr)
+					}
+					if s.State != "protected" || s.Backend.Name != "nftables" || !strings.Contains(s.Backend.Reason, "iptables") && !strings.Contains(s.Backend.Reason, "ip6tables") {
+						t.Errorf("%s: %+v", when, s)
+					}
+					if text := m.rules(t); strings.Contains(text, "BASICFW") {
+						t.Errorf("%s, iptables has rules of ours:\n%s", when, text)
+					}
+					m.wantOpen(t, open)
+				}
+				m.breakPrograms(t, c.programs, c.script)
+				if r := run("bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service"); r.Code != exitOK {
+					t.Fatalf("bootstrap: %s%s", r.Stdout, r.Stderr)
+				}
+				over("at first boot")
+				m.heal(t)
+				m.must(t, exitOK, "verify")
+				over("once iptables is back")
+				m.must(t, exitOK, "apply", "--redetect")
+				if s := m.status(t, exitOK); s.Backend.Name != "iptables" || m.table(t) != "" {
+					t.Errorf("decided anew: %+v\n%s", s.Backend, m.table(t))
+				}
+				m.wantOpen(t, open)
+
+				m.reboot(t)
+				m.breakPrograms(t, c.programs, c.script)
+				cmd := m.command("run")
+				cmd.Env[0] = "PATH=/usr/local/sbin"
+				s := m.serveWith(t, cmd)
+				over("at a later boot")
+				if r := s.Stop(t); !strings.Contains(r.Stderr, "the rules are loaded into nf_tables") {
+					t.Errorf("the journal has not why:\n%s", r.Stderr)
+				}
+				m.heal(t)
+				m.must(t, exitOK, "uninstall")
+				same(t, "after uninstall", before, m.everything(t))
+			})
+		})
+	}
+}
+
 // put makes a program of the machine a shell script.
 func (m *machine) put(t *testing.T, name, script string) {
 	t.Helper()
@@ -108,6 +185,7 @@ func (m *machine) heal(t *testing.T) {
 func TestIptablesHangs(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
+	m.insist(t)
 	m.bootstrap(t)
 	rules := m.rules(t)
 	m.reboot(t)
@@ -166,7 +244,7 @@ func TestIptablesBackWhileRunning(t *testing.T) {
 // hundred times a second, while each operation runs: all of them complete,
 // nothing of either is lost.
 func TestAnotherRestores(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		const theirs = "*filter\n:f2b-sshd - [0:0]\n-A f2b-sshd -s 203.0.113.77/32 -j REJECT --reject-with icmp-port-unreachable\n-A f2b-sshd -j RETURN\nCOMMIT\n" +
 			"*nat\n:other - [0:0]\n-A other -p tcp -m tcp --dport 8443 -j RETURN\nCOMMIT\n"
 		const set = "table inet theirs {\n}\ndelete table inet theirs\ntable inet theirs {\n\tchain x {\n\t\ttcp dport 8443 accept\n\t}\n}\n"

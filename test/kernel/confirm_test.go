@@ -45,7 +45,7 @@ func (m *machine) takenBack(t *testing.T, rules, why string) {
 
 // TestConfirm has rules that stand for a while.
 func TestConfirm(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.must(t, exitNotBootstrapped, "confirm")
 		m.settings(t, "")
@@ -100,7 +100,7 @@ func TestConfirm(t *testing.T) {
 // TestConfirmRunsOut has nobody confirm: without a service, with one, with the
 // process killed that waits, and with a boot in between.
 func TestConfirmRunsOut(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.settings(t, "")
 		m.must(t, exitOK, "bootstrap", "--no-service")
@@ -170,7 +170,7 @@ func TestConfirmRunsOut(t *testing.T) {
 // TestConfirmInSession confirms over SSH: an old session proves nothing, and
 // neither does one that the new rules would keep out.
 func TestConfirmInSession(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		client := m.Client.V4
 		m.settings(t, "")

@@ -206,11 +206,11 @@ func podman(t *testing.T, m *machine) *engine {
 
 // TestDocker and TestPodman have a port published that the profile closes.
 func TestDocker(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) { testEngine(t, m, docker(t, m)) })
+	onEach(t, func(t *testing.T, m *machine) { testEngine(t, m, docker(t, m)) })
 }
 
 func TestPodman(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) { testEngine(t, m, podman(t, m)) })
+	onEach(t, func(t *testing.T, m *machine) { testEngine(t, m, podman(t, m)) })
 }
 
 func testEngine(t *testing.T, m *machine, e *engine) {
@@ -335,7 +335,7 @@ const netavark = `table inet netavark {
 // TestForwardedByNftables has the same without iptables: a container, by hand,
 // and the rules that netavark writes today.
 func TestForwardedByNftables(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.MustRun(t, "ip", "netns", "add", "guest")
 		for _, line := range []string{
 			"link add podman0 type veth peer name eth0 netns guest",

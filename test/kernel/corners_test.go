@@ -7,10 +7,12 @@ import (
 	"testing"
 )
 
-// TestNoIptables has no such program on the machine.
+// TestNoIptables has no such program on the machine, whose owner wants it all the
+// same.
 func TestNoIptables(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
+	m.insist(t)
 	before := m.everything(t)
 	c := m.command("bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
 	c.Env = []string{"PATH=" + t.TempDir()}
@@ -57,7 +59,7 @@ func TestUninstallFails(t *testing.T) {
 		"the second family does nothing": "cat >/dev/null",
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
-			onBoth(t, func(t *testing.T, m *machine) {
+			onEach(t, func(t *testing.T, m *machine) {
 				m.Host.Listen(t, 22)
 				m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
 				m.bootstrap(t)
@@ -76,7 +78,7 @@ func TestUninstallFails(t *testing.T) {
 // TestWideOpen looks at what status and verify call a machine on which every
 // port is open, whoever did it.
 func TestWideOpen(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 8080)
 		m.bootstrap(t)
 		for _, c := range []struct {

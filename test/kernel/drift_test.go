@@ -23,7 +23,7 @@ type damage struct {
 // rule of both families is taken away and altered. Each has to be found, named
 // and mended.
 func TestDrift(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		// Somebody else's jump, so that ours has something to be moved before.
 		for _, family := range families() {
 			m.load(t, family, "*filter\n:f2b-sshd - [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j f2b-sshd\n-A f2b-sshd -j RETURN\nCOMMIT\n", "--noflush")
@@ -204,7 +204,7 @@ func fileDamages(family string) []damage {
 
 // TestDriftInJSON looks at what programs are told about a broken machine.
 func TestDriftInJSON(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		m.iptables(t, ipv6, "-D", "INPUT", "-j", "BASICFW-INPUT")
 		m.iptables(t, ipv4, "-I", "BASICFW-INPUT", "1", "-p", "tcp", "--dport", "31337", "-j", "ACCEPT")

@@ -63,6 +63,7 @@ func TestFailures(t *testing.T) {
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			onBoth(t, func(t *testing.T, m *machine) {
+				m.insist(t)
 				m.load(t, ipv4, foreign(ipv4))
 				m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
 				fails := func(args ...string) {
@@ -110,7 +111,7 @@ func TestFailures(t *testing.T) {
 // TestFileFails lets a file fail to be written, where the rules are loaded
 // already and before.
 func TestFileFails(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.load(t, ipv4, foreign(ipv4))
 		m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
 		m.write(t, rulesFile(ipv4), "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n", 0o640)
@@ -230,7 +231,7 @@ COMMIT
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			onBoth(t, func(t *testing.T, m *machine) {
+			onEach(t, func(t *testing.T, m *machine) {
 				set(t, m)
 				look := func() string { return m.everything(t) + m.Host.MustRun(t, "nft", "list", "ruleset") }
 				before := look()
@@ -248,7 +249,7 @@ COMMIT
 // TestManagerAtNextBoot has another firewall manager that does not run, and would
 // from the next boot on. Below a root its units are files.
 func TestManagerAtNextBoot(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		const unit, wants = "/etc/systemd/system/firewalld.service", "/etc/systemd/system/multi-user.target.wants"
 		if err := os.MkdirAll(filepath.Join(m.root, wants), 0o755); err != nil {
 			t.Fatal(err)
@@ -287,7 +288,7 @@ func TestManagerAtNextBoot(t *testing.T) {
 // TestWithoutIPv6 has the program see a kernel without IPv6, and so without
 // tables for it.
 func TestWithoutIPv6(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.noIPv6 = true
 		for _, name := range []string{"ip6tables", "ip6tables-save", "ip6tables-restore"} {

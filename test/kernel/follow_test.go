@@ -220,7 +220,7 @@ func TestFollow(t *testing.T) {
 // TestFollowWriters has many change something at once, while the service runs. No
 // change may be lost.
 func TestFollowWriters(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		s := m.serve(t)
 		m.watch(t, m.Client.V4.String(), "203.0.113.")
@@ -297,7 +297,7 @@ func TestFollowMessage(t *testing.T) {
 
 // TestFollowBoot boots a machine after the end of what was open for a while.
 func TestFollowBoot(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.bootstrap(t)
 		before := m.rules(t)

@@ -100,7 +100,7 @@ func withoutOurs(rules string) string {
 
 // TestOthersRules has Docker, fail2ban and tailscale on the machine first.
 func TestOthersRules(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		for _, family := range families() {
 			m.load(t, family, foreign(family))
@@ -202,7 +202,7 @@ COMMIT
 COMMIT
 # end
 `
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, rulesFile(ipv4), owners, 0o640)
 		m.load(t, ipv4, owners)
 		before := m.everything(t)
@@ -239,7 +239,7 @@ COMMIT
 
 // TestUninstall gives a machine back on which others went on working.
 func TestUninstall(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web-only\n", 0o640)
 		m.load(t, ipv4, "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n"+
 			"-A INPUT -i lo -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n-A OUTPUT -j ACCEPT\nCOMMIT\n")
@@ -283,7 +283,7 @@ func TestUninstall(t *testing.T) {
 // rules that do not take turns, some of which legacy iptables cannot delete by
 // what it prints of them.
 func TestInputOfAllKinds(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.iptables(t, ipv4, "-N", "GUARD")
 		for _, rule := range []string{
 			"-i lo -j ACCEPT",

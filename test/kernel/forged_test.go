@@ -195,7 +195,7 @@ func TestForgedUtmp(t *testing.T) {
 // TestForgedLock has mallory hold a lock on all that he can open: the agent's
 // and the service's work goes on.
 func TestForgedLock(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		s := m.serve(t)
 		defer s.Stop(t)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -65,6 +66,8 @@ type machine struct {
 	bin  string // what /usr/local/sbin is: it decides which iptables runs
 	// multi is the iptables program: xtables-nft-multi or xtables-legacy-multi.
 	multi string
+	// netlink is set where iptables does not work, and the rules are in nf_tables.
+	netlink bool
 	// noIPv6 has the program see a kernel without IPv6.
 	noIPv6 bool
 }
@@ -78,11 +81,20 @@ const (
 	exitNotBootstrapped
 )
 
-// onBoth runs a test on a new machine with each variant of iptables. The two
-// run beside each other, and beside other tests.
-func onBoth(t *testing.T, test func(t *testing.T, m *machine)) {
+// variants are the ways to have the kernel filter: the two of iptables, and
+// nf_tables over netlink, where iptables does not work.
+var variants = []string{"nft", "legacy", "netlink"}
+
+// onEach runs a test on a new machine with each variant. They run beside each
+// other, and beside other tests.
+func onEach(t *testing.T, test func(t *testing.T, m *machine)) { on(t, variants, test) }
+
+// onBoth is onEach for what iptables alone has.
+func onBoth(t *testing.T, test func(t *testing.T, m *machine)) { on(t, variants[:2], test) }
+
+func on(t *testing.T, variants []string, test func(t *testing.T, m *machine)) {
 	t.Parallel()
-	for _, variant := range []string{"nft", "legacy"} {
+	for _, variant := range variants {
 		t.Run(variant, func(t *testing.T) {
 			t.Parallel()
 			test(t, newMachine(t, variant))
@@ -92,11 +104,18 @@ func onBoth(t *testing.T, test func(t *testing.T, m *machine)) {
 
 func newMachine(t *testing.T, variant string) *machine {
 	t.Helper()
-	multi := "xtables-" + variant + "-multi"
-	lab.Need(t, multi, "ip", "nft")
-	m := &machine{Lab: lab.New(t), multi: multi, root: t.TempDir(), bin: t.TempDir()}
+	m := &machine{multi: "xtables-" + variant + "-multi", netlink: variant == "netlink"}
+	if m.netlink {
+		m.multi = "xtables-nft-multi"
+	}
+	lab.Need(t, m.multi, "ip", "nft")
+	m.Lab, m.root, m.bin = lab.New(t), t.TempDir(), t.TempDir()
 	for _, name := range strings.Fields(iptablesPrograms) {
-		m.link(t, name)
+		if m.netlink {
+			m.broken(t, name)
+		} else {
+			m.link(t, name)
+		}
 	}
 	for _, dir := range []string{"etc/sysconfig", "etc/basicfw/profiles.d", "var/lib", "run", "usr"} {
 		if err := os.MkdirAll(filepath.Join(m.root, dir), 0o755); err != nil {
@@ -127,6 +146,22 @@ func (m *machine) link(t *testing.T, name string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// broken has a name be a program that fails, as iptables does where the kernel's
+// modules for it are missing.
+func (m *machine) broken(t *testing.T, name string) {
+	t.Helper()
+	const script = "#!/bin/sh\necho 'Extension tcp revision 0 not supported, missing kernel module?' >&2\nexit 1\n"
+	if err := os.WriteFile(filepath.Join(m.bin, name), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// insist has the machine's owner want iptables, whether it works or not.
+func (m *machine) insist(t *testing.T) {
+	t.Helper()
+	m.write(t, "/etc/basicfw/agent.ini", "[agent]\nbackend = iptables\n", 0o640)
 }
 
 // command is a run of the program. It is given nothing of who runs the test.
@@ -165,7 +200,7 @@ func (m *machine) must(t *testing.T, code int, args ...string) lab.Result {
 // bootstrap closes the machine for all but the client.
 func (m *machine) bootstrap(t *testing.T) lab.Result {
 	t.Helper()
-	return m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
+	return m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service", "--no-selftest")
 }
 
 // write writes a file below the root.
@@ -273,7 +308,19 @@ func (m *machine) rules(t *testing.T) string {
 		slices.Sort(found) // tables come in the order of their first use
 		all = append(all, family+":\n"+strings.Join(found, "\n"))
 	}
-	return strings.Join(all, "\n")
+	return strings.Join(append(all, m.table(t)), "\n")
+}
+
+// table is our table of nf_tables, without counters and what packets put into
+// sets; "" is none.
+func (m *machine) table(t *testing.T) string {
+	t.Helper()
+	r := m.Host.Run(t, lab.Command{Args: []string{"nft", "-s", "list", "table", "inet", "basicfw"}})
+	if r.Code != 0 {
+		return ""
+	}
+	sets := regexp.MustCompile(`(flags dynamic,timeout\n\t\ttimeout \w+\n)\t\telements = \{[^}]*\}\n`)
+	return sets.ReplaceAllString(r.Stdout, "$1")
 }
 
 // tree describes every file below a directory of the root: type, mode, and

@@ -31,7 +31,7 @@ var readable = map[string]fs.FileMode{
 // TestOnlyRoot goes through what the program writes, with the widest umask that
 // there is: all of it is root's, and only what is made for others is readable.
 func TestOnlyRoot(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, rulesFile(ipv4), "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n", 0o644)
 		there := map[string]bool{}
 		walk := func(see func(path string, fi fs.FileInfo)) {
@@ -239,7 +239,7 @@ func TestFileOfAnother(t *testing.T) {
 // TestCallersEnvironment has the caller's environment try to say what root runs,
 // and how.
 func TestCallersEnvironment(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		evil := t.TempDir()
 		pwned := filepath.Join(evil, "pwned")
 		for _, name := range []string{"iptables", "iptables-save", "iptables-restore", "ip6tables", "ip6tables-save", "ip6tables-restore",

@@ -199,7 +199,7 @@ func (s status) openNames() []string {
 
 // TestOpen opens ports in every way there is, and closes them again.
 func TestOpen(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 5432, 7000, 7001, 7002, 7003, 8080)
 		m.Host.ListenUDP(t, 9000, 40050)
 		m.bootstrap(t)
@@ -282,7 +282,7 @@ func TestOpen(t *testing.T) {
 
 // TestOpenBesides opens ports that have to do with what is open already.
 func TestOpenBesides(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 80, 5432)
 		m.bootstrap(t)
 		before := m.settled(t)
@@ -439,7 +439,7 @@ func (m *machine) restart(t *testing.T) {
 // TestOpenFor opens ports for a while. They have to close by themselves: no
 // service runs. A boot in between changes nothing.
 func TestOpenFor(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		ports := map[string]string{"8080/tcp": everybody, "9000/udp": everybody, "5432/tcp": "client4"}
 		closed := map[string]string{"80/tcp": everybody}
 		m.Host.Listen(t, 80, 8080, 5432)
@@ -523,7 +523,7 @@ func TestOpenFor(t *testing.T) {
 // TestCloseProfile closes services of the profile and of the owner's settings,
 // and takes that back.
 func TestCloseProfile(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		const own = "; ours\n[open]\n; the database\ndb = 5432/tcp from 192.0.2.0/24\nalt = 8080/tcp ; of the shop\n"
 		m.write(t, agentINI, own, 0o640)
 		m.Host.Listen(t, 22, 25, 80, 443, 5432, 8080)
@@ -766,7 +766,7 @@ func TestOpenRefused(t *testing.T) {
 // TestOpenDiskFull has no room for what a command has to write. The rules are
 // loaded already where some of it is written.
 func TestOpenDiskFull(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.bootstrap(t)
 		commands := []string{"open 8080/tcp", "open 8080/tcp --for 1h", "close 80/tcp", "ssh allow " + m.Stranger.V4.String(), "ssh remove " + m.Client.V4.String()}

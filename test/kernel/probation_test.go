@@ -50,7 +50,7 @@ func (s *sshServer) stay(t *testing.T, from netip.Addr, args ...string) (leave f
 // TestProbation has a client that was detected show that it is the owner's, or
 // not: until then SSH is the client's alone.
 func TestProbation(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		client := m.Client.V4
 		by := sshd.detect(t, "30m")
@@ -96,7 +96,7 @@ func TestProbation(t *testing.T) {
 // TestProbationRunsOut has nobody come: SSH opens, and nothing else, without a
 // service, across a boot, and with the service. Who lets himself in closes it.
 func TestProbationRunsOut(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 80, 8080)
 		sshd := m.sshd(t)
 		client, stranger := m.Client.V4, m.Stranger.V4
@@ -168,7 +168,7 @@ func (m *machine) mode(t *testing.T) string {
 // TestProbationProved has the service see who logs in: a program's login proves
 // nothing, and a person's does.
 func TestProbationProved(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		client := m.Client.V4
 		sshd.detect(t, "30m")
@@ -209,7 +209,7 @@ func TestProbationByService(t *testing.T) {
 		for _, family := range families() {
 			m.wrap(t, tables(family)+"-restore", `rules=$(cat); case "$rules" in *"-m time"*) echo "iptables-restore: line 1 failed" >&2; exit 1;; esac; echo "$rules" | $real "$@"`)
 		}
-		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web-only\n[ssh]\nconfirm_within = 8s\n", 0o640)
+		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web-only\nbackend = iptables\n[ssh]\nconfirm_within = 8s\n", 0o640)
 		r := sshd.must(t, exitOK, m.Client.V4, "bootstrap --no-service")
 		says(t, r.Stderr, "left to the service")
 		st := m.status(t, exitOK)

@@ -10,7 +10,7 @@ import (
 // TestRescue unlocks a machine from the boot loader's prompt and from a rescue
 // system: at the next boot, once.
 func TestRescue(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
 		m.write(t, "/etc/shadow", "root:*:20000:0:99999:7:::\n", 0o640)
 		says(t, m.bootstrap(t).Stdout, "warning   root cannot log in at the console (its password is locked)")

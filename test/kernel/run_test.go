@@ -20,7 +20,13 @@ type service struct {
 // serve starts the service and waits until it says that it is ready.
 func (m *machine) serve(t *testing.T) *service {
 	t.Helper()
-	s := m.startService(t, m.command("run"))
+	return m.serveWith(t, m.command("run"))
+}
+
+// serveWith is serve in an environment of its own.
+func (m *machine) serveWith(t *testing.T, c lab.Command) *service {
+	t.Helper()
+	s := m.startService(t, c)
 	if err := s.ready(); err != nil {
 		r := s.Stop(t)
 		t.Fatalf("the service does not get ready: %v\n%s%s", err, r.Stdout, r.Stderr)
@@ -105,7 +111,7 @@ func TestRun(t *testing.T) {
 		{"the state and the rules files are broken", spoil(state, rulesFile(ipv4), rulesFile(ipv6)), false, "failsafe", exitDrift},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
-			onBoth(t, func(t *testing.T, m *machine) {
+			onEach(t, func(t *testing.T, m *machine) {
 				m.Host.Listen(t, 22, 80, 8080)
 				m.bootstrap(t)
 				rules := m.rules(t)
@@ -145,7 +151,7 @@ func TestRun(t *testing.T) {
 // TestPrepare does what comes before the service. It has to end, also where the
 // programs that it runs do not: the boot waits for it.
 func TestPrepare(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		before := m.everything(t)
 		m.must(t, exitOK, "prepare")

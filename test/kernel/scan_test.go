@@ -20,7 +20,7 @@ func webAndMail() []uint16 { return []uint16{25, 80, 110, 143, 443, 465, 993, 99
 
 // TestOpenPorts scans all ports from the client and from a stranger.
 func TestOpenPorts(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.listenOnTwentyPorts(t)
 		m.bootstrap(t)
 		for _, to := range m.Server.Both() {
@@ -62,7 +62,7 @@ func TestScanKinds(t *testing.T) {
 		nothing    = 8081 // not of the profile, without
 		ssh        = 22   // with a listener; not for strangers
 	)
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, openPort, hidden, ssh)
 		m.bootstrap(t)
 		ports := []uint16{openPort, closedPort, hidden, nothing, ssh}
@@ -96,7 +96,7 @@ func TestScanKinds(t *testing.T) {
 // TestFlags sends all 256 combinations of TCP flags. A port of the profile may
 // answer what begins a connection, and nothing else may get an answer.
 func TestFlags(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.bootstrap(t)
 		for _, to := range m.Server.Both() {
@@ -121,7 +121,7 @@ func TestFlags(t *testing.T) {
 
 // TestServices opens ports by the settings: for some, on some interfaces.
 func TestServices(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, "/etc/basicfw/agent.ini", `[agent]
 profile = mine
 [ssh]
@@ -182,7 +182,7 @@ func (m *machine) ping(t *testing.T, from, to netip.Addr) bool {
 // TestHostItself looks at what has to go on working on a closed host: its own
 // services for itself, its own connections, ping, and finding its neighbours.
 func TestHostItself(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 80, 8080)
 		m.Outsider.Listen(t, 4444)
 		m.bootstrap(t)
@@ -214,7 +214,7 @@ func TestHostItself(t *testing.T) {
 
 // TestSSHPort has sshd on another port, and then move.
 func TestSSHPort(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 2200, 2222)
 		m.write(t, "/etc/ssh/sshd_config", "# sshd\nPort 2222\n", 0o600)
 		m.bootstrap(t)
@@ -263,7 +263,7 @@ COMMIT
 COMMIT
 `,
 	}
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		for _, family := range families() {
 			m.load(t, family, stock[family])

@@ -9,7 +9,7 @@ import (
 // TestSessionsLiveOn opens sessions where the kernel follows no connections
 // yet, and goes on with them once it does: it never saw how they began.
 func TestSessionsLiveOn(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		type session struct {
 			*lab.Session

@@ -145,7 +145,7 @@ func short(text string) string {
 // TestBadInput gives the program settings and profiles with errors in them. It
 // has to name each, with file and line, and to change nothing.
 func TestBadInput(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		for _, in := range badInputs() {
 			in.put(t, m)
 			before := m.everything(t)
@@ -197,7 +197,7 @@ func TestBadFlags(t *testing.T) {
 // TestOrFailsafe gives the same errors to a machine that has to be closed all
 // the same.
 func TestOrFailsafe(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		reached := map[bool]bool{} // by whether the profile can be used
 		for _, in := range badInputs() {
@@ -240,7 +240,7 @@ func TestOrFailsafe(t *testing.T) {
 
 // TestOrFailsafeThenRight mends the settings and runs bootstrap again.
 func TestOrFailsafeThenRight(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofil = web-only\n", 0o640)
 		m.must(t, exitUsage, "bootstrap", "--no-service", "--or-failsafe")

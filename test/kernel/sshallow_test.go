@@ -43,7 +43,7 @@ func (m *machine) wantAllowed(t *testing.T, want ...string) {
 // TestSSHAllow lets others log in and shuts them out again, on a machine that
 // knows its client.
 func TestSSHAllow(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
 		m.bootstrap(t)
 		before := m.rules(t)
@@ -110,7 +110,7 @@ func sameSet(a, b []string) bool {
 // TestSSHAllowFor lets a stranger log in for a while. The kernel ends that, no
 // service runs; who may log in for good, and who is in, stays.
 func TestSSHAllowFor(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
 		m.bootstrap(t)
 		before := m.rules(t)
@@ -175,7 +175,7 @@ func TestSSHAllowFor(t *testing.T) {
 
 // TestSSHAllowPins begins on a machine that knows nobody: SSH is open to any.
 func TestSSHAllowPins(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
 		m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
 		client, stranger := m.Client.V4.String(), m.Stranger.V4.String()
@@ -240,7 +240,7 @@ func TestSSHAllowPins(t *testing.T) {
 
 // TestSSHAllowAny has the owner say that SSH is for any.
 func TestSSHAllowAny(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
 		m.write(t, agentINI, "[agent]\nprofile = web-only\n[ssh]\nallow = any\nlimit = 2/minute\n", 0o640)
 		owner := m.tree(t, true, "etc/basicfw/agent.ini")
@@ -276,7 +276,7 @@ func TestSSHAllowAny(t *testing.T) {
 
 // TestSSHRemoveNamed takes away clients that the settings name.
 func TestSSHRemoveNamed(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
 		m.bootstrap(t)
 		client4, client6 := m.Client.V4.String(), m.Client.V6.String()
@@ -460,7 +460,7 @@ func you(t *testing.T, text string) string {
 // TestSSHInSession types commands in sessions of a real sshd, on a machine
 // that knows nobody at first.
 func TestSSHInSession(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
 		client4, client6, network := m.Client.V4, m.Client.V6, "2001:db8:0:1::/64"
@@ -565,7 +565,7 @@ func TestSSHDetected(t *testing.T) {
 // TestBootstrapInSession closes a machine from a session that will not come in
 // again: who was named counts, and that is said, before and after.
 func TestBootstrapInSession(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		client := m.Client.V4
 		const words = "bootstrap --profile web-only --client-ip 203.0.113.50 --no-service"

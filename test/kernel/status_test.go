@@ -14,6 +14,7 @@ import (
 type status struct {
 	State   string
 	Profile struct{ Name, Source, Reason string }
+	Backend struct{ Name, Reason string }
 	SSH     struct {
 		Ports        []uint16
 		Mode, Source string
@@ -105,7 +106,7 @@ func (m *machine) status(t *testing.T, code int) status {
 
 // TestStatus looks at a machine in each of its states.
 func TestStatus(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		if s := m.status(t, exitNotBootstrapped); s.State != "not-bootstrapped" || len(s.Next) == 0 {
 			t.Errorf("before bootstrap: %+v", s)
@@ -199,7 +200,7 @@ func wantScreen(t *testing.T, text string) {
 
 // TestRenderAndPlan prints what would be, and changes nothing.
 func TestRenderAndPlan(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web+mail\n[ssh]\nclient_ip = "+m.Client.String()+"\n", 0o640)
 		before := m.everything(t)
 		rendered := map[string]string{}
@@ -239,7 +240,7 @@ func TestRenderAndPlan(t *testing.T) {
 
 // TestNobodyNamed has no client at all: SSH stays open, and that is said.
 func TestNobodyNamed(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		r := m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
 		says(t, r.Stdout+r.Stderr, "ssh allow")
@@ -264,7 +265,7 @@ func TestNobodyNamed(t *testing.T) {
 // TestMeanwhile looks at a machine again and again while commands change it:
 // what is under way is no drift.
 func TestMeanwhile(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		done := make(chan struct{})
 		go func() {

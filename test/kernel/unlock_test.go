@@ -46,7 +46,7 @@ func (m *machine) wantSSH(t *testing.T, stranger, all bool) {
 
 // TestUnlock lets a stranger in from the console, for a while.
 func TestUnlock(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.must(t, exitNotBootstrapped, "unlock")
 		m.must(t, exitNotBootstrapped, "lock")
@@ -125,7 +125,7 @@ func (m *machine) exists(t *testing.T, path string) bool {
 // TestUnlockEnds has the time run out: with no service, across a boot that only
 // loads the persisted files, and with the service.
 func TestUnlockEnds(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.bootstrap(t)
 		rules := m.rules(t)

@@ -134,7 +134,7 @@ func TestWatchEachMinute(t *testing.T) {
 
 // TestWatchFiles has the files changed that keep the rules over a boot.
 func TestWatchFiles(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		files := m.tree(t, false, "etc/sysconfig")
 		s := m.quiet(t)
@@ -163,7 +163,7 @@ func TestWatchFiles(t *testing.T) {
 // TestWatchInterfaces has an interface come and go, whose zone a service is
 // open on.
 func TestWatchInterfaces(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 5432)
 		m.write(t, agentINI, "[interfaces]\nprivate = lan*\n[open]\ndb = 5432/tcp on private\n", 0o640)
 		m.bootstrap(t)

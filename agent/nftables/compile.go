@@ -1,0 +1,577 @@
+package nftables
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	nft "github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"github.com/google/nftables/userdata"
+	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+)
+
+// The base chain, at the hook of input. It sends each family's packets to a
+// chain of its own, and drops what comes back: a policy that is not yet in
+// force while a chain is made (linux/net/netfilter/nf_tables_api.c,
+// nft_chain_commit_drop_policy), and has no counter, would not do by itself.
+const (
+	baseChain   = "input"
+	dropComment = "basicfw-drop"
+)
+
+// compiled is a ruleset as a table, with what nft would write for it.
+type compiled struct {
+	table
+	texts []string // of each rule
+	lists map[string][]string
+}
+
+// compile makes a table of a ruleset, for some families. Rules that differ in
+// one list alone, of networks, ports or types, become one with a set: what a
+// packet costs is then the same for one network and for ten thousand.
+func compile(r firewall.Ruleset, families []firewall.Family) compiled {
+	c := compiled{table: table{name: TableName}, lists: map[string][]string{}}
+	hook := put32(put32(nil, unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_LOCAL_IN), unix.NFTA_HOOK_PRIORITY, 0)
+	c.chains = append(c.chains, chain{name: baseChain, hook: hook, policy: 0, kind: "filter"})
+	c.dispatch(families)
+	for _, f := range families {
+		for _, ch := range r.Chains(f) {
+			c.chains = append(c.chains, chain{name: chainName(f, ch.Name)})
+			for _, rule := range fold(ch.Rules) {
+				c.add(f, chainName(f, ch.Name), rule)
+			}
+		}
+	}
+	return c
+}
+
+// chainName is what one of a ruleset's chains is called here, where both families
+// are in one table.
+func chainName(f firewall.Family, name string) string {
+	name = strings.TrimPrefix(name, firewall.ChainPrefix)
+	if name == strings.ToUpper(name) { // a service's name is of small letters
+		name = strings.ToLower(name)
+	}
+	return f.String() + "-" + name
+}
+
+// dispatch fills the base chain.
+func (c *compiled) dispatch(families []firewall.Family) {
+	m := set{name: "__map0", flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT | unix.NFT_SET_MAP,
+		keyType: nft.TypeNFProto.GetNFTMagic(), keyLen: 1, dataType: unix.NFT_DATA_VERDICT, dataLen: 16}
+	var words []string
+	for _, f := range families {
+		to := chainName(f, firewall.InputChain)
+		jump := unix.NFT_JUMP // a variable: as a constant it is no uint32
+		verdict := putString(put32(nil, unix.NFTA_VERDICT_CODE, uint32(jump)), unix.NFTA_VERDICT_CHAIN, to)
+		m.elements = append(m.elements, setElement{key: []byte{protocolFamily(f)}, data: putNested(nil, unix.NFTA_DATA_VERDICT, verdict)})
+		words = append(words, fmt.Sprintf("%v : jump %s", f, to))
+	}
+	c.sets = append(c.sets, m)
+	var w writer
+	w.add("meta nfproto vmap { "+strings.Join(words, ", ")+" }", &expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: m.name})
+	c.put(baseChain, w)
+	w = writer{comment: dropComment}
+	w.count()
+	w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
+	c.put(baseChain, w)
+}
+
+func protocolFamily(f firewall.Family) byte {
+	if f == firewall.IPv4 {
+		return unix.NFPROTO_IPV4
+	}
+	return unix.NFPROTO_IPV6
+}
+
+// folded is one rule, or several that differ in one of the lists alone.
+type folded struct {
+	firewall.Rule
+	sources []netip.Prefix
+	ports   []uint16
+	types   []uint8
+}
+
+// fold puts rules together that stand one behind the other, match and do the
+// same, and differ in a network, a port or a type of ICMP alone. It changes
+// nothing: the verdict is the same, whichever of them matches.
+func fold(rules []firewall.Rule) []folded {
+	var out []folded
+	for _, r := range rules {
+		f := folded{Rule: r}
+		if r.Limit == nil && r.Target != firewall.Log { // what counts has to count alone
+			if n := len(out); n > 0 && out[n-1].take(r) {
+				continue
+			}
+			if r.Src.IsValid() {
+				f.sources = []netip.Prefix{r.Src}
+			}
+			if r.DstPort.First == r.DstPort.Last && !r.DstPort.IsZero() {
+				f.ports = []uint16{r.DstPort.First}
+			}
+			if r.ICMPType != nil {
+				f.types = []uint8{*r.ICMPType}
+			}
+		}
+		out = append(out, f)
+	}
+	for i := range out {
+		slices.Sort(out[i].ports)
+		slices.Sort(out[i].types)
+		out[i].sources = distinct(out[i].sources)
+	}
+	return out
+}
+
+// take adds a rule to one, if they differ in one list alone. Only one list grows:
+// with two, it would be each with each.
+func (f *folded) take(r firewall.Rule) bool {
+	switch {
+	case len(f.sources) > 0 && len(f.ports) < 2 && len(f.types) < 2 && r.Src.IsValid() && f.like(r, func(a, b *firewall.Rule) { a.Src, b.Src = netip.Prefix{}, netip.Prefix{} }):
+		f.sources = append(f.sources, r.Src)
+	case len(f.ports) > 0 && len(f.sources) < 2 && len(f.types) < 2 && r.DstPort.First == r.DstPort.Last && !r.DstPort.IsZero() &&
+		f.like(r, func(a, b *firewall.Rule) { a.DstPort, b.DstPort = firewall.PortRange{}, firewall.PortRange{} }):
+		f.ports = append(f.ports, r.DstPort.First)
+	case len(f.types) > 0 && len(f.sources) < 2 && len(f.ports) < 2 && r.ICMPType != nil && f.like(r, func(a, b *firewall.Rule) { a.ICMPType, b.ICMPType = nil, nil }):
+		f.types = append(f.types, *r.ICMPType)
+	default:
+		return false
+	}
+	return true
+}
+
+// like tells whether two rules are the same but for what without takes out.
+func (f *folded) like(r firewall.Rule, without func(a, b *firewall.Rule)) bool {
+	a, b := f.Rule, r
+	without(&a, &b)
+	flags := func(m *firewall.FlagMatch) firewall.FlagMatch {
+		if m == nil {
+			return firewall.FlagMatch{}
+		}
+		return *m
+	}
+	same := flags(a.Flags) == flags(b.Flags) && (a.ICMPType == nil) == (b.ICMPType == nil) && (a.ICMPType == nil || *a.ICMPType == *b.ICMPType)
+	a.Flags, b.Flags, a.ICMPType, b.ICMPType = nil, nil, nil, nil
+	return same && a.Limit == nil && b.Limit == nil && a == b
+}
+
+// distinct are networks in order, without those that are within another: a set of
+// intervals has none that overlap.
+func distinct(list []netip.Prefix) []netip.Prefix {
+	list = slices.Clone(list)
+	slices.SortFunc(list, func(a, b netip.Prefix) int {
+		if c := a.Addr().Compare(b.Addr()); c != 0 {
+			return c
+		}
+		return a.Bits() - b.Bits()
+	})
+	var out []netip.Prefix
+	for _, p := range list {
+		if n := len(out); n == 0 || !out[n-1].Contains(p.Addr()) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// add appends a rule, and the sets that it asks.
+func (c *compiled) add(f firewall.Family, in string, r folded) {
+	w := writer{comment: r.Comment, family: f}
+	if r.In != "" {
+		w.iface(r.In)
+	}
+	switch {
+	case len(r.sources) > 1:
+		w.address("saddr", netip.PrefixFrom(r.sources[0].Addr(), r.sources[0].Addr().BitLen()), c.networks(f, r))
+	case r.Src.IsValid():
+		w.address("saddr", r.Src, "")
+	}
+	if r.Dst.IsValid() {
+		w.address("daddr", r.Dst, "")
+	}
+	if r.HopLimit != 0 {
+		w.network()
+		w.add(fmt.Sprintf("ip6 hoplimit %d", r.HopLimit), payload(expr.PayloadBaseNetworkHeader, 7, 1), equal(r.HopLimit))
+	}
+	c.transport(&w, r)
+	if r.State != "" {
+		w.add("ct state "+stateNames[r.State], &expr.Ct{Key: expr.CtKeySTATE, Register: 1})
+		w.masked(binaryutil.NativeEndian.PutUint32(states[r.State]), expr.CmpOpNeq, make([]byte, 4))
+	}
+	if r.DstType != "" {
+		w.add("fib daddr type "+strings.ToLower(r.DstType), &expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+			equal(binaryutil.NativeEndian.PutUint32(addressTypes[r.DstType])...))
+	}
+	// Both seconds are parts of the time.
+	if !r.Since.IsZero() {
+		w.clock(">=", expr.CmpOpGte, r.Since)
+	}
+	if !r.Until.IsZero() {
+		w.clock("<", expr.CmpOpLt, r.Until.Add(time.Second))
+	}
+	if r.Limit != nil {
+		c.limit(&w, *r.Limit)
+	}
+	w.count()
+	switch r.Target {
+	case firewall.Accept:
+		w.add("accept", &expr.Verdict{Kind: expr.VerdictAccept})
+	case firewall.Drop:
+		w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
+	case firewall.Log:
+		w.add(fmt.Sprintf("log prefix %q level debug", r.LogPrefix),
+			&expr.Log{Key: 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_LEVEL, Level: expr.LogLevelDebug, Data: []byte(r.LogPrefix)})
+	default:
+		to := chainName(f, r.Target)
+		w.add("jump "+to, &expr.Verdict{Kind: expr.VerdictJump, Chain: to})
+	}
+	c.put(in, w)
+}
+
+// put appends what was written as a rule of a chain.
+func (c *compiled) put(in string, w writer) {
+	r := rule{chain: in}
+	for _, e := range w.exprs {
+		// A value of ours always has a form.
+		data, err := expr.Marshal(unix.NFPROTO_INET, e)
+		if err == nil {
+			var x expression
+			if x, err = readExpression(data); err == nil {
+				r.exprs = append(r.exprs, x)
+			}
+		}
+		if err != nil {
+			panic(fmt.Sprintf("an expression of %q: %v", w.words, err))
+		}
+	}
+	if w.comment != "" {
+		r.userdata = userdata.AppendString(nil, userdata.TypeComment, w.comment)
+		w.words = append(w.words, fmt.Sprintf("comment %q", w.comment))
+	}
+	c.rules, c.texts = append(c.rules, r), append(c.texts, strings.Join(w.words, " "))
+}
+
+// transport is the match of the protocol and of what is in its header.
+func (c *compiled) transport(w *writer, r folded) {
+	if r.Proto == "" {
+		return
+	}
+	number := protocols[r.Proto]
+	name := string(r.Proto)
+	if r.ICMPType != nil {
+		if r.Proto == firewall.ICMPv6 {
+			name = "icmpv6"
+		}
+		w.network()
+		w.silent(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
+		if len(r.types) < 2 {
+			w.add(name+" type "+typeName(r.Proto, *r.ICMPType), payload(expr.PayloadBaseTransportHeader, 0, 1), equal(*r.ICMPType))
+			return
+		}
+		keys, words := [][]byte{}, []string{}
+		for _, t := range r.types {
+			keys, words = append(keys, []byte{t}), append(words, typeName(r.Proto, t))
+		}
+		of := nft.TypeICMPType
+		if r.Proto == firewall.ICMPv6 {
+			of = nft.TypeICMP6Type
+		}
+		w.add(name+" type { "+strings.Join(words, ", ")+" }", payload(expr.PayloadBaseTransportHeader, 0, 1),
+			&expr.Lookup{SourceRegister: 1, SetName: c.anonymous(of, keys)})
+		return
+	}
+	if r.SrcPort.IsZero() && r.DstPort.IsZero() && r.Flags == nil {
+		w.add("meta l4proto "+name, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
+		return
+	}
+	w.silent(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
+	single := func(p firewall.PortRange) bool { return p.First == p.Last && !p.IsZero() }
+	switch {
+	case len(r.ports) > 1:
+		keys, words := [][]byte{}, []string{}
+		for _, p := range r.ports {
+			keys, words = append(keys, be16(p)), append(words, strconv.Itoa(int(p)))
+		}
+		w.ports(name+" sport", 0, r.SrcPort)
+		w.add(name+" dport { "+strings.Join(words, ", ")+" }", payload(expr.PayloadBaseTransportHeader, 2, 2),
+			&expr.Lookup{SourceRegister: 1, SetName: c.anonymous(nft.TypeInetService, keys)})
+	case single(r.SrcPort) && single(r.DstPort): // one behind the other, as nft has it
+		w.add(fmt.Sprintf("%s sport %d %s dport %d", name, r.SrcPort.First, name, r.DstPort.First),
+			payload(expr.PayloadBaseTransportHeader, 0, 4), equal(append(be16(r.SrcPort.First), be16(r.DstPort.First)...)...))
+	default:
+		w.ports(name+" sport", 0, r.SrcPort)
+		w.ports(name+" dport", 2, r.DstPort)
+	}
+	if r.Flags != nil {
+		w.flags(*r.Flags)
+	}
+}
+
+// limit is the match of a limit. One for each source keeps the sources in a set
+// that packets fill: an element is the source's, and goes when it was not seen
+// for as long as it takes the limit to be whole again.
+func (c *compiled) limit(w *writer, l firewall.Limit) {
+	e := &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate.N), Unit: units[l.Rate.Per].unit, Burst: l.Burst}
+	words := fmt.Sprintf("limit rate %d/%s", l.Rate.N, units[l.Rate.Per].name)
+	if l.Burst != 5 { // which nft takes where none is said, and does not print
+		words += fmt.Sprintf(" burst %d packets", l.Burst)
+	}
+	if l.Name == "" {
+		w.add(words, e)
+		return
+	}
+	whole := time.Duration(e.Unit) * time.Second * time.Duration(l.Burst) / time.Duration(l.Rate.N)
+	s := set{name: l.Name, flags: unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT, size: maxSources, timeout: uint64(max(whole, time.Second).Round(time.Second).Milliseconds())}
+	key, saddr := nft.TypeIPAddr, "ip saddr"
+	if w.family == firewall.IPv6 {
+		key, saddr = nft.TypeIP6Addr, "ip6 saddr"
+	}
+	s.keyType, s.keyLen = key.GetNFTMagic(), key.Bytes
+	if _, there := c.set(s.name); !there {
+		c.sets = append(c.sets, s)
+	}
+	w.network()
+	offset := map[firewall.Family]uint32{firewall.IPv4: 12, firewall.IPv6: 8}[w.family]
+	w.silent(payload(expr.PayloadBaseNetworkHeader, offset, s.keyLen))
+	if bits := int(s.keyLen) * 8; l.SourceBits < bits {
+		mask := maskOf(l.SourceBits, int(s.keyLen))
+		a, _ := netip.AddrFromSlice(mask)
+		saddr += " & " + a.String()
+		w.silent(and(mask))
+	}
+	w.add("update @"+l.Name+" { "+saddr+" "+words+" }",
+		&expr.Dynset{SrcRegKey: 1, SetName: l.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{e}})
+}
+
+// maxSources bounds how many sources a limit knows at a time. One more is not let
+// in until another was quiet.
+const maxSources = 65535
+
+// networks names a set of a rule's sources.
+func (c *compiled) networks(f firewall.Family, r folded) string {
+	key := nft.TypeIPAddr
+	if f == firewall.IPv6 {
+		key = nft.TypeIP6Addr
+	}
+	s := set{flags: unix.NFT_SET_INTERVAL, keyType: key.GetNFTMagic(), keyLen: key.Bytes, userdata: userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 2)}
+	first := f.String() + "-" + strings.TrimPrefix(r.Comment, "basicfw-")
+	s.name = first
+	for n := 2; ; n++ {
+		if _, there := c.set(s.name); !there {
+			break
+		}
+		s.name = fmt.Sprintf("%s-%d", first, n)
+	}
+	for _, p := range r.sources {
+		s.elements = append(s.elements, setElement{key: p.Addr().AsSlice()})
+		if next := lastOf(p).Next(); next.IsValid() {
+			s.elements = append(s.elements, setElement{key: next.AsSlice(), end: true})
+		}
+		c.lists[s.name] = append(c.lists[s.name], firewall.FormatPrefix(p))
+	}
+	c.sets = append(c.sets, s)
+	return s.name
+}
+
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i, m := range maskOf(p.Bits(), len(b)) {
+		b[i] |= ^m
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// anonymous names a set that is one rule's.
+func (c *compiled) anonymous(key nft.SetDatatype, keys [][]byte) string {
+	n := 0
+	for _, s := range c.sets {
+		if strings.HasPrefix(s.name, "__set") {
+			n++
+		}
+	}
+	s := set{name: fmt.Sprintf("__set%d", n), flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT, keyType: key.GetNFTMagic(), keyLen: key.Bytes, size: uint32(len(keys))}
+	for _, k := range keys {
+		s.elements = append(s.elements, setElement{key: k})
+	}
+	c.sets = append(c.sets, s)
+	return s.name
+}
+
+// writer writes a rule, for nft and for the kernel.
+type writer struct {
+	family  firewall.Family
+	words   []string
+	exprs   []expr.Any
+	comment string
+	known   bool // the network's protocol was asked for
+}
+
+func (w *writer) add(words string, exprs ...expr.Any) {
+	w.words, w.exprs = append(w.words, words), append(w.exprs, exprs...)
+}
+
+// silent adds what nft does not write.
+func (w *writer) silent(exprs ...expr.Any) { w.exprs = append(w.exprs, exprs...) }
+
+func (w *writer) count() { w.add("counter", &expr.Counter{}) }
+
+// network asks once for the network's protocol, without which nft does not print
+// what is in its header.
+func (w *writer) network() {
+	if !w.known {
+		w.known = true
+		w.silent(&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(protocolFamily(w.family)))
+	}
+}
+
+func (w *writer) iface(name string) {
+	base, any := strings.CutSuffix(name, "*")
+	data := []byte(base)
+	if !any {
+		data = append(data, make([]byte, unix.IFNAMSIZ-len(data))...)
+	}
+	w.add(fmt.Sprintf("iifname %q", name), &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(data...))
+}
+
+// address is the match of a network, or of a set of them.
+func (w *writer) address(field string, p netip.Prefix, set string) {
+	ip, offset := "ip", map[string]uint32{"saddr": 12, "daddr": 16}[field]
+	if w.family == firewall.IPv6 {
+		ip, offset = "ip6", map[string]uint32{"saddr": 8, "daddr": 24}[field]
+	}
+	w.network()
+	size, bits := p.Addr().BitLen()/8, p.Bits()
+	switch {
+	case set != "":
+		w.add(ip+" "+field+" @"+set, payload(expr.PayloadBaseNetworkHeader, offset, uint32(size)), &expr.Lookup{SourceRegister: 1, SetName: set})
+	case bits == 0:
+		// Every address is in it, and nft would not take the empty comparison.
+	case bits%8 == 0: // whole bytes are compared as such
+		w.add(ip+" "+field+" "+firewall.FormatPrefix(p), payload(expr.PayloadBaseNetworkHeader, offset, uint32(bits/8)), equal(p.Addr().AsSlice()[:bits/8]...))
+	default:
+		w.add(ip+" "+field+" "+firewall.FormatPrefix(p), payload(expr.PayloadBaseNetworkHeader, offset, uint32(size)))
+		w.masked(maskOf(bits, size), expr.CmpOpEq, p.Addr().AsSlice())
+	}
+}
+
+func (w *writer) ports(words string, offset uint32, p firewall.PortRange) {
+	switch {
+	case p.IsZero():
+	case p.First == p.Last:
+		w.add(words+" "+p.String(), payload(expr.PayloadBaseTransportHeader, offset, 2), equal(be16(p.First)...))
+	default:
+		w.add(words+" "+p.String(), payload(expr.PayloadBaseTransportHeader, offset, 2),
+			&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: be16(p.First)}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: be16(p.Last)})
+	}
+}
+
+func (w *writer) flags(m firewall.FlagMatch) {
+	op, words := expr.CmpOpEq, "tcp flags "+flagNames(m.Set)+" / "+flagNames(m.Mask)
+	if m.Invert {
+		op, words = expr.CmpOpNeq, "tcp flags != "+flagNames(m.Set)+" / "+flagNames(m.Mask)
+	}
+	if m.Set == 0 && !m.Invert {
+		words = "tcp flags ! " + flagNames(m.Mask)
+	}
+	w.add(words, payload(expr.PayloadBaseTransportHeader, 13, 1))
+	w.masked([]byte{byte(m.Mask)}, op, []byte{byte(m.Set)})
+}
+
+// clock compares the time in nanoseconds since 1970.
+func (w *writer) clock(words string, op expr.CmpOp, t time.Time) {
+	w.add(fmt.Sprintf("meta time %s %d", words, t.Unix()), &expr.Meta{Key: metaTime, Register: 1},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 8, Size: 8},
+		&expr.Cmp{Op: op, Register: 1, Data: binary.BigEndian.AppendUint64(nil, uint64(t.UnixNano()))})
+}
+
+// metaTime is NFT_META_TIME_NS (linux/netfilter/nf_tables.h, since 5.4).
+const metaTime expr.MetaKey = 30
+
+// masked lays a mask on what was loaded, and compares it.
+func (w *writer) masked(mask []byte, op expr.CmpOp, data []byte) {
+	w.silent(and(mask), &expr.Cmp{Op: op, Register: 1, Data: data})
+}
+
+func and(mask []byte) expr.Any {
+	return &expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: uint32(len(mask)), Mask: mask, Xor: make([]byte, len(mask))}
+}
+
+func equal(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data} }
+
+func payload(base expr.PayloadBase, offset, size uint32) expr.Any {
+	return &expr.Payload{DestRegister: 1, Base: base, Offset: offset, Len: size}
+}
+
+func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
+
+// maskOf has some bits set, the first ones.
+func maskOf(bits, size int) []byte {
+	mask := make([]byte, size)
+	for i := range bits {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return mask
+}
+
+// The conntrack states of nf_tables (linux/netfilter/nf_conntrack_common.h), and
+// nft's names for them.
+var (
+	states = map[firewall.State]uint32{
+		firewall.StateInvalid:     expr.CtStateBitINVALID,
+		firewall.StateEstablished: expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED,
+		firewall.StateNew:         expr.CtStateBitNEW,
+	}
+	stateNames = map[firewall.State]string{
+		firewall.StateInvalid: "invalid", firewall.StateEstablished: "established,related", firewall.StateNew: "new",
+	}
+	protocols = map[firewall.Proto]byte{firewall.TCP: unix.IPPROTO_TCP, firewall.UDP: unix.IPPROTO_UDP,
+		firewall.ICMP: unix.IPPROTO_ICMP, firewall.ICMPv6: unix.IPPROTO_ICMPV6}
+	addressTypes = map[string]uint32{"BROADCAST": unix.RTN_BROADCAST, "MULTICAST": unix.RTN_MULTICAST}
+	units        = map[firewall.Unit]struct {
+		unit expr.LimitTime
+		name string
+	}{firewall.Second: {expr.LimitTimeSecond, "second"}, firewall.Minute: {expr.LimitTimeMinute, "minute"},
+		firewall.Hour: {expr.LimitTimeHour, "hour"}, firewall.Day: {expr.LimitTimeDay, "day"}}
+)
+
+// The types of ICMP (RFC 792, RFC 4443, RFC 4861) as nft names them.
+var (
+	icmpTypes  = map[uint8]string{0: "echo-reply", 3: "destination-unreachable", 8: "echo-request", 11: "time-exceeded", 12: "parameter-problem"}
+	icmp6Types = map[uint8]string{1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem",
+		128: "echo-request", 129: "echo-reply", 130: "mld-listener-query", 131: "mld-listener-report", 132: "mld-listener-done",
+		133: "nd-router-solicit", 134: "nd-router-advert", 135: "nd-neighbor-solicit", 136: "nd-neighbor-advert", 143: "mld2-listener-report"}
+)
+
+func typeName(p firewall.Proto, t uint8) string {
+	names := icmpTypes
+	if p == firewall.ICMPv6 {
+		names = icmp6Types
+	}
+	if name, ok := names[t]; ok {
+		return name
+	}
+	return strconv.Itoa(int(t))
+}
+
+func flagNames(f firewall.TCPFlags) string {
+	if f == 0 {
+		return "0x0"
+	}
+	var names []string
+	for i, name := range []string{"fin", "syn", "rst", "psh", "ack", "urg"} {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
+}

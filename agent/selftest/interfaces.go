@@ -1,0 +1,130 @@
+package selftest
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/twin"
+)
+
+const (
+	// alike is how many interfaces are tried of those that the rules treat alike,
+	// and mostInterfaces how many of all.
+	alike, mostInterfaces = 4, 24
+	// addressesEach is how many addresses of each family an interface has in
+	// the twin.
+	addressesEach = 2
+	// unknownName is an interface of which nobody has said anything.
+	unknownName = "bfwother0"
+)
+
+// interfaces are those to be tried: this host's, one for each name that a rule
+// has and this host has not, and one that no rule names.
+func interfaces(d firewall.Desired, r firewall.Ruleset) []firewall.Interface {
+	var all []firewall.Interface
+	for _, i := range d.Interfaces {
+		if i.Zone != firewall.LoopbackZone && firewall.CheckInterfaceName(i.Name, false) == nil {
+			all = append(all, i)
+		}
+	}
+	has := func(pattern string) bool {
+		return slices.ContainsFunc(all, func(i firewall.Interface) bool { return firewall.MatchInterface(pattern, i.Name) })
+	}
+	for _, pattern := range named(d, r) {
+		if !has(pattern) {
+			name, anyRest := strings.CutSuffix(pattern, "*")
+			if anyRest && len(name) < 15 {
+				name += "0"
+			}
+			all = append(all, firewall.Interface{Name: name})
+		}
+	}
+	if !has(unknownName) {
+		all = append(all, firewall.Interface{Name: unknownName})
+	}
+	var chosen []firewall.Interface
+	count := map[string]int{}
+	for _, i := range all {
+		kind := treatment(i, r)
+		if count[kind]++; count[kind] > alike || len(chosen) == mostInterfaces {
+			continue
+		}
+		chosen = append(chosen, withAddresses(i, len(chosen)))
+	}
+	return chosen
+}
+
+// named are the names and patterns of interfaces that settings and rules have.
+func named(d firewall.Desired, r firewall.Ruleset) []string {
+	list := slices.Clone(d.Trusted)
+	for _, s := range d.Services() {
+		if !slices.Contains([]firewall.Zone{"", firewall.AnyZone, firewall.PublicZone, firewall.PrivateZone, firewall.VirtualZone}, firewall.Zone(s.On)) {
+			list = append(list, s.On)
+		}
+	}
+	for _, f := range firewall.Families {
+		for _, c := range r.Chains(f) {
+			for _, rule := range c.Rules {
+				if rule.In != "" && rule.In != "lo" {
+					list = append(list, rule.In)
+				}
+			}
+		}
+	}
+	slices.Sort(list)
+	return slices.Compact(list)
+}
+
+// treatment is the same for two interfaces that the rules treat alike: what
+// rules they are in, but for the name.
+func treatment(i firewall.Interface, r firewall.Ruleset) string {
+	list := []string{string(i.Zone)}
+	for _, f := range firewall.Families {
+		for _, c := range r.Chains(f) {
+			for _, rule := range c.Rules {
+				if rule.In != "" && firewall.MatchInterface(rule.In, i.Name) {
+					rule.In = ""
+					text, err := json.Marshal(rule)
+					if err != nil { // of no value that a rule can have
+						text = fmt.Append(nil, rule)
+					}
+					list = append(list, fmt.Sprintf("%v %s %s", f, c.Name, text))
+				}
+			}
+		}
+	}
+	return strings.Join(list, "\n")
+}
+
+// withAddresses gives an interface few addresses, and at least one of each
+// family: of IPv4 one of RFC 2544 where it has none, of IPv6 what every twin's
+// has.
+func withAddresses(i firewall.Interface, n int) firewall.Interface {
+	count := map[firewall.Family]int{}
+	var list []netip.Prefix
+	for _, p := range i.Addresses {
+		f := firewall.FamilyOf(p)
+		if !usable(p.Addr()) || count[f] == addressesEach {
+			continue
+		}
+		count[f]++
+		list = append(list, p)
+	}
+	if count[firewall.IPv4] == 0 {
+		list = append(list, netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, 255, byte(n + 1)}), 32))
+	}
+	i.Addresses = list
+	return i
+}
+
+func forTwin(list []firewall.Interface) []twin.Interface {
+	var out []twin.Interface
+	for _, i := range list {
+		out = append(out, twin.Interface{Name: i.Name, Addresses: i.Addresses})
+	}
+	return out
+}

@@ -1,0 +1,208 @@
+package twin_test
+
+import (
+	"errors"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/agent/twin"
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+func prefixes(list ...string) []netip.Prefix {
+	var out []netip.Prefix
+	for _, p := range list {
+		out = append(out, netip.MustParsePrefix(p))
+	}
+	return out
+}
+
+// build makes a twin with two interfaces in a namespace of the test's own.
+func build(t *testing.T) (*lab.Namespace, *twin.Twin) {
+	t.Helper()
+	lab.Need(t)
+	n := lab.NewNamespace(t)
+	var tw *twin.Twin
+	if err := n.Do(func() (err error) {
+		tw, err = twin.New(&system.System{}, firewall.Families[:], []twin.Interface{
+			{Name: "eth0", Addresses: prefixes("192.0.2.1/24", "2001:db8::1/64")},
+			{Name: "eth1.7", Addresses: prefixes("10.0.0.1/32")},
+		})
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(tw.Close)
+	return n, tw
+}
+
+// packets are one of each kind that a rule can tell apart.
+func packets() []firewall.Packet {
+	var list []firewall.Packet
+	for _, in := range []string{"eth0", "eth1.7", "lo"} {
+		for _, x := range []struct {
+			from, to string
+			icmp     firewall.Proto
+			types    []uint8
+		}{
+			{"198.51.100.7", "192.0.2.1", firewall.ICMP, []uint8{0, 3, 5, 8, 11, 12, 13}},
+			{"2001:db8:9::7", "2001:db8::1", firewall.ICMPv6, []uint8{1, 2, 3, 4, 128, 129, 130, 133, 134, 135, 136, 137, 143}},
+		} {
+			p := firewall.Packet{In: in, Src: netip.MustParseAddr(x.from), Dst: netip.MustParseAddr(x.to), DstPort: 80, HopLimit: 255}
+			if in == "lo" {
+				p.Src = p.Dst
+			}
+			add := func(p firewall.Packet) {
+				if p.State == "" {
+					p.State = twin.Unprovoked(p)
+				}
+				list = append(list, p)
+			}
+			for flags := range 256 {
+				q := p
+				q.Proto, q.Flags = firewall.TCP, uint8(flags)
+				add(q)
+			}
+			for _, kind := range x.types {
+				q := p
+				q.Proto, q.ICMPType = x.icmp, kind
+				add(q)
+			}
+			p.Proto = firewall.UDP
+			add(p)
+			p.Proto = twin.OtherProto
+			add(p)
+			if in == "lo" {
+				continue
+			}
+			p.Proto, p.State = firewall.UDP, firewall.TrackedInvalid
+			add(p)
+			p.DstType, p.Dst, p.State = firewall.Multicast, netip.MustParseAddr("ff02::1"), firewall.TrackedNew
+			if p.Src.Is4() {
+				p.Dst = netip.MustParseAddr("224.0.0.1")
+				add(p)
+				p.DstType, p.Dst = firewall.Broadcast, netip.MustParseAddr("255.255.255.255")
+				add(p)
+				p.Src, p.Dst, p.DstType = netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1"), ""
+			}
+			add(p)
+		}
+	}
+	return list
+}
+
+func fates(t *testing.T, tw *twin.Twin, list []firewall.Packet) []twin.Fate {
+	t.Helper()
+	got, err := tw.Send(list)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+// TestSend proves that what is said to pass does, and what is said to be
+// dropped does not, by rules whose effect is known.
+func TestSend(t *testing.T) {
+	t.Parallel()
+	for _, multi := range []string{"xtables-nft-multi", "xtables-legacy-multi"} {
+		t.Run(multi, func(t *testing.T) {
+			t.Parallel()
+			lab.Need(t, multi)
+			n, tw := build(t)
+			list := packets()
+			for i, fate := range fates(t, tw, list) {
+				if fate != twin.Passed {
+					t.Errorf("without rules: %d: %+v", fate, list[i])
+				}
+			}
+			rules := func(args ...string) {
+				t.Helper()
+				for _, tables := range []string{"iptables", "ip6tables"} {
+					n.MustRun(t, append([]string{multi, tables}, args...)...)
+				}
+			}
+			rules("-P", "INPUT", "DROP")
+			for i, fate := range fates(t, tw, list) {
+				if fate != twin.Dropped {
+					t.Errorf("all is to be dropped: %d: %+v", fate, list[i])
+				}
+			}
+			// Each state on its own.
+			for _, state := range []firewall.Tracked{firewall.TrackedNew, firewall.TrackedInvalid, firewall.Untracked} {
+				rules("-F", "INPUT")
+				rules("-A", "INPUT", "-m", "conntrack", "--ctstate", string(state), "-j", "ACCEPT")
+				for i, fate := range fates(t, tw, list) {
+					if (fate == twin.Passed) != (list[i].State == state) {
+						t.Errorf("all but %s is to be dropped: %d: %+v", state, fate, list[i])
+					}
+				}
+			}
+		})
+	}
+}
+
+// TestStates sends what belongs to flows that the twin began.
+func TestStates(t *testing.T) {
+	t.Parallel()
+	lab.Need(t, "xtables-nft-multi")
+	n, tw := build(t)
+	var list []firewall.Packet
+	for _, x := range []struct {
+		from, to       string
+		icmp           firewall.Proto
+		reply, problem uint8
+	}{{"198.51.100.7", "192.0.2.1", firewall.ICMP, 0, 3}, {"2001:db8:9::7", "2001:db8::1", firewall.ICMPv6, 129, 2}} {
+		p := firewall.Packet{In: "eth0", Src: netip.MustParseAddr(x.from), Dst: netip.MustParseAddr(x.to), SrcPort: 443, DstPort: 50000, HopLimit: 64}
+		add := func(proto firewall.Proto, flags firewall.TCPFlags, icmp uint8, state firewall.Tracked) {
+			q := p
+			q.Proto, q.Flags, q.ICMPType, q.State = proto, uint8(flags), icmp, state
+			list = append(list, q)
+		}
+		add(firewall.TCP, firewall.SYN|firewall.ACK, 0, firewall.TrackedEstablished)
+		add(firewall.UDP, 0, 0, firewall.TrackedEstablished)
+		add(x.icmp, 0, x.reply, firewall.TrackedEstablished)
+		add(x.icmp, 0, x.problem, firewall.TrackedRelated)
+	}
+	tables := func(args ...string) {
+		for _, tables := range []string{"iptables", "ip6tables"} {
+			n.MustRun(t, append([]string{"xtables-nft-multi", tables}, args...)...)
+		}
+	}
+	tables("-P", "INPUT", "DROP")
+	for _, state := range []firewall.Tracked{firewall.TrackedEstablished, firewall.TrackedRelated} {
+		tables("-F", "INPUT")
+		tables("-A", "INPUT", "-m", "conntrack", "--ctstate", string(state), "-j", "ACCEPT")
+		for i, fate := range fates(t, tw, list) {
+			// The second time it is a reply to the same, which lives on.
+			if (fate == twin.Passed) != (list[i].State == state) {
+				t.Errorf("all but %s is to be dropped: %d: %+v", state, fate, list[i])
+			}
+		}
+	}
+	bad := list[0]
+	bad.State = firewall.TrackedNew
+	if _, err := tw.Send([]firewall.Packet{bad}); err == nil || !strings.Contains(err.Error(), "NEW") {
+		t.Errorf("a new SYN and ACK: %v", err)
+	}
+	bad = list[0]
+	bad.In = "eth9"
+	if _, err := tw.Send([]firewall.Packet{bad}); err == nil || !strings.Contains(err.Error(), "eth9") {
+		t.Errorf("on an interface that is not there: %v", err)
+	}
+}
+
+func TestImpossible(t *testing.T) {
+	var impossible *twin.ImpossibleError
+	if err := twin.Impossible(os.NewSyscallError("unshare", unix.EPERM)); !errors.As(err, &impossible) || !errors.Is(err, unix.EPERM) {
+		t.Errorf("%v", err)
+	}
+	if err := twin.Impossible(unix.ENOENT); errors.As(err, &impossible) {
+		t.Errorf("%v", err)
+	}
+}
