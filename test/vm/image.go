@@ -21,10 +21,14 @@ type Image struct{ Disk, Kernel, Initrd string }
 type Release struct {
 	Suite    string
 	Packages string // besides those of all releases
+	Bare     bool   // without any program that loads rules
 }
 
 // Debian12 is what the tests that need one machine only have.
 var Debian12 = Release{Suite: "bookworm", Packages: "iptables,nftables"}
+
+// Bare is a machine that has neither iptables nor nft.
+var Bare = Release{Suite: "bookworm", Packages: "libnftables1,libedit2", Bare: true}
 
 // packages are the guest's: what a cloud image has, and rpm.
 const packages = "systemd,systemd-sysv,udev,dbus,iproute2,e2fsprogs," +
@@ -82,6 +86,20 @@ ExecStart=/usr/local/sbin/inventory /root/before
 [Install]
 WantedBy=cloud-init.target
 `,
+		// What is loaded when the network may begin.
+		"/etc/systemd/system/lab-rules.service": `[Unit]
+Description=Note the rules before the network
+DefaultDependencies=no
+After=basicfw-agent.service
+Wants=network-pre.target
+Before=network-pre.target cloud-init-local.service
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '/usr/local/sbin/rules >/run/lab-rules'
+[Install]
+WantedBy=sysinit.target
+`,
+		"/usr/local/sbin/rules":     rules,
 		"/usr/local/sbin/inventory": inventory,
 
 		// A stand-in for what the examples of user-data install and start: the
@@ -92,15 +110,24 @@ WantedBy=cloud-init.target
 	}
 }
 
+// rules prints the rules of the machine, without counters. On a bare machine,
+// with an nft that nothing else finds.
+const rules = `#!/bin/sh
+set -e
+if command -v iptables-save >/dev/null; then
+	{ iptables-save; ip6tables-save; } | sed -e '/^#/d' -e 's/\[[0-9:]*\]//'
+else
+	lab-nft -s list ruleset
+fi
+`
+
 // inventory writes down rules, files and units. A table without rules counts
 // as none. Left out is what changes by itself: rpm, the journal and systemd
 // have files that come and go, and cloud-init makes host keys and a user and writes down the locale.
 const inventory = `#!/bin/sh
 set -e
 mkdir -p "$1"
-rules() { sed -e 's/\[.*\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'; }
-iptables-save | rules >"$1/ipv4"
-ip6tables-save | rules >"$1/ipv6"
+rules | sed -e '/^[*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d' >"$1/rules"
 cd /
 set -f
 without=
@@ -140,8 +167,17 @@ chroot "$1" rpm --quiet -i /base.rpm
 chroot "$1" dpkg-deb --build /nginx /nginx.deb >/dev/null
 chroot "$1" dpkg -i /nginx.deb >/dev/null
 rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
-chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before
-chroot "$1" systemctl -q disable nftables
+chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before lab-rules
+if [ "$BARE" = true ]; then
+	# The test's own nft, under a name that nobody looks for.
+	chroot "$1" sh -ec 'mkdir /nft; cd /nft; apt-get download -q nftables; dpkg-deb -x nftables_*.deb .'
+	mv "$1/nft/usr/sbin/nft" "$1/usr/local/sbin/lab-nft"
+	rm -r "$1/nft"
+	found=$(find "$1/bin" "$1/sbin" "$1/usr/bin" "$1/usr/sbin" "$1/usr/local" -name 'ip*tables*' -o -name 'xtables*' -o -name nft)
+	[ -z "$found" ] || { echo "the image is not bare: $found" >&2; exit 1; }
+else
+	chroot "$1" systemctl -q disable nftables
+fi
 # Beside ifupdown, networkd looks on, and tells what comes up.
 [ ! -e "$1/sbin/ifup" ] || chroot "$1" systemctl -q mask systemd-networkd-wait-online
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
@@ -198,7 +234,7 @@ func BuildImage(t testing.TB, dir string, release Release) Image {
 	write(t, tmp+"/initramfs", initramfs, 0o755)
 	write(t, tmp+"/customize", customize, 0o755)
 	root := building + "/root"
-	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building,
+	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building, fmt.Sprintf("BARE=%v", release.Bare),
 		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages+","+release.Packages,
 		`--aptopt=APT::Install-Recommends "false"`,
 		// Where the mirror stands still, sid's list of files is past its time.
