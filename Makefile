@@ -20,8 +20,8 @@ demo: build ## first boot, status, a scan, a repair: in a throwaway network name
 
 test: ## all tests but those that boot a machine
 	test/install iproute2 iptables nftables nmap procps docker.io containerd podman netavark rpm rpmlint cloud-init systemd openssh-server iputils-ping gpg gpg-agent groff-base man-db
-	go test -count=1 -skip '^TestFaults$$' ./...
-	go test -count=1 -v -timeout 30m -run '^TestFaults$$' ./test/kernel
+	go test -count=1 -timeout 30m -skip '^TestFaults$$' ./...
+	go test -count=1 -v -timeout 45m -run '^TestFaults$$' ./test/kernel
 
 # What the boot tests need here. iptables and nftables are for the containers.
 VM_TOOLS := iproute2 iptables nftables systemd-container mmdebstrap qemu-system-x86 qemu-utils e2fsprogs dosfstools openssh-client rpm cloud-init
