@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/sirupsen/logrus"
@@ -446,7 +447,8 @@ func (a *Agent) persisted(st store.State) ([]Change, error) {
 	for _, f := range firewall.Families {
 		path := a.RulesPath(f)
 		existing, err := a.System.ReadLimited(path, maxRules)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		// A directory in its place can be named. It is not replaced: writing fails.
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EISDIR) {
 			return nil, err
 		}
 		data, err := a.Rules.Persisted(existing, st.Ruleset, f)

@@ -39,6 +39,9 @@ func (Files) Parse(data []byte) (firewall.Ruleset, error) {
 			return firewall.Ruleset{}, fmt.Errorf("line %d: %w", i+1, err)
 		}
 	}
+	if !p.ended {
+		return firewall.Ruleset{}, errors.New("it ends before its table does")
+	}
 	r := p.ruleset()
 	return r, r.Check()
 }
@@ -47,6 +50,7 @@ type parser struct {
 	block  string // "set" or "chain", of what the line is in; "" is neither
 	name   string
 	list   bool // within the elements of a set
+	ended  bool // the table has
 	order  []string
 	chains map[string][]firewall.Rule
 	sets   map[string][]netip.Prefix
@@ -58,7 +62,10 @@ func (p *parser) line(line string) error {
 	case line == "" || line[0] == '#', strings.HasPrefix(line, "table inet "), strings.HasPrefix(line, "delete table inet "):
 	case p.list:
 		return p.elements(line)
+	case p.ended:
+		return fmt.Errorf("%q is behind the end of the table", line)
 	case line == "}":
+		p.ended = p.block == ""
 		p.block = ""
 	case p.block == "" && (first == "set" || first == "chain") && strings.HasSuffix(rest, " {"):
 		p.block, p.name = first, strings.TrimSuffix(rest, " {")

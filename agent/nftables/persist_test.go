@@ -64,6 +64,12 @@ func TestParseRefuses(t *testing.T) {
 	if _, err := (Files{}).Parse(nil); err == nil {
 		t.Error("an empty file is taken")
 	}
+	if _, err := (Files{}).Parse([]byte(strings.TrimSuffix(file, "}\n"))); err == nil {
+		t.Error("a file without its last line is taken")
+	}
+	if _, err := (Files{}).Parse([]byte(file + "\tchain ipv4-x {\n\t}\n")); err == nil {
+		t.Error("a file that goes on behind its end is taken")
+	}
 }
 
 // What is taken is a ruleset that can be loaded, and reads the same again.

@@ -27,11 +27,13 @@ func TestNoIptables(t *testing.T) {
 // TestLinkedFile has the file that keeps the rules become a link. What it
 // points to is not ours to write to.
 func TestLinkedFile(t *testing.T) {
-	t.Parallel()
-	m := newMachine(t, "nft")
+	on(t, told, testLinkedFile)
+}
+
+func testLinkedFile(t *testing.T, m *machine) {
 	m.bootstrap(t)
 	files := m.tree(t, false, "etc")
-	path := filepath.Join(m.root, rulesFile(ipv4))
+	path := filepath.Join(m.root, m.keptOf(ipv4))
 	elsewhere := filepath.Join(m.root, "usr/elsewhere")
 	const text = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 	m.write(t, "/usr/elsewhere", text, 0o600)
@@ -41,7 +43,7 @@ func TestLinkedFile(t *testing.T) {
 	if err := os.Symlink(elsewhere, path); err != nil {
 		t.Fatal(err)
 	}
-	if r := m.must(t, exitDrift, "verify"); !named(r.Stdout, []string{rulesFile(ipv4)}) {
+	if r := m.must(t, exitDrift, "verify"); !named(r.Stdout, []string{m.keptOf(ipv4)}) {
 		t.Errorf("verify does not name the file: %s", r.Stdout)
 	}
 	m.must(t, exitOK, "verify", "--repair")

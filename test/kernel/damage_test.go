@@ -81,7 +81,8 @@ func (m *machine) spoil(t *testing.T, how string, paths ...string) {
 	}
 }
 
-// eachSpoil runs a test for each way to spoil a file but some.
+// eachSpoil runs a test for each way to spoil a file but some, with both kinds of
+// files that keep rules.
 func eachSpoil(t *testing.T, but []string, test func(t *testing.T, m *machine, how string)) {
 	t.Parallel()
 	skip := strings.Join(but, ",")
@@ -90,11 +91,11 @@ func eachSpoil(t *testing.T, but []string, test func(t *testing.T, m *machine, h
 			continue
 		}
 		t.Run(strings.ReplaceAll(how, " ", "-"), func(t *testing.T) {
-			t.Parallel()
-			m := newMachine(t, "nft")
-			m.Host.Listen(t, 22, 80, 8080)
-			m.bootstrap(t)
-			test(t, m, how)
+			on(t, told, func(t *testing.T, m *machine) {
+				m.Host.Listen(t, 22, 80, 8080)
+				m.bootstrap(t)
+				test(t, m, how)
+			})
 		})
 	}
 }
@@ -165,13 +166,13 @@ func TestStateSpoiled(t *testing.T) {
 func TestStateAndRulesSpoiled(t *testing.T) {
 	// Rules that are there twice are the rules.
 	eachSpoil(t, []string{"of a newer version", "twice"}, func(t *testing.T, m *machine, how string) {
-		m.spoil(t, how, stateFile, rulesFile(ipv4))
+		m.spoil(t, how, stateFile, m.keptOf(ipv4))
 		m.boots(t, false)
 		if s := m.status(t, exitDrift); s.State != "failsafe" && !stuck(how) || s.State == "protected" {
 			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
 		}
 		if stuck(how) {
-			for _, path := range []string{stateFile, rulesFile(ipv4)} {
+			for _, path := range []string{stateFile, m.keptOf(ipv4)} {
 				if err := os.RemoveAll(filepath.Join(m.root, path)); err != nil {
 					t.Fatal(err)
 				}
@@ -187,11 +188,12 @@ func TestStateAndRulesSpoiled(t *testing.T) {
 func TestRulesSpoiled(t *testing.T) {
 	eachSpoil(t, []string{"of a newer version"}, func(t *testing.T, m *machine, how string) {
 		rules, files := m.rules(t), m.tree(t, false, "etc")
-		for _, family := range families() {
-			m.spoil(t, how, rulesFile(family))
-		}
-		if r := m.must(t, exitDrift, "verify"); !named(r.Stdout, []string{rulesFile(ipv4)}) || !named(r.Stdout, []string{rulesFile(ipv6)}) {
-			t.Errorf("verify does not name the files: %s", r.Stdout)
+		m.spoil(t, how, m.persisted()...)
+		r := m.must(t, exitDrift, "verify")
+		for _, path := range m.persisted() {
+			if !named(r.Stdout, []string{path}) {
+				t.Errorf("verify does not name %s: %s", path, r.Stdout)
+			}
 		}
 		m.boots(t, true)
 		same(t, "rules after a boot", rules, m.rules(t))

@@ -332,14 +332,6 @@ func (m *machine) from(device string) string {
 	return "-i " + device + " "
 }
 
-// port is how it is printed that a rule is for a port.
-func (m *machine) port(port uint16) string {
-	if m.netlink {
-		return fmt.Sprintf("dport %d ", port)
-	}
-	return fmt.Sprintf("--dport %d ", port)
-}
-
 // ends is how it is printed that a rule ends. The last second belongs to it.
 func (m *machine) ends(end time.Time) string {
 	if m.netlink {

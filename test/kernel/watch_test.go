@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -213,8 +214,10 @@ func (m *machine) lookedSince(t *testing.T, when time.Time) {
 // TestWatchDecided has rules that stand for a while: they are what is repaired,
 // not what is repaired away.
 func TestWatchDecided(t *testing.T) {
-	t.Parallel()
-	m := newMachine(t, "nft")
+	on(t, told, testWatchDecided)
+}
+
+func testWatchDecided(t *testing.T, m *machine) {
 	m.Host.Listen(t, 22, 80, 8080)
 	m.settings(t, "")
 	m.must(t, exitOK, "bootstrap", "--no-service")
@@ -228,9 +231,7 @@ func TestWatchDecided(t *testing.T) {
 		}
 		m.lookedSince(t, start)
 		same(t, what+", after a look", now, m.rules(t))
-		for _, family := range families() {
-			m.iptables(t, family, "-F")
-		}
+		m.by(t, byFlush, families()...)
 		m.back(t, mended, what+", flushed", now)
 	}
 	m.settings(t, "[open]\nx = 8080/tcp\n")
@@ -250,11 +251,16 @@ func TestWatchDecided(t *testing.T) {
 	s.Stop(t)
 }
 
+// port22 is in a rule for that port, alone or among others.
+var port22 = regexp.MustCompile(`dport (\{ )?(\d+, )*22[ ,]`)
+
 // TestWatchSSHD has sshd move to another port. The new one is open before sshd
 // listens there, the old one as long as it does.
 func TestWatchSSHD(t *testing.T) {
-	t.Parallel()
-	m := newMachine(t, "nft")
+	on(t, told, testWatchSSHD)
+}
+
+func testWatchSSHD(t *testing.T, m *machine) {
 	old := m.sshd(t)
 	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", 0o600)
 	m.bootstrap(t)
@@ -272,7 +278,7 @@ func TestWatchSSHD(t *testing.T) {
 	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
 	// Whatever makes it look.
 	m.Host.MustRun(t, "ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
-	by(t, time.Now().Add(mended), "the old port to be closed", func() bool { return !strings.Contains(m.rules(t), "--dport 22 ") })
+	by(t, time.Now().Add(mended), "the old port to be closed", func() bool { return !port22.MatchString(m.rules(t)) })
 	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
 	m.must(t, exitOK, "verify")
 	says(t, s.Stop(t).Stderr, "sshd is on other ports")
