@@ -132,7 +132,7 @@ cd /
 set -f
 without=
 for p in var/lib/cloud var/lib/rpm var/lib/systemd var/log var/tmp root/before root/after root/.ssh \
-  etc/ssh etc/sudoers* etc/passwd* etc/shadow* etc/group* etc/gshadow* etc/subuid* etc/subgid* etc/default/locale; do
+  etc/ssh etc/sudoers* etc/passwd* etc/shadow* etc/group* etc/gshadow* etc/subuid* etc/subgid* etc/default/locale etc/locale.conf; do
   without="$without -path $p -prune -o"
 done
 find etc opt root usr/local usr/sbin usr/lib/systemd var $without -printf '%p %y %m %U:%G %l\n' | sort >"$1/files"
