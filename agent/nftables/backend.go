@@ -73,10 +73,12 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	// By what differs, if that can be: the rules that stay keep their counters, and
 	// limits what they know. Else, and where somebody else changed the table since
 	// it was read, as a whole.
+	requests, ok := wanted.requestsFresh(), true
 	if before := was.Snapshot.(snapshot); before.there {
-		if requests, ok := before.requestsTo(wanted.table); ok && b.commit("change", requests) == nil && b.holds(wanted) == nil {
-			return nil
-		}
+		requests, ok = before.requestsTo(wanted.table)
+	}
+	if ok && b.commit("change", requests) == nil && b.holds(wanted) == nil {
+		return nil
 	}
 	if err := b.commit("load", wanted.requests()); err != nil {
 		return fmt.Errorf("loading table inet %s: %w", TableName, err)

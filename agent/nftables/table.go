@@ -110,10 +110,16 @@ func remove(name string) []request {
 const maxSent = 500
 
 // requests make the table what t says, whatever it was.
-func (t table) requests() []request {
-	out := remove(t.name)
+func (t table) requests() []request { return append(remove(t.name), t.create(0)...) }
+
+// requestsFresh make the table, which must not be there. Nothing is deleted, for
+// the end of which the kernel would keep whoever closes the socket.
+func (t table) requestsFresh() []request { return t.create(unix.NLM_F_EXCL) }
+
+func (t table) create(flags uint16) []request {
+	var out []request
 	at := func(kind uint16) []byte { return putString(nil, kind, t.name) }
-	out = append(out, request{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name})
+	out = append(out, request{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE | flags, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name})
 	for _, c := range t.chains {
 		data := putString(at(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, c.name)
 		if c.hook != nil {
