@@ -49,6 +49,16 @@ func TestBesideStock(t *testing.T) {
 		if s := m.status(t, exitOK); s.State != "protected" || len(s.Foreign) > 0 {
 			t.Errorf("status: %+v", s)
 		}
+
+		// A boot loads what is left of the distribution's files.
+		m.reboot(t)
+		for _, family := range families() {
+			m.load(t, family, m.read(t, rulesFile(family)))
+		}
+		s := m.serve(t)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+		s.Stop(t)
+		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "uninstall")
 		same(t, "after uninstall", before, m.everything(t))
 	})

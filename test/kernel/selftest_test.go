@@ -72,15 +72,16 @@ func (m *machine) network(t *testing.T) string {
 
 // TestSelftest tries the rules of a machine, which stays as it is.
 func TestSelftest(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
+		m.settle(t)
 		rules, network := m.everything(t), m.network(t)
 		start := time.Now()
 		r := m.must(t, exitOK, "selftest")
 		if took := time.Since(start); took > 3*time.Second {
 			t.Errorf("it took %v", took)
 		}
-		says(t, r.Stdout, "open ports", "scans", "did as expected", map[string]string{"xtables-nft-multi": "nf_tables", "xtables-legacy-multi": "legacy"}[m.multi])
+		says(t, r.Stdout, "open ports", "scans", "did as expected", map[string]string{"nft": "nf_tables", "legacy": "legacy", "netlink": "nf_tables over netlink"}[m.variant()])
 		if r.Stderr != "" {
 			t.Errorf("it says %q", r.Stderr)
 		}
@@ -148,7 +149,7 @@ func TestSelftestNftables(t *testing.T) {
 
 // TestSelftestBefore tries what bootstrap would load.
 func TestSelftestBefore(t *testing.T) {
-	onBoth(t, func(t *testing.T, m *machine) {
+	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web-only\n[ssh]\nallow = 203.0.113.0/24\n[interfaces]\ntrusted = wg*\n"+
 			"[open]\ndb = 5432/tcp on eth7 from 10.0.0.0/8\nmedia = 40000-40100/udp from 198.51.100.0/24, 2001:db8::/32\n", 0o640)
 		before := m.everything(t)

@@ -29,14 +29,20 @@ func (m *machine) back(t *testing.T, within time.Duration, what, rules string) {
 	same(t, what, rules, m.rules(t))
 }
 
+// settle waits until the addresses are no news any more.
+func (m *machine) settle(t *testing.T) {
+	t.Helper()
+	lab.Poll(t, "the addresses to be settled", func() bool {
+		return m.Host.MustRun(t, "ip", "-6", "addr", "show", "tentative") == ""
+	})
+}
+
 // quiet starts the service and waits until it has no reason to look any more: the
 // lab's own addresses are news too, for a while.
 func (m *machine) quiet(t *testing.T) *service {
 	t.Helper()
 	s := m.serve(t)
-	lab.Poll(t, "the addresses to be settled", func() bool {
-		return m.Host.MustRun(t, "ip", "-6", "addr", "show", "tentative") == ""
-	})
+	m.settle(t)
 	var note string
 	since := time.Now()
 	lab.Poll(t, "the service to rest", func() bool {
