@@ -210,14 +210,15 @@ func (m *machine) probe(t *testing.T, udp, tcp uint16) *prober {
 		go func() { // a datagram each fraction of a millisecond
 			defer wg.Done()
 			defer c.Close()
-			for !ended.Load() {
+			tick := time.NewTicker(200 * time.Microsecond)
+			defer tick.Stop()
+			for ; !ended.Load(); <-tick.C {
 				// What refuses says so at the next word.
 				if _, err := c.Write([]byte("?")); err == nil {
 					p.sent.Add(1)
 				} else if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) {
 					p.answers.Add(1)
 				}
-				time.Sleep(200 * time.Microsecond)
 			}
 		}()
 		go func() {
