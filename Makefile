@@ -6,7 +6,7 @@ LDFLAGS   := -s -w -buildid= -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help build demo test test-vm rpm lint bench fuzz clean
+.PHONY: help build demo test test-vm test-matrix rpm lint bench fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -20,12 +20,19 @@ demo: build ## first boot, status, a scan, a repair: in a throwaway network name
 
 test: ## all tests but those that boot a machine
 	test/install iproute2 iptables nftables nmap procps docker.io containerd podman netavark rpm rpmlint cloud-init systemd openssh-server iputils-ping gpg gpg-agent groff-base man-db
-	go test -count=1 -skip '^TestFaults$$' ./...
-	go test -count=1 -v -timeout 30m -run '^TestFaults$$' ./test/kernel
+	go test -count=1 -timeout 30m -skip '^TestFaults$$' ./...
+	go test -count=1 -v -timeout 45m -run '^TestFaults$$' ./test/kernel
+
+# What the boot tests need here. iptables and nftables are for the containers.
+VM_TOOLS := iproute2 iptables nftables systemd-container mmdebstrap qemu-system-x86 qemu-utils e2fsprogs dosfstools openssh-client rpm cloud-init
 
 test-vm: rpm ## boot tests: a virtual machine, cloud-init, the RPM, a reboot
-	test/install iproute2 iptables nftables systemd-container mmdebstrap qemu-system-x86 qemu-utils e2fsprogs dosfstools openssh-client rpm cloud-init
-	go test -count=1 -timeout 50m -tags vm -v ./test/vm/...
+	test/install $(VM_TOOLS)
+	go test -count=1 -timeout 50m -tags vm -v -skip '^TestBoot$$/^debian-(11|13|sid)$$' ./test/vm/...
+
+test-matrix: rpm ## the boot test on each Debian from 11 to sid, and without iptables
+	test/install $(VM_TOOLS)
+	go test -count=1 -timeout 150m -tags vm -v -run '^TestBoot$$' ./test/vm
 
 rpm: ## RPMs for x86_64 and aarch64, in dist/
 	packaging/rpm/build $(VERSION)
@@ -40,7 +47,7 @@ lint: ## gofmt, vet, staticcheck, govulncheck
 	else echo "govulncheck: its database cannot be reached from here; NOT checked"; fi
 
 bench: build ## times and sizes beside the floor, in a throwaway network namespace
-	test/install iproute2 iptables
+	test/install iproute2 iptables nftables
 	go run ./test/bench ./basicfw-agent
 
 fuzz: ## every fuzz target, for FUZZTIME (30s) each

@@ -11,7 +11,7 @@ import (
 
 // Forwarded gives the ports that are forwarded past INPUT.
 func (a *Agent) Forwarded(ctx context.Context, facts Facts) ([]firewall.Bypass, error) {
-	in, err := a.Kernel(a.backend()).Inspect(ctx, firewall.Ruleset{})
+	_, in, err := a.find(ctx)
 	return bypasses(facts.Interfaces, in.Bypass, facts.Forwarded), err
 }
 

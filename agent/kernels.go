@@ -40,6 +40,22 @@ func (a *Agent) backend() string {
 	return ""
 }
 
+// find gives the kernel that has our rules, or could, with what it found there.
+// Where nothing is known of the backend, and iptables does not answer, it is
+// nf_tables.
+func (a *Agent) find(ctx context.Context) (Kernel, firewall.Inspection, error) {
+	backend := a.backend()
+	kernel := a.Kernel(backend)
+	in, err := kernel.Inspect(ctx, firewall.Ruleset{})
+	if err != nil && backend == "" {
+		other := a.Kernel(Nftables)
+		if found, e := other.Inspect(ctx, firewall.Ruleset{}); e == nil {
+			return other, found, nil
+		}
+	}
+	return kernel, in, err
+}
+
 // Beside is what the rules of iptables do to packets that are filtered elsewhere.
 type Beside interface {
 	Inspect(ctx context.Context, want firewall.Ruleset) (firewall.Inspection, error)

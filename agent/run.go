@@ -280,8 +280,7 @@ func (a *Agent) tryLock(ctx context.Context) (unlock func()) {
 
 // fallBack closes the machine where what was decided cannot be had.
 func (a *Agent) fallBack(ctx context.Context, o RunOptions, cause error) (string, error) {
-	kernel := a.Kernel(a.backend())
-	in, err := kernel.Inspect(ctx, firewall.Ruleset{})
+	kernel, in, err := a.find(ctx)
 	if err != nil {
 		return "", errors.Join(cause, err)
 	}

@@ -215,7 +215,7 @@ func (a *Agent) notBootstrapped(ctx context.Context, s *Status, r *Report) error
 	s.Why = "this machine was not closed by basicfw-agent yet"
 	s.Families = FamiliesStatus{Unprotected, Unprotected}
 	s.Next = append(s.Next, "basicfw-agent bootstrap")
-	in, err := a.Kernel(a.backend()).Inspect(ctx, firewall.Ruleset{})
+	_, in, err := a.find(ctx)
 	if err != nil {
 		s.Warnings = append(s.Warnings, err.Error())
 		return nil

@@ -192,7 +192,7 @@ func (a *Agent) giveBackOthers(ctx context.Context, org *store.Original) error {
 
 // Closed tells whether all of some other managers filter.
 func (a *Agent) Closed(ctx context.Context, list []string) bool {
-	in, err := a.Kernel(a.backend()).Inspect(ctx, firewall.Ruleset{})
+	_, in, err := a.find(ctx)
 	if err != nil {
 		return false
 	}

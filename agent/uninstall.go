@@ -22,8 +22,7 @@ func (a *Agent) Uninstall(ctx context.Context) (err error) {
 	if err != nil && !none {
 		return fmt.Errorf("reading what was there before: %w", err)
 	}
-	kernel := a.Kernel(a.backend())
-	in, err := kernel.Inspect(ctx, firewall.Ruleset{})
+	kernel, in, err := a.find(ctx)
 	if err != nil {
 		return err
 	}

@@ -326,7 +326,7 @@ func (w *watcher) unreadable(ctx context.Context, cause error) (changed bool, er
 	if _, err := w.Store.Load(); err == nil {
 		return false, cause // it was something else
 	}
-	in, err := w.Kernel(w.backend()).Inspect(ctx, firewall.Ruleset{})
+	_, in, err := w.find(ctx)
 	if err != nil {
 		return false, errors.Join(cause, err)
 	}

@@ -69,15 +69,19 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
-	if err := b.commit("load", compile(want, b.families).requests()); err != nil {
+	wanted := compile(want, b.families)
+	// By what differs, if that can be: the rules that stay keep their counters, and
+	// limits what they know. Else, and where somebody else changed the table since
+	// it was read, as a whole.
+	if before := was.Snapshot.(snapshot); before.there {
+		if requests, ok := before.requestsTo(wanted.table); ok && b.commit("change", requests) == nil && b.holds(wanted) == nil {
+			return nil
+		}
+	}
+	if err := b.commit("load", wanted.requests()); err != nil {
 		return fmt.Errorf("loading table inet %s: %w", TableName, err)
 	}
-	now, err := b.read()
-	if err != nil {
-		err = fmt.Errorf("reading back what was loaded: %w", err)
-	} else if in := b.inspect(now, want); len(in.Drift) > 0 {
-		err = fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0])
-	}
+	err := b.holds(wanted)
 	if err == nil {
 		return nil
 	}
@@ -87,17 +91,31 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	return err
 }
 
+// holds reads back what was loaded, and compares it.
+func (b *Backend) holds(want compiled) error {
+	now, err := b.read()
+	if err != nil {
+		return fmt.Errorf("reading back what was loaded: %w", err)
+	}
+	if in := b.compare(now, want); len(in.Drift) > 0 {
+		return fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0])
+	}
+	return nil
+}
+
 // Revert gives the table back as was says it was.
 func (b *Backend) Revert(_ context.Context, was firewall.Inspection) error {
 	s := was.Snapshot.(snapshot)
-	requests := remove(TableName)
-	if s.there {
-		requests = s.requests()
-	}
-	if now, err := b.read(); err == nil && now.there == s.there && s.same(now.table) {
+	now, err := b.read()
+	switch {
+	case err == nil && now.there == s.there && s.same(now.table):
 		return nil
+	case !s.there:
+		err = b.commit("remove", remove(TableName))
+	default:
+		err = b.commit("bring back", s.requests())
 	}
-	if err := b.commit("bring back", requests); err != nil {
+	if err != nil {
 		return fmt.Errorf("bringing back table inet %s: %w", TableName, err)
 	}
 	return nil

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"slices"
 	"strings"
@@ -145,7 +146,6 @@ func TestRender(t *testing.T) {
 // Whatever somebody does to the table is named, with where it leaves the machine.
 func TestDrift(t *testing.T) {
 	const table = "inet " + TableName
-	type finding = string
 	for name, tt := range map[string]struct {
 		nft        []string
 		want       []string // some of the drift, as lines
@@ -265,5 +265,95 @@ func TestRefused(t *testing.T) {
 	}
 	if k.list(t) != before {
 		t.Error("something changed")
+	}
+}
+
+// From each to each: what stays is not touched, and what packets have put into a set
+// is still there. Where the table was changed meanwhile it comes out right too.
+func TestChange(t *testing.T) {
+	all := wishes()
+	for fromName, from := range all {
+		t.Run(fromName, func(t *testing.T) {
+			t.Parallel()
+			k := newKernel(t)
+			for toName, to := range all {
+				for _, meanwhile := range []string{"", "insert rule inet basicfw ipv4-input accept", "delete table inet basicfw"} {
+					a, b := compiledRules(t, from), compiledRules(t, to)
+					k.load(t, a)
+					was := k.inspect(t, b)
+					var requests []request
+					var ok bool
+					if before := was.Snapshot.(snapshot); fromName != toName {
+						requests, ok = before.requestsTo(compile(b, firewall.Families[:]).table)
+						if !ok {
+							t.Errorf("to %s: the table is made anew", toName)
+						}
+						for _, r := range requests {
+							if strings.Contains(r.about, "basicfw-loopback") || strings.Contains(r.about, "basicfw-new-not-syn") {
+								t.Errorf("to %s: %s", toName, r.about)
+							}
+						}
+					}
+					ping := from.Profile.Ping && to.Profile.Ping
+					if ping && meanwhile == "" {
+						k.MustRun(t, "nft", "add element inet basicfw bfw4p10s { 192.0.2.77 timeout 1h }")
+					}
+					if meanwhile != "" {
+						k.MustRun(t, "nft", meanwhile)
+					}
+					if err := k.Do(func() error { return k.Load(ctx, b, was) }); err != nil {
+						t.Fatalf("to %s: %v", toName, err)
+					}
+					if in := k.inspect(t, b); len(in.Drift) > 0 {
+						t.Errorf("to %s: %v", toName, in.Drift)
+					}
+					list := k.list(t)
+					if ping && meanwhile == "" && !strings.Contains(list, "192.0.2.77") {
+						t.Errorf("to %s: a limit has forgotten its sources", toName)
+					}
+					lines := strings.Split(inSeconds(t, list), "\n")
+					for _, want := range strings.Split(Render(b, firewall.Families[:]), "\n") {
+						if strings.Contains(want, "comment") && !slices.Contains(lines, want) {
+							t.Errorf("to %s: no %s", toName, want)
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
+// However lists of networks change, by hand and by us, the set has what it should.
+func TestChangeNetworks(t *testing.T) {
+	k := newKernel(t)
+	random := rand.New(rand.NewPCG(1, 2))
+	list := func() []netip.Prefix {
+		var out []netip.Prefix
+		for range 2 + random.IntN(40) {
+			// Many are neighbours, or within one another.
+			bits := 24 + random.IntN(9)
+			out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(random.IntN(4)), byte(random.IntN(256))}), bits).Masked())
+		}
+		return append(out, prefixes("2001:db8::/32", "2001:db9::/32")...)
+	}
+	for n := range 200 {
+		d := firewall.Failsafe([]uint16{22})
+		d.SSH.Mode, d.SSH.Allow = firewall.SSHPinned, list()
+		rules := compiledRules(t, d)
+		if n == 0 {
+			k.load(t, rules)
+			continue
+		}
+		before := k.inspect(t, rules).Snapshot.(snapshot)
+		requests, ok := before.requestsTo(compile(rules, firewall.Families[:]).table)
+		if !ok {
+			t.Fatalf("change %d: the table is made anew", n)
+		}
+		if err := k.Do(func() error { return k.commit("change", requests) }); err != nil {
+			t.Fatalf("change %d: %v", n, err)
+		}
+		if in := k.inspect(t, rules); len(in.Drift) > 0 {
+			t.Fatalf("change %d: %v", n, in.Drift)
+		}
 	}
 }

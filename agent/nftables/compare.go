@@ -15,21 +15,28 @@ import (
 
 // inspect is Inspect without the reading.
 func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspection {
-	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: "nf_tables over netlink"}
-	if wanted.IsZero() {
-		if got.there {
-			in.Drift = append(in.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table inet " + TableName})
-		}
-		return in
+	if !wanted.IsZero() {
+		return b.compare(got, compile(wanted, b.families))
 	}
-	want := compile(wanted, b.families)
+	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
+	if got.there {
+		in.Drift = append(in.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table inet " + TableName})
+	}
+	return in
+}
+
+const backendName = "nf_tables over netlink"
+
+func (b *Backend) compare(got snapshot, want compiled) firewall.Inspection {
+	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
 	c := comparison{want: want, got: got.table, texts: map[string]string{}}
 	for i, r := range want.rules {
-		c.texts[r.canonical()] = want.texts[i]
+		c.texts[want.canonical(r)] = want.texts[i]
 	}
 	for _, f := range b.families {
 		c.family(f, got.there)
 	}
+	c.ways()
 	c.strangers()
 	in.Drift, in.Open, in.Shut, in.Flushed = c.drift, c.open, c.shut, c.flushed
 	return in
@@ -82,10 +89,8 @@ func (c *comparison) family(f firewall.Family, there bool) {
 		}
 	}
 	for _, s := range c.want.sets {
-		if !there {
-			break // said already
-		}
-		if c.setFamily(s.name) == f.String() {
+		// Of an anonymous one its rule tells, and of a table that is gone the first line.
+		if there && !s.isAnonymous() && c.setFamily(s.name) == f.String() {
 			c.set(f, s)
 		}
 	}
@@ -160,7 +165,7 @@ func sameHook(a, b []byte) bool {
 func (c *comparison) lines(chain string) []string {
 	var out []string
 	for _, r := range c.got.rulesOf(chain) {
-		text, ok := c.texts[r.canonical()]
+		text, ok := c.texts[c.got.canonical(r)]
 		if !ok {
 			if text = r.describe(); slices.Contains(c.want.texts, text) {
 				text += " (in another form)"
@@ -197,17 +202,20 @@ func (c *comparison) set(f firewall.Family, want set) {
 		add(firewall.Altered, w, g)
 		return
 	}
-	switch {
-	case want.flags&unix.NFT_SET_MAP != 0:
-		c.ways(want, got)
-	case !want.isDynamic():
+	if !want.isDynamic() {
 		c.drift = append(c.drift, firewall.Lines(f.String(), name, want.lines(), got.lines())...)
 	}
 }
 
 // ways compares the map by which each family's packets go to its chain. A family
 // that goes by is open.
-func (c *comparison) ways(want, got set) {
+func (c *comparison) ways() {
+	isMap := func(s set) bool { return s.isMap() && s.isAnonymous() }
+	i, j := slices.IndexFunc(c.want.sets, isMap), slices.IndexFunc(c.got.sets, isMap)
+	if j < 0 {
+		return // nor is there its rule
+	}
+	want, got := c.want.sets[i], c.got.sets[j]
 	of := func(s set, key byte) string {
 		for _, e := range s.elements {
 			if bytes.Equal(e.key, []byte{key}) {
@@ -243,7 +251,7 @@ func (c *comparison) ways(want, got set) {
 // definition is what a set is like, but for its elements.
 func (s set) definition() string {
 	flags := fmt.Sprintf("flags %#x, keys of %d bytes", s.flags, s.keyLen)
-	if s.flags&unix.NFT_SET_MAP != 0 {
+	if s.isMap() {
 		flags += fmt.Sprintf(" to %d", s.dataLen)
 	}
 	if s.isDynamic() {
@@ -258,7 +266,11 @@ func (s set) lines() []string {
 	for i := 0; i < len(s.elements); i++ {
 		e := s.elements[i]
 		if s.flags&unix.NFT_SET_INTERVAL == 0 {
-			out = append(out, fmt.Sprintf("%x", e.key))
+			text := fmt.Sprintf("%x", e.key)
+			if e.data != nil {
+				text += " : " + string(attribute{data: e.data}.append(nil, 2))
+			}
+			out = append(out, text)
 			continue
 		}
 		if e.end { // nft begins with one that ends nothing
@@ -325,25 +337,31 @@ func (c *comparison) setFamily(name string) string {
 	for i, r := range c.want.rules {
 		for _, e := range r.exprs {
 			if (e.name == "lookup" || e.name == "dynset") && bytes.Contains(e.data, append([]byte(name), 0)) {
-				if of := familyOf(c.want.rules[i].chain); of != "" {
-					return of
-				}
+				return familyOf(c.want.rules[i].chain)
 			}
 		}
 	}
-	return firewall.IPv4.String() // the base chain's: both families'
+	return ""
 }
 
 // same tells whether two tables are the same to the kernel.
 func (t table) same(o table) bool {
-	set := func(x, y set) bool {
+	same := func(x, y set) bool {
 		return x.name == y.name && x.definition() == y.definition() && slices.Equal(x.lines(), y.lines())
 	}
-	chain := func(x, y chain) bool {
-		return x.name == y.name && x.policy == y.policy && x.kind == y.kind && (x.hook == nil) == (y.hook == nil) && sameHook(x.hook, y.hook)
+	named := func(t table) []set {
+		return slices.DeleteFunc(slices.Clone(t.sets), func(s set) bool { return s.isAnonymous() })
 	}
-	rule := func(x, y rule) bool { return x.chain == y.chain && x.canonical() == y.canonical() }
-	return t.flags == o.flags && slices.EqualFunc(t.chains, o.chains, chain) && slices.EqualFunc(t.sets, o.sets, set) && slices.EqualFunc(t.rules, o.rules, rule)
+	sort := func(list []set) []set {
+		slices.SortFunc(list, func(a, b set) int { return strings.Compare(a.name, b.name) })
+		return list
+	}
+	for _, c := range t.chains { // which are in the order in which they were made
+		if d, ok := o.chain(c.name); !ok || !sameChain(c, d) || !slices.EqualFunc(t.rulesOf(c.name), o.rulesOf(c.name), func(x, y rule) bool { return t.identity(x) == o.identity(y) }) {
+			return false
+		}
+	}
+	return t.flags == o.flags && len(t.chains) == len(o.chains) && slices.EqualFunc(sort(named(t)), sort(named(o)), same)
 }
 
 func withoutCounter(text string) string { return strings.TrimPrefix(text, "counter ") }

@@ -127,7 +127,9 @@ func fold(rules []firewall.Rule) []folded {
 	for i := range out {
 		slices.Sort(out[i].ports)
 		slices.Sort(out[i].types)
-		out[i].sources = distinct(out[i].sources)
+		if out[i].sources = distinct(out[i].sources); len(out[i].sources) == 1 {
+			out[i].Src = out[i].sources[0] // the widest, which need not be the first rule's
+		}
 	}
 	return out
 }

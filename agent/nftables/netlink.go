@@ -4,8 +4,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"syscall"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -89,30 +89,104 @@ func text(b []byte) string {
 // request is a message of nf_tables' to the kernel.
 type request struct {
 	kind  uint16 // NFT_MSG_*
-	flags netlink.HeaderFlags
+	flags uint16
 	data  []byte
 	about string // for people, where it is refused
 }
 
-// message is a request as it is sent. It begins with a struct nfgenmsg.
-func (r request) message(family byte, flags netlink.HeaderFlags) netlink.Message {
-	return netlink.Message{
-		Header: netlink.Header{Type: netlink.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | r.kind), Flags: netlink.Request | r.flags | flags},
-		Data:   append([]byte{family, unix.NFNETLINK_V0, 0, 0}, r.data...),
-	}
+// append appends a message (netlink(7)) that begins with a struct nfgenmsg.
+func (r request) append(b []byte, sequence uint32, flags uint16) []byte {
+	return message(b, unix.NFNL_SUBSYS_NFTABLES<<8|r.kind, unix.NLM_F_REQUEST|r.flags|flags, sequence,
+		append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, r.data...))
 }
 
-func dial() (*netlink.Conn, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+func message(b []byte, kind, flags uint16, sequence uint32, data []byte) []byte {
+	b = binary.NativeEndian.AppendUint32(b, uint32(unix.SizeofNlMsghdr+len(data)))
+	b = binary.NativeEndian.AppendUint16(b, kind)
+	b = binary.NativeEndian.AppendUint16(b, flags)
+	b = binary.NativeEndian.AppendUint32(b, sequence)
+	b = binary.NativeEndian.AppendUint32(b, 0)
+	b = append(b, data...)
+	return append(b, make([]byte, aligned(len(data))-len(data))...)
+}
+
+// socket is a conversation with the kernel.
+type socket struct {
+	fd       int
+	sequence uint32
+	buffer   []byte
+}
+
+// answerSize is more than the kernel puts into one answer (linux/net/netlink:
+// 32 KB for a listing).
+const answerSize = 64 << 10
+
+// answerTime bounds how long the kernel may take for an answer.
+const answerTime = 30 // seconds
+
+func dial() (*socket, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_NETFILTER)
 	if err != nil {
 		return nil, err
 	}
-	// Else each answer holds the request, which may be large.
-	if err := conn.SetOption(netlink.CapAcknowledge, true); err != nil && !errors.Is(err, unix.ENOPROTOOPT) {
-		conn.Close()
+	s := &socket{fd: fd, buffer: make([]byte, answerSize)}
+	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+	if err == nil {
+		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: answerTime})
+	}
+	if err != nil {
+		s.close()
 		return nil, err
 	}
-	return conn, nil
+	// Else each answer holds the request, which may be large.
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err != nil && err != unix.ENOPROTOOPT {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// close does not wait for its end: the kernel keeps whoever closes such a socket
+// until what was deleted before is freed, some ten milliseconds
+// (linux/net/netfilter/nf_tables_api.c, nft_rcv_nl_event).
+func (s *socket) close() { go unix.Close(s.fd) }
+
+func (s *socket) send(b []byte) error {
+	return unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
+}
+
+// receive gives the next messages of the kernel's; they hold until the next call.
+func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
+	for {
+		n, _, flags, from, err := unix.Recvmsg(s.fd, s.buffer, nil, 0)
+		if err == unix.EINTR {
+			continue
+		}
+		if err == unix.EAGAIN {
+			return nil, fmt.Errorf("the kernel gives no answer within %d s", answerTime)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if flags&unix.MSG_TRUNC != 0 {
+			return nil, errors.New("an answer of the kernel is cut off")
+		}
+		if kernel, ok := from.(*unix.SockaddrNetlink); ok && kernel.Pid == 0 {
+			return syscall.ParseNetlinkMessage(s.buffer[:n])
+		}
+	}
+}
+
+// failure gives what the kernel said in a message about an error; nil is that all
+// went well.
+func failure(m syscall.NetlinkMessage) error {
+	if len(m.Data) < 4 {
+		return errors.New("an answer of the kernel is cut off")
+	}
+	if n := int32(binary.NativeEndian.Uint32(m.Data)); n != 0 {
+		return unix.Errno(-n)
+	}
+	return nil
 }
 
 // refusedError says which part of a change the kernel refused.
@@ -129,58 +203,82 @@ func (e *refusedError) Unwrap() error { return e.err }
 
 // commit has the kernel make all of some requests true, at one moment, or none.
 func commit(requests []request) error {
-	conn, err := dial()
+	s, err := dial()
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer s.close()
 	// The number of the subsystem is in network order (linux/netfilter/nfnetlink.h).
-	bracket := func(kind netlink.HeaderType) netlink.Message {
-		return netlink.Message{Header: netlink.Header{Type: kind, Flags: netlink.Request}, Data: []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}}
+	bracket := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}
+	batch := message(nil, unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, 0, bracket)
+	for i, r := range requests {
+		batch = r.append(batch, uint32(i+1), unix.NLM_F_ACK)
 	}
-	batch := []netlink.Message{bracket(unix.NFNL_MSG_BATCH_BEGIN)}
-	size := 0
-	for _, r := range requests {
-		m := r.message(unix.NFPROTO_INET, netlink.Acknowledge)
-		size += unix.SizeofNlMsghdr + aligned(len(m.Data))
-		batch = append(batch, m)
+	batch = message(batch, unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, 0, bracket)
+	for _, option := range []int{unix.SO_SNDBUFFORCE, unix.SO_RCVBUFFORCE} {
+		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, option, 2*len(batch)+256<<10); err != nil {
+			return err
+		}
 	}
-	batch = append(batch, bracket(unix.NFNL_MSG_BATCH_END))
-	if err := conn.SetWriteBuffer(2*size + 64<<10); err != nil {
+	if err := s.send(batch); err != nil {
 		return err
 	}
-	if _, err := conn.SendMessages(batch); err != nil {
-		return err
-	}
-	// One answer for each request, in their order; the first that is refused
-	// takes all others with it.
-	for _, r := range requests {
-		if _, err := conn.Receive(); err != nil {
-			return &refusedError{r.about, errno(err)}
+	// An answer for each request, in their order; the first that is refused takes
+	// all others with it. One for none of them is of the batch as a whole.
+	for answered := 0; answered < len(requests); {
+		answers, err := s.receive()
+		if err != nil {
+			return err
+		}
+		for _, m := range answers {
+			if m.Header.Type != unix.NLMSG_ERROR {
+				continue
+			}
+			if err := failure(m); err != nil {
+				about := "the change as a whole"
+				if n := int(m.Header.Seq); n > 0 && n <= len(requests) {
+					about = requests[n-1].about
+				}
+				return &refusedError{about, err}
+			}
+			answered++
 		}
 	}
 	return nil
 }
 
-// errno is the kernel's error without what the library says around it.
-func errno(err error) error {
-	var number unix.Errno
-	if errors.As(err, &number) {
-		return number
+// ask has the kernel tell one thing, or with NLM_F_DUMP list some, to each: what
+// comes behind the struct nfgenmsg.
+func (s *socket) ask(kind, flags uint16, data []byte, each func([]byte) error) error {
+	s.sequence++
+	if flags&unix.NLM_F_DUMP == 0 {
+		flags |= unix.NLM_F_ACK
 	}
-	return err
-}
-
-// ask has the kernel list something.
-func ask(conn *netlink.Conn, kind uint16, flags netlink.HeaderFlags, data []byte) ([]netlink.Message, error) {
-	answers, err := conn.Execute(request{kind: kind, data: data}.message(unix.NFPROTO_INET, flags))
-	for _, m := range answers {
-		if m.Header.Flags&netlink.DumpInterrupted != 0 {
-			return nil, unix.EINTR
+	if err := s.send(request{kind: kind, data: data}.append(nil, s.sequence, flags)); err != nil {
+		return err
+	}
+	var failed error
+	for {
+		answers, err := s.receive()
+		if err != nil {
+			return err
 		}
-		if len(m.Data) < 4 {
-			return nil, errors.New("a message of nf_tables is cut off")
+		for _, m := range answers {
+			if m.Header.Flags&unix.NLM_F_DUMP_INTR != 0 {
+				failed = unix.EINTR
+			}
+			switch m.Header.Type {
+			case unix.NLMSG_DONE:
+				return failed
+			case unix.NLMSG_ERROR:
+				return errors.Join(failed, failure(m))
+			}
+			if len(m.Data) < 4 {
+				return errors.New("a message of nf_tables is cut off")
+			}
+			if failed == nil {
+				failed = each(m.Data[4:])
+			}
 		}
 	}
-	return answers, err
 }

@@ -2,13 +2,12 @@ package nftables
 
 import (
 	"bytes"
-	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
+	"strconv"
 
-	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -52,10 +51,12 @@ type setElement struct {
 }
 
 func (s set) isDynamic() bool   { return s.flags&unix.NFT_SET_EVAL != 0 }
+func (s set) isMap() bool       { return s.flags&unix.NFT_SET_MAP != 0 }
 func (s set) isAnonymous() bool { return s.flags&unix.NFT_SET_ANONYMOUS != 0 }
 
 type rule struct {
 	chain    string
+	handle   uint64 // the kernel's, of one that was read
 	exprs    []expression
 	userdata []byte
 }
@@ -99,7 +100,7 @@ func (t table) rulesOf(name string) []rule {
 func remove(name string) []request {
 	data := putString(nil, unix.NFTA_TABLE_NAME, name)
 	return []request{
-		{unix.NFT_MSG_NEWTABLE, netlink.Create, data, "table inet " + name}, // so that there is one to delete
+		{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, data, "table inet " + name}, // so that there is one to delete
 		{unix.NFT_MSG_DELTABLE, 0, data, "that table inet " + name + " goes"},
 	}
 }
@@ -112,7 +113,7 @@ const maxSent = 500
 func (t table) requests() []request {
 	out := remove(t.name)
 	at := func(kind uint16) []byte { return putString(nil, kind, t.name) }
-	out = append(out, request{unix.NFT_MSG_NEWTABLE, netlink.Create, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name})
+	out = append(out, request{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name})
 	for _, c := range t.chains {
 		data := putString(at(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, c.name)
 		if c.hook != nil {
@@ -120,24 +121,31 @@ func (t table) requests() []request {
 			data = put32(data, unix.NFTA_CHAIN_POLICY, c.policy)
 			data = putString(data, unix.NFTA_CHAIN_TYPE, c.kind)
 		}
-		out = append(out, request{unix.NFT_MSG_NEWCHAIN, netlink.Create, data, "chain " + c.name})
+		out = append(out, request{unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, data, "chain " + c.name})
 	}
 	for i, s := range t.sets {
 		out = append(out, s.requests(t.name, uint32(i+1))...)
 	}
 	for _, r := range t.rules {
-		data := putString(at(unix.NFTA_RULE_TABLE), unix.NFTA_RULE_CHAIN, r.chain)
-		var list []byte
-		for _, e := range r.exprs {
-			list = putNested(list, unix.NFTA_LIST_ELEM, putNested(putString(nil, unix.NFTA_EXPR_NAME, e.name), unix.NFTA_EXPR_DATA, e.data))
-		}
-		data = putNested(data, unix.NFTA_RULE_EXPRESSIONS, list)
-		if len(r.userdata) > 0 {
-			data = put(data, unix.NFTA_RULE_USERDATA, r.userdata)
-		}
-		out = append(out, request{unix.NFT_MSG_NEWRULE, netlink.Create | unix.NLM_F_APPEND, data, fmt.Sprintf("%q in %s", r.describe(), r.chain)})
+		q := r.request(t.name)
+		q.flags |= unix.NLM_F_APPEND
+		out = append(out, q)
 	}
 	return out
+}
+
+// request makes the rule.
+func (r rule) request(table string) request {
+	data := putString(putString(nil, unix.NFTA_RULE_TABLE, table), unix.NFTA_RULE_CHAIN, r.chain)
+	var list []byte
+	for _, e := range r.exprs {
+		list = putNested(list, unix.NFTA_LIST_ELEM, putNested(putString(nil, unix.NFTA_EXPR_NAME, e.name), unix.NFTA_EXPR_DATA, e.data))
+	}
+	data = putNested(data, unix.NFTA_RULE_EXPRESSIONS, list)
+	if len(r.userdata) > 0 {
+		data = put(data, unix.NFTA_RULE_USERDATA, r.userdata)
+	}
+	return request{unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE, data, fmt.Sprintf("%q in %s", r.describe(), r.chain)}
 }
 
 func (s set) requests(table string, id uint32) []request {
@@ -157,11 +165,17 @@ func (s set) requests(table string, id uint32) []request {
 	if len(s.userdata) > 0 {
 		data = put(data, unix.NFTA_SET_USERDATA, s.userdata)
 	}
-	about := "set " + s.name
-	out := []request{{unix.NFT_MSG_NEWSET, netlink.Create, data, about}}
+	out := []request{{unix.NFT_MSG_NEWSET, unix.NLM_F_CREATE, data, "set " + s.name}}
 	if s.isDynamic() {
 		return out // packets fill it
 	}
+	return append(out, s.elementRequests(table, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)...)
+}
+
+// elementRequests add a set's elements to it, or take them out.
+func (s set) elementRequests(table string, kind, flags uint16) []request {
+	var out []request
+	name := putString(putString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table), unix.NFTA_SET_ELEM_LIST_SET, s.name)
 	for some := range slices.Chunk(s.elements, maxSent) {
 		var list []byte
 		for _, e := range some {
@@ -174,8 +188,7 @@ func (s set) requests(table string, id uint32) []request {
 			}
 			list = putNested(list, unix.NFTA_LIST_ELEM, item)
 		}
-		data := put32(slices.Clone(name), unix.NFTA_SET_ELEM_LIST_SET_ID, id)
-		out = append(out, request{unix.NFT_MSG_NEWSETELEM, netlink.Create, putNested(data, unix.NFTA_SET_ELEM_LIST_ELEMENTS, list), "an element of " + about})
+		out = append(out, request{kind, flags, putNested(slices.Clone(name), unix.NFTA_SET_ELEM_LIST_ELEMENTS, list), "an element of set " + s.name})
 	}
 	return out
 }
@@ -186,93 +199,87 @@ const readTries = 20
 // read gives our table as it is at one moment; false where there is none, also
 // where the kernel has no nf_tables.
 func read() (table, bool, error) {
-	conn, err := dial()
+	s, err := dial()
 	if absent(err) {
 		return table{}, false, nil
 	}
 	if err != nil {
 		return table{}, false, err
 	}
-	defer conn.Close()
+	defer s.close()
 	for n := 1; ; n++ {
-		t, err := readOnce(conn)
+		t, err := readOnce(s)
 		switch {
 		case errors.Is(err, errNoTable):
 			return table{}, false, nil
 		case err == nil:
 			return t, true, nil
 		case n == readTries || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOENT):
-			return table{}, false, fmt.Errorf("reading table inet %s: %w", TableName, errno(err))
+			return table{}, false, fmt.Errorf("reading table inet %s: %w", TableName, err)
 		}
 	}
 }
 
 var errNoTable = errors.New("no such table")
 
-func readOnce(conn *netlink.Conn) (t table, err error) {
+func readOnce(s *socket) (t table, err error) {
 	t.name = TableName
-	before, err := generation(conn)
+	before, err := generation(s)
 	if absent(err) {
 		return t, errNoTable
 	}
 	if err != nil {
 		return t, err
 	}
-	answers, err := ask(conn, unix.NFT_MSG_GETTABLE, 0, putString(nil, unix.NFTA_TABLE_NAME, TableName))
+	err = s.ask(unix.NFT_MSG_GETTABLE, 0, putString(nil, unix.NFTA_TABLE_NAME, TableName), func(b []byte) error {
+		return each(b, func(a attribute) {
+			if a.kind == unix.NFTA_TABLE_FLAGS {
+				t.flags = uint32(number(a.data))
+			}
+		})
+	})
 	if errors.Is(err, unix.ENOENT) {
 		return t, errNoTable
 	}
 	if err != nil {
 		return t, err
 	}
-	for _, m := range answers {
-		err = each(m.Data[4:], func(a attribute) {
-			if a.kind == unix.NFTA_TABLE_FLAGS {
-				t.flags = uint32(number(a.data))
-			}
-		})
-		if err != nil {
-			return t, err
-		}
-	}
-	if answers, err = ask(conn, unix.NFT_MSG_GETCHAIN, netlink.Dump, nil); err != nil {
-		return t, err
-	}
-	for _, m := range answers {
-		c, of, err := readChain(m.Data[4:])
-		if err != nil {
-			return t, err
-		}
+	err = s.ask(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nil, func(b []byte) error {
+		c, of, err := readChain(b)
 		if of == TableName {
 			t.chains = append(t.chains, c)
 		}
-	}
-	if answers, err = ask(conn, unix.NFT_MSG_GETSET, netlink.Dump, putString(nil, unix.NFTA_SET_TABLE, TableName)); err != nil {
+		return err
+	})
+	if err != nil {
 		return t, err
 	}
-	for _, m := range answers {
-		s, err := readSet(m.Data[4:])
-		if err == nil && !s.isDynamic() {
-			s.elements, err = readElements(conn, s)
-		}
-		if err != nil {
-			return t, err
-		}
-		t.sets = append(t.sets, s)
-	}
-	if answers, err = ask(conn, unix.NFT_MSG_GETRULE, netlink.Dump, putString(nil, unix.NFTA_RULE_TABLE, TableName)); err != nil {
+	err = s.ask(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, putString(nil, unix.NFTA_SET_TABLE, TableName), func(b []byte) error {
+		set, err := readSet(b)
+		t.sets = append(t.sets, set)
+		return err
+	})
+	if err != nil {
 		return t, err
 	}
-	for _, m := range answers {
-		r, of, err := readRule(m.Data[4:])
-		if err != nil {
-			return t, err
+	for i := range t.sets {
+		if !t.sets[i].isDynamic() {
+			if err := readElements(s, &t.sets[i]); err != nil {
+				return t, err
+			}
 		}
+	}
+	err = s.ask(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, putString(nil, unix.NFTA_RULE_TABLE, TableName), func(b []byte) error {
+		r, of, err := readRule(b)
 		if of == TableName { // the kernel before 4.17 does not choose
 			t.rules = append(t.rules, r)
 		}
+		return err
+	})
+	if err != nil {
+		return t, err
 	}
-	after, err := generation(conn)
+	after, err := generation(s)
 	if err == nil && !bytes.Equal(before, after) {
 		err = unix.EINTR
 	}
@@ -280,15 +287,14 @@ func readOnce(conn *netlink.Conn) (t table, err error) {
 }
 
 // generation is another one after each change of nf_tables.
-func generation(conn *netlink.Conn) (id []byte, err error) {
-	answers, err := ask(conn, unix.NFT_MSG_GETGEN, 0, nil)
-	for _, m := range answers {
-		err = errors.Join(err, each(m.Data[4:], func(a attribute) {
+func generation(s *socket) (id []byte, err error) {
+	err = s.ask(unix.NFT_MSG_GETGEN, 0, nil, func(b []byte) error {
+		return each(b, func(a attribute) {
 			if a.kind == unix.NFTA_GEN_ID {
-				id = a.data
+				id = bytes.Clone(a.data)
 			}
-		}))
-	}
+		})
+	})
 	return id, err
 }
 
@@ -308,7 +314,7 @@ func readChain(b []byte) (c chain, of string, err error) {
 		case unix.NFTA_CHAIN_NAME:
 			c.name = text(a.data)
 		case unix.NFTA_CHAIN_HOOK:
-			c.hook = a.data
+			c.hook = bytes.Clone(a.data)
 		case unix.NFTA_CHAIN_POLICY:
 			c.policy = uint32(number(a.data))
 		case unix.NFTA_CHAIN_TYPE:
@@ -337,7 +343,7 @@ func readSet(b []byte) (s set, err error) {
 		case unix.NFTA_SET_TIMEOUT:
 			s.timeout = n
 		case unix.NFTA_SET_USERDATA:
-			s.userdata = a.data
+			s.userdata = bytes.Clone(a.data)
 		case unix.NFTA_SET_DESC:
 			if d, e := attributes(a.data); e == nil {
 				for _, a := range d {
@@ -351,17 +357,12 @@ func readSet(b []byte) (s set, err error) {
 	return s, err
 }
 
-func readElements(conn *netlink.Conn, s set) ([]setElement, error) {
-	answers, err := ask(conn, unix.NFT_MSG_GETSETELEM, netlink.Dump,
-		putString(putString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, TableName), unix.NFTA_SET_ELEM_LIST_SET, s.name))
-	if err != nil {
-		return nil, err
-	}
-	var out []setElement
-	for _, m := range answers {
-		list, err := attributes(m.Data[4:])
+func readElements(s *socket, of *set) error {
+	name := putString(putString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, TableName), unix.NFTA_SET_ELEM_LIST_SET, of.name)
+	err := s.ask(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, name, func(b []byte) error {
+		list, err := attributes(b)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		for _, a := range list {
 			if a.kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
@@ -369,18 +370,19 @@ func readElements(conn *netlink.Conn, s set) ([]setElement, error) {
 			}
 			items, err := attributes(a.data)
 			if err != nil {
-				return nil, err
+				return err
 			}
 			for _, item := range items {
 				e, err := readElement(item.data)
 				if err != nil {
-					return nil, err
+					return err
 				}
-				out = append(out, e)
+				of.elements = append(of.elements, e)
 			}
 		}
-	}
-	slices.SortFunc(out, func(a, b setElement) int {
+		return nil
+	})
+	slices.SortFunc(of.elements, func(a, b setElement) int {
 		if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
 			return c
 		}
@@ -389,7 +391,7 @@ func readElements(conn *netlink.Conn, s set) ([]setElement, error) {
 		}
 		return 1
 	})
-	return out, nil
+	return err
 }
 
 func readElement(b []byte) (e setElement, err error) {
@@ -401,11 +403,11 @@ func readElement(b []byte) (e setElement, err error) {
 			if bad != nil || len(inner) != 1 {
 				return e, errors.New("a set's element has no key")
 			}
-			e.key = inner[0].data
+			e.key = bytes.Clone(inner[0].data)
 		case unix.NFTA_SET_ELEM_FLAGS:
 			e.end = number(a.data)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_DATA:
-			e.data = a.data
+			e.data = bytes.Clone(a.data)
 		}
 	}
 	return e, err
@@ -422,8 +424,10 @@ func readRule(b []byte) (r rule, of string, err error) {
 			of = text(a.data)
 		case unix.NFTA_RULE_CHAIN:
 			r.chain = text(a.data)
+		case unix.NFTA_RULE_HANDLE:
+			r.handle = number(a.data)
 		case unix.NFTA_RULE_USERDATA:
-			r.userdata = a.data
+			r.userdata = bytes.Clone(a.data)
 		case unix.NFTA_RULE_EXPRESSIONS:
 			items, err := attributes(a.data)
 			if err != nil {
@@ -447,7 +451,7 @@ func readExpression(b []byte) (e expression, err error) {
 		case unix.NFTA_EXPR_NAME:
 			e.name = text(a.data)
 		case unix.NFTA_EXPR_DATA:
-			e.data = a.data
+			e.data = bytes.Clone(a.data)
 		}
 	})
 	return e, err
@@ -456,35 +460,67 @@ func readExpression(b []byte) (e expression, err error) {
 // canonical is a rule in a form in which two are the same if, and only if, the
 // kernel does the same by them. What counts packets is left out, and what is
 // zero: a kernel sends back more attributes than it was sent, the more the newer
-// it is, and those are zero.
-func (r rule) canonical() string {
-	var b strings.Builder
+// it is, and those are zero. An anonymous set is what is in it, whatever its name;
+// of a map that is left out.
+func (t table) canonical(r rule) string {
+	var b []byte
 	for _, e := range r.exprs {
-		e.write(&b)
+		if name := e.setName(); name != "" {
+			if s, ok := t.set(name); ok && s.isAnonymous() {
+				b = fmt.Appendf(b, "%s ", s.definition())
+				if !s.isMap() { // of which its own comparison tells
+					b = fmt.Appendf(b, "%v ", s.lines())
+				}
+				e = e.withSet("__set")
+			}
+		}
+		b = e.append(b)
 	}
-	fmt.Fprintf(&b, "%x", r.userdata)
-	return b.String()
+	return string(hex.AppendEncode(b, r.userdata))
+}
+
+// identity is canonical, with what is in maps.
+func (t table) identity(r rule) string {
+	text := t.canonical(r)
+	for _, e := range r.exprs {
+		if s, ok := t.set(e.setName()); ok && s.isMap() {
+			text += fmt.Sprint(s.lines())
+		}
+	}
+	return text
 }
 
 // nested are the attributes of expressions in which others are nested, as deep
 // as they are.
-var nested = map[string]map[uint16]int{
-	"cmp":       {unix.NFTA_CMP_DATA: 1},
-	"bitwise":   {unix.NFTA_BITWISE_MASK: 1, unix.NFTA_BITWISE_XOR: 1},
-	"range":     {unix.NFTA_RANGE_FROM_DATA: 1, unix.NFTA_RANGE_TO_DATA: 1},
-	"immediate": {unix.NFTA_IMMEDIATE_DATA: 2},
+func nested(name string, kind uint16) int {
+	switch name {
+	case "cmp":
+		return one(kind == unix.NFTA_CMP_DATA)
+	case "bitwise":
+		return one(kind == unix.NFTA_BITWISE_MASK || kind == unix.NFTA_BITWISE_XOR)
+	case "range":
+		return one(kind == unix.NFTA_RANGE_FROM_DATA || kind == unix.NFTA_RANGE_TO_DATA)
+	case "immediate":
+		return 2 * one(kind == unix.NFTA_IMMEDIATE_DATA)
+	}
+	return 0
 }
 
-func (e expression) write(b *strings.Builder) {
-	fmt.Fprintf(b, "%q{", e.name)
-	defer b.WriteString("}")
+func one(is bool) int {
+	if is {
+		return 1
+	}
+	return 0
+}
+
+func (e expression) append(b []byte) []byte {
+	b = append(append(b, e.name...), '{')
 	if e.name == "counter" {
-		return
+		return append(b, '}')
 	}
 	list, err := attributes(e.data)
 	if err != nil {
-		fmt.Fprintf(b, "?%x", e.data)
-		return
+		return append(hex.AppendEncode(append(b, '?'), e.data), '}')
 	}
 	slices.SortStableFunc(list, func(x, y attribute) int { return int(x.kind) - int(y.kind) })
 	for _, a := range list {
@@ -495,27 +531,25 @@ func (e expression) write(b *strings.Builder) {
 		}
 		if e.name == "dynset" && a.kind == unix.NFTA_DYNSET_EXPR {
 			if inner, err := readExpression(a.data); err == nil {
-				inner.write(b)
+				b = inner.append(b)
 				continue
 			}
 		}
-		a.write(b, nested[e.name][a.kind])
+		b = a.append(b, nested(e.name, a.kind))
 	}
+	return append(b, '}')
 }
 
-func (a attribute) write(b *strings.Builder, depth int) {
+func (a attribute) append(b []byte, depth int) []byte {
+	b = strconv.AppendUint(b, uint64(a.kind), 10)
 	if depth > 0 {
 		if inner, err := attributes(a.data); err == nil {
-			fmt.Fprintf(b, "%d(", a.kind)
+			b = append(b, '(')
 			for _, i := range inner {
-				i.write(b, depth-1)
+				b = i.append(b, depth-1)
 			}
-			b.WriteString(")")
-			return
+			return append(b, ')')
 		}
 	}
-	fmt.Fprintf(b, "%d=%x;", a.kind, a.data)
+	return append(hex.AppendEncode(append(b, '='), a.data), ';')
 }
-
-// be32 is a number as the kernel compares numbers of that size.
-func be32(v uint32) []byte { return binary.BigEndian.AppendUint32(nil, v) }

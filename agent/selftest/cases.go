@@ -86,6 +86,11 @@ func cases(d firewall.Desired, interfaces []firewall.Interface, families []firew
 	for _, s := range c.offered {
 		c.known = append(c.known, s.From...)
 	}
+	for _, i := range interfaces {
+		for _, p := range i.Addresses {
+			c.known = append(c.known, netip.PrefixFrom(p.Addr(), p.Addr().BitLen()))
+		}
+	}
 	for _, f := range families {
 		for _, i := range interfaces {
 			c.family, c.on = f, i
@@ -117,7 +122,7 @@ type caser struct {
 	now     time.Time
 	offered []firewall.Service
 	// logins are the networks of which it is said that they may log in, and
-	// known these and the services' own.
+	// known these, the services' own, and this host.
 	logins, known []netip.Prefix
 
 	family firewall.Family

@@ -108,7 +108,7 @@ func withAddresses(i firewall.Interface, n int) firewall.Interface {
 	var list []netip.Prefix
 	for _, p := range i.Addresses {
 		f := firewall.FamilyOf(p)
-		if !usable(p.Addr()) || count[f] == addressesEach {
+		if !usable(p.Addr()) || p.Addr().Is6() && p.Addr().IsLinkLocalUnicast() || count[f] == addressesEach {
 			continue
 		}
 		count[f]++

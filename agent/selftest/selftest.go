@@ -76,7 +76,7 @@ func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Co
 	// itself, and tells nothing of rules that should let it pass.
 	free, err := t.Send(packets)
 	if err != nil {
-		return nil, err
+		return nil, &twin.ImpossibleError{Why: err}
 	}
 	if err := load(ctx); err != nil {
 		return nil, err

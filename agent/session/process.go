@@ -153,8 +153,8 @@ func (p *Processes) authenticated(s system.Socket) bool {
 
 // Names gives the names of the processes that have sockets open. Of several
 // that share one, it is the oldest, but not PID 1 that has opened it for
-// another. It reads what all processes have open: 2 ms where there are a
-// hundred. Any user can give a process any name.
+// another. It reads what processes have open, until all are known: 2 ms where there
+// are a hundred. Any user can give a process any name.
 func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
 	want := map[uint64]bool{}
 	for _, s := range sockets {
@@ -162,7 +162,11 @@ func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
 	}
 	names := map[uint64]string{}
 	byInit := map[uint64]bool{}
+	sought := len(want) // for which nobody was found, or none but PID 1
 	for _, proc := range p.list {
+		if sought == 0 {
+			break
+		}
 		for _, inode := range p.sockets(proc.pid) {
 			if _, known := names[inode]; !want[inode] || known && !byInit[inode] {
 				continue
@@ -170,6 +174,9 @@ func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
 			comm, err := p.read(proc.pid, "comm", 64)
 			if err != nil {
 				continue
+			}
+			if proc.pid != 1 {
+				sought--
 			}
 			names[inode] = system.Printable(strings.TrimSuffix(string(comm), "\n"))
 			byInit[inode] = proc.pid == 1

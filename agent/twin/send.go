@@ -3,6 +3,7 @@ package twin
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -40,7 +41,7 @@ const (
 	// which is 200 KiB, with what the twin answers, at a KiB for each.
 	batch = 40
 	// arrival is how long a packet may take. It is microseconds.
-	arrival = 5 * time.Second
+	arrival = 10 * time.Second
 
 	etherHeader = 14
 	// etherMark is the type of a frame that is for experiments (IEEE 802, 9.2.4):
@@ -95,13 +96,9 @@ func openPort(index int) (int, error) {
 	if err != nil {
 		return -1, err
 	}
-	// Past the queue: a new interface's drops all until the kernel has got
-	// around to it (linkwatch).
-	err = unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
-	if err == nil {
-		err = unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index})
-	}
-	if err != nil {
+	// Where it can be, past the queue: see awaitWires.
+	unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_QDISC_BYPASS, 1)
+	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Ifindex: index}); err != nil {
 		unix.Close(fd)
 		return -1, err
 	}
@@ -147,12 +144,15 @@ func (t *Twin) sendBatch(packets []firewall.Packet, fates []Fate) error {
 				return fmt.Errorf("sending a packet of %s from %v to %v on %s: %w", p.Proto, p.Src, p.Dst, p.In, err)
 			}
 		}
-		return t.mark()
+		for _, p := range t.ports {
+			return t.mark(p)
+		}
+		return nil
 	})
 	if err != nil {
 		return err
 	}
-	err = t.readTap(func(n int) {
+	err = t.readTap(arrival, func(n int) {
 		if n -= first; n >= 0 && n < len(fates) {
 			fates[n] = Dropped
 		}
@@ -251,19 +251,20 @@ func (t *Twin) sendLocal(name string, to netip.Addr, packet []byte) error {
 }
 
 // mark sends a frame that the tap will see as the last.
-func (t *Twin) mark() error {
-	for _, p := range t.ports {
-		n := t.sent
-		t.sent++
-		return p.send(p.mac, etherMark, t.tag(n))
-	}
-	return nil
+func (t *Twin) mark(p port) error {
+	n := t.sent
+	t.sent++
+	return p.send(p.mac, etherMark, t.tag(n))
 }
 
-// readTap tells the numbers of the packets that arrived, until the last.
-func (t *Twin) readTap(arrived func(n int)) error {
+// errLate says that what was sent did not arrive in time.
+var errLate = errors.New("what was sent does not arrive")
+
+// readTap tells the numbers of the packets that arrived, until the last, for
+// which it waits so long.
+func (t *Twin) readTap(wait time.Duration, arrived func(n int)) error {
 	last := t.sent - 1
-	for end := time.Now().Add(arrival); ; {
+	for end := time.Now().Add(wait); ; {
 		over := false
 		if err := t.readAll(t.tap, func(data []byte, from unix.Sockaddr) {
 			if ll, ok := from.(*unix.SockaddrLinklayer); ok && ll.Pkttype == unix.PACKET_OUTGOING {
@@ -279,11 +280,11 @@ func (t *Twin) readTap(arrived func(n int)) error {
 		if over {
 			return nil
 		}
-		wait := time.Until(end)
-		if wait <= 0 {
-			return fmt.Errorf("what was sent did not arrive within %v", arrival)
+		left := time.Until(end)
+		if left <= 0 {
+			return fmt.Errorf("%w within %v", errLate, wait)
 		}
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(t.tap), Events: unix.POLLIN}}, int(wait.Milliseconds())+1)
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(t.tap), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
 		if err != nil && err != unix.EINTR {
 			return fmt.Errorf("waiting for what was sent: %w", err)
 		}

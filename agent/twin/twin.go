@@ -32,7 +32,8 @@ type Interface struct {
 }
 
 // ImpossibleError says that a machine lets nobody make such networks: a
-// container without the right to, a kernel without veth.
+// container without the right to, a kernel without veth. It says nothing about
+// any rules.
 type ImpossibleError struct{ Why error }
 
 func (e *ImpossibleError) Error() string {
@@ -40,17 +41,6 @@ func (e *ImpossibleError) Error() string {
 }
 
 func (e *ImpossibleError) Unwrap() error { return e.Why }
-
-// Impossible makes an *ImpossibleError of an error that is one; others it gives
-// back. ENOSPC is of user.max_net_namespaces.
-func Impossible(err error) error {
-	for _, e := range []error{unix.EPERM, unix.EACCES, unix.ENOSPC, unix.EINVAL, unix.ENOSYS, unix.EOPNOTSUPP, unix.EROFS} {
-		if errors.Is(err, e) {
-			return &ImpossibleError{err}
-		}
-	}
-	return err
-}
 
 // Twin is a copy of a network. It is for one goroutine at a time.
 type Twin struct {
@@ -79,15 +69,19 @@ type local struct {
 
 // readyWait is how long the kernel may take until it takes in packets to all
 // addresses. It is milliseconds.
-const readyWait = 5 * time.Second
+const readyWait = 10 * time.Second
 
 // New makes the twin, with addresses of fe80::/64 besides those that are said.
-// It comes back once packets arrive at all of them.
+// It comes back once packets arrive at all of them. The error is an
+// *ImpossibleError, or ErrSomebodys.
 func New(sys *system.System, families []firewall.Family, interfaces []Interface) (*Twin, error) {
 	t := &Twin{ports: map[string]port{}, local: map[local]int{}, tap: -1}
 	if err := t.build(sys, families, interfaces); err != nil {
 		t.Close()
-		return nil, Impossible(err)
+		if !errors.Is(err, ErrSomebodys) {
+			err = &ImpossibleError{err}
+		}
+		return nil, err
 	}
 	return t, nil
 }
@@ -96,14 +90,17 @@ func (t *Twin) build(sys *system.System, families []firewall.Family, interfaces 
 	if _, err := rand.Read(t.magic[:]); err != nil {
 		return err
 	}
-	if err := quiet(sys, families); err != nil {
-		return err
-	}
 	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("opening netlink: %w", err)
 	}
 	defer inside.Close()
+	if err := free(inside); err != nil {
+		return err
+	}
+	if err := quiet(sys, families); err != nil {
+		return err
+	}
 	lo, err := inside.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("looking for lo: %w", err)
@@ -131,7 +128,28 @@ func (t *Twin) build(sys *system.System, families []firewall.Family, interfaces 
 			t.local[local{f, name}] = fd
 		}
 	}
+	if err := t.awaitWires(); err != nil {
+		return err
+	}
 	return t.awaitAddresses(families, interfaces)
+}
+
+// ErrSomebodys says that a network namespace is one that somebody uses.
+var ErrSomebodys = errors.New("this network namespace is somebody's: nothing was changed")
+
+// free tells whether nobody uses the namespace: its links are down, but for lo.
+// There may be some that the kernel makes in each (sit0, tunl0).
+func free(h *netlink.Handle) error {
+	links, err := h.LinkList()
+	if err != nil {
+		return fmt.Errorf("listing interfaces: %w", err)
+	}
+	for _, l := range links {
+		if a := l.Attrs(); a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 {
+			return fmt.Errorf("%s is up: %w", a.Name, ErrSomebodys)
+		}
+	}
+	return nil
 }
 
 func names(interfaces []Interface) []string {
@@ -198,6 +216,11 @@ func (t *Twin) wire(sys *system.System, inside *netlink.Handle, families []firew
 		// (linkwatch_urgent_event).
 		attrs.Index = firstIndex + i
 		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "to" + strconv.Itoa(i), PeerNamespace: netlink.NsPid(unix.Gettid())}
+		if own, err := inside.LinkByName(x.Name); err == nil { // the kernel's
+			if err := inside.LinkSetName(own, "own"+strconv.Itoa(i)); err != nil {
+				return fmt.Errorf("renaming the kernel's %s: %w", x.Name, err)
+			}
+		}
 		if err := inside.LinkAdd(veth); err != nil {
 			return fmt.Errorf("making interface %s: %w", x.Name, err)
 		}
@@ -230,10 +253,9 @@ func address(h *netlink.Handle, families []firewall.Family, x Interface, i int) 
 	for _, f := range families {
 		addresses := x.Addresses
 		if f == firewall.IPv6 {
-			// One of our own, so that there is none that has to be waited for.
-			if err := h.LinkSetIP6AddrGenMode(link, 1); err != nil { // IN6_ADDR_GEN_MODE_NONE
-				return err
-			}
+			// One of our own in place of the kernel's, which it still gives
+			// before Linux 3.17.
+			h.LinkSetIP6AddrGenMode(link, 1) // IN6_ADDR_GEN_MODE_NONE
 			addresses = append(addresses[:len(addresses):len(addresses)], netip.PrefixFrom(LinkLocal, 64))
 		}
 		for _, p := range addresses {
@@ -259,6 +281,28 @@ func address(h *netlink.Handle, families []firewall.Family, x Interface, i int) 
 		}
 		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: any, Scope: netlink.SCOPE_LINK, Priority: i + 1}); err != nil {
 			return fmt.Errorf("adding a default %v route: %w", f, err)
+		}
+	}
+	return nil
+}
+
+// awaitWires waits until a frame arrives on each interface. It does at once, but
+// before Linux 3.14, which has no PACKET_QDISC_BYPASS, a new interface's queue
+// drops all until the kernel has got around to it (linkwatch).
+func (t *Twin) awaitWires() error {
+	const again = 20 * time.Millisecond
+	for name, p := range t.ports {
+		for end := time.Now().Add(readyWait); ; {
+			if err := t.mark(p); err != nil {
+				return fmt.Errorf("sending to %s: %w", name, err)
+			}
+			err := t.readTap(again, func(int) {})
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, errLate) || time.Now().After(end) {
+				return fmt.Errorf("interface %s: %w", name, err)
+			}
 		}
 	}
 	return nil

@@ -3,7 +3,6 @@ package twin_test
 import (
 	"errors"
 	"net/netip"
-	"os"
 	"strings"
 	"testing"
 
@@ -197,12 +196,41 @@ func TestStates(t *testing.T) {
 	}
 }
 
-func TestImpossible(t *testing.T) {
-	var impossible *twin.ImpossibleError
-	if err := twin.Impossible(os.NewSyscallError("unshare", unix.EPERM)); !errors.As(err, &impossible) || !errors.Is(err, unix.EPERM) {
+// TestSomebodys leaves a network alone that is used, and has names that the
+// kernel's own links have.
+func TestSomebodys(t *testing.T) {
+	t.Parallel()
+	lab.Need(t, "ip")
+	n := lab.NewNamespace(t)
+	n.MustRun(t, "ip", "link", "add", "sit7", "type", "veth", "peer", "name", "sit8")
+	make := func() error {
+		return n.Do(func() error {
+			tw, err := twin.New(&system.System{}, firewall.Families[:], []twin.Interface{{Name: "sit7"}})
+			if err == nil {
+				tw.Close()
+			}
+			return err
+		})
+	}
+	n.MustRun(t, "ip", "link", "set", "sit7", "up")
+	before := n.MustRun(t, "ip", "addr")
+	if err := make(); !errors.Is(err, twin.ErrSomebodys) {
 		t.Errorf("%v", err)
 	}
-	if err := twin.Impossible(unix.ENOENT); errors.As(err, &impossible) {
+	if after := n.MustRun(t, "ip", "addr"); after != before {
+		t.Errorf("it became\n%s", after)
+	}
+	n.MustRun(t, "ip", "link", "set", "sit7", "down")
+	if err := make(); err != nil {
+		t.Errorf("%v", err)
+	}
+	// A name that no interface can have.
+	err := lab.NewNamespace(t).Do(func() error {
+		_, err := twin.New(&system.System{}, firewall.Families[:], []twin.Interface{{Name: "longer than fifteen"}})
+		return err
+	})
+	var impossible *twin.ImpossibleError
+	if !errors.As(err, &impossible) || !errors.Is(err, unix.ERANGE) {
 		t.Errorf("%v", err)
 	}
 }

@@ -43,6 +43,7 @@ that is newer than the change.`,
 	cmd.Flags().StringVar(&confirm, "confirm", "", "for how long, such as 5m, unless confirmed")
 	cmd.Flags().BoolVar(&r.redetect, "redetect", false, "decide anew what was detected at bootstrap")
 	cmd.Flags().BoolVar(&r.force, "force", false, "even if the address that you come from is shut out")
+	cmd.Flags().BoolVar(&r.noRehearsal, "no-rehearsal", false, "load the rules without trying out first whether the kernel takes them")
 	return cmd
 }
 

@@ -20,7 +20,8 @@ import (
 type bootstrapFlags struct {
 	profile, clientIP, backend    string
 	noService, dryRun, orFailsafe bool
-	noSelftest, force             bool
+	noRehearsal, noSelftest       bool
+	force                         bool
 	// forgetClient drops the client that a flag named for another instance.
 	forgetClient bool
 }
@@ -48,6 +49,7 @@ in /etc/basicfw/local.ini, which wins over agent.ini.`,
 	cmd.Flags().StringVar(&f.clientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
 	cmd.Flags().StringVar(&f.backend, "backend", "", "what loads the rules: auto, iptables or nftables")
 	cmd.Flags().BoolVar(&f.noService, "no-service", false, "do not register the service")
+	cmd.Flags().BoolVar(&f.noRehearsal, "no-rehearsal", false, "load the rules without trying out first whether the kernel takes them")
 	cmd.Flags().BoolVar(&f.noSelftest, "no-selftest", false, "do not try the rules with packets")
 	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "show what would change, and change nothing")
 	cmd.Flags().BoolVar(&f.force, "force", false, "even if the address that you come from is shut out")
@@ -77,7 +79,7 @@ func (a *app) tryBootstrap(ctx context.Context, w *wiring, f bootstrapFlags) err
 	if err != nil {
 		return err
 	}
-	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, takeOver: true, service: !f.noService, dryRun: f.dryRun, force: f.force, selftest: !f.noSelftest}); err != nil || f.dryRun {
+	if err := a.converge(ctx, w, s, convergeRequest{local: local, clear: true, takeOver: true, service: !f.noService, dryRun: f.dryRun, force: f.force, selftest: !f.noSelftest, noRehearsal: f.noRehearsal}); err != nil || f.dryRun {
 		return err
 	}
 	// While it is there, user-data tries again at each boot, with its own flags.
@@ -151,6 +153,7 @@ type convergeRequest struct {
 	local                          *agent.Change
 	clear, service, dryRun         bool
 	selftest                       bool // at the end
+	noRehearsal                    bool
 	takeOver                       bool // other firewalls, if the settings say so
 	redetect, force, exitCodeDrift bool
 	confirm                        time.Duration // for how long, unless confirmed; zero is for good
@@ -166,6 +169,9 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	}
 	if err != nil {
 		return err
+	}
+	if r.noRehearsal {
+		w.agent.Rehearse = nil
 	}
 	o := agent.Options{Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
 	o.Refuse = s.OnConflict == settings.Refuse

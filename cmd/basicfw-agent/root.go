@@ -77,7 +77,7 @@ Exit codes: 0 fine; 1 it failed, and the rules are what they were before;
 	root.AddCommand(a.bootstrapCmd(), a.applyCmd(), a.planCmd(), a.verifyCmd(), a.statusCmd(), a.renderCmd(),
 		a.openCmd(), a.closeCmd(), a.sshCmd(), a.unlockCmd(), a.lockCmd(), a.confirmCmd(), a.expireCmd(),
 		a.profileCmd(), a.userDataCmd(), a.runCmd(), a.uninstallCmd(), a.versionCmd(), a.selftestCmd(),
-		a.packageCmd(), a.prepareCmd(), a.rehearseCmd(), a.selftestTwinCmd())
+		a.packageCmd(), a.erasedCmd(), a.prepareCmd(), a.rehearseCmd(), a.selftestTwinCmd())
 	return root
 }
 

@@ -42,7 +42,7 @@ On a machine that was not bootstrapped yet, it tries what "basicfw-agent
 bootstrap" would load.`,
 		Args: noArgs,
 		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
-			st, err := a.inEffect(w)
+			st, err := a.inEffect(ctx, w)
 			if err != nil {
 				return err
 			}
@@ -79,7 +79,7 @@ bootstrap" would load.`,
 // inEffect is what the machine's rules follow from at this moment: a change that
 // waits for a confirmation, or what was decided; where nothing was, what bootstrap
 // would decide.
-func (a *app) inEffect(w *wiring) (store.State, error) {
+func (a *app) inEffect(ctx context.Context, w *wiring) (store.State, error) {
 	st, err := w.agent.Store.Load()
 	switch {
 	case errors.Is(err, store.ErrNone):
@@ -87,8 +87,12 @@ func (a *app) inEffect(w *wiring) (store.State, error) {
 		if err != nil {
 			return st, err
 		}
-		st, _, _, err = a.decide(w, s, convergeRequest{})
-		return st, err
+		if st, _, _, err = a.decide(w, s, convergeRequest{}); err != nil {
+			return st, err
+		}
+		// With the backend that it would come to.
+		out, err := w.agent.Assess(ctx, st, agent.Options{Clear: true, Choose: true})
+		return out.State, err
 	case err != nil:
 		return st, explainState(err)
 	}
@@ -134,7 +138,7 @@ func (a *app) selftest(ctx context.Context, w *wiring, st store.State) (selftest
 	if errors.As(err, &exit) && exit.Stderr != "" {
 		err = errors.New(strings.TrimPrefix(exit.Stderr, "basicfw-agent: "))
 	} else if errno := syscall.Errno(0); err != nil && exit == nil && errors.As(err, &errno) { // it was not even started
-		err = twin.Impossible(fmt.Errorf("making a network namespace: %w", errno))
+		err = &twin.ImpossibleError{Why: fmt.Errorf("making a network namespace: %w", errno)}
 	}
 	var answer selftestAnswer
 	if err == nil {

@@ -17,7 +17,7 @@ func pack(t *testing.T, version string) string {
 	t.Helper()
 	dir := t.TempDir()
 	files := map[string]string{
-		"amd64/basicfw-agent": "#!/bin/sh\necho \"" + version + ": $*\" >>/run/log\n[ ! -e /run/fails ] || exit \"$(cat /run/fails)\"\n[ \"$1\" != uninstall ] || rm -r /var/lib/basicfw\n",
+		"amd64/basicfw-agent": "#!/bin/sh\necho \"" + version + ": $*\" >>/run/log\n[ ! -e /run/fails ] || exit \"$(cat /run/fails)\"\n[ \"$1\" != package-erased ] || rm -r /var/lib/basicfw\n",
 		"completion.bash":     "", "completion.zsh": "", "completion.fish": "",
 		"man/basicfw-agent.8.gz": "", "man/basicfw-agent.ini.5.gz": "", "man/basicfw-profile.5.gz": "",
 	}
@@ -78,7 +78,7 @@ package() {
 	rc=0
 	rpm --dbpath /run/rpmdb "$@" >/run/out 2>&1 || rc=$?
 	grep -v '^rpm: ' /run/out || :
-	echo "rc $rc; called $(tr '\n' , </run/log)"
+	echo "rc $rc; called $(sed 's/ [0-9]*$/ PID/' /run/log | tr '\n' ,)"
 	: >/run/log
 }
 bootstrapped() {
@@ -105,7 +105,7 @@ func TestLifecycle(t *testing.T) {
 	packages := []string{base(t), pack(t, "1.0"), pack(t, "2.0")}
 	const installed = "package -i base.rpm; package -U 1.0.rpm\n"
 	const head = "rc 0; called \nrc 0; called 1.0: package-upgraded,\n"
-	refused := "rc 1; called 1.0: uninstall,\n"
+	refused := "rc 1; called 1.0: package-erased PID,\n"
 	for name, tt := range map[string]struct{ story, want string }{
 		"install, verify, erase": {
 			installed + "package -V basicfw-agent; package -e basicfw-agent; find /etc /usr/sbin /usr/share -name '*basicfw*'",
@@ -135,13 +135,13 @@ func TestLifecycle(t *testing.T) {
 		},
 		"erase what was bootstrapped": {
 			installed + "bootstrapped; package -e basicfw-agent; package -q basicfw-agent",
-			head + "rc 0; called 1.0: uninstall,\npackage basicfw-agent is not installed\nrc 1; called \n",
+			head + "rc 0; called 1.0: package-erased PID,\npackage basicfw-agent is not installed\nrc 1; called \n",
 		},
 		"erase what only has a backup left": {
-			installed + "mkdir -p /var/lib/basicfw/backup; package -e basicfw-agent", head + "rc 0; called 1.0: uninstall,\n",
+			installed + "mkdir -p /var/lib/basicfw/backup; package -e basicfw-agent", head + "rc 0; called 1.0: package-erased PID,\n",
 		},
 		"not bootstrapped after all": {
-			installed + "bootstrapped; echo 4 >fails; package -e basicfw-agent", head + "rc 0; called 1.0: uninstall,\n",
+			installed + "bootstrapped; echo 4 >fails; package -e basicfw-agent", head + "rc 0; called 1.0: package-erased PID,\n",
 		},
 		"erase that cannot give back": {
 			installed + "bootstrapped; echo 1 >fails; package -e basicfw-agent | grep -v '^[eE ]'; package -q basicfw-agent; ls /usr/sbin/basicfw-agent; " +
@@ -149,7 +149,7 @@ func TestLifecycle(t *testing.T) {
 			head + "basicfw-agent: the package stays, because the machine could not be given back\n" +
 				"as it was. Put right what is said above, and erase the package again. Erased with\n" +
 				"--noscripts it leaves the rules, their files and the service's unit behind.\n" + refused +
-				"basicfw-agent-1.0-1.x86_64\nrc 0; called \n/usr/sbin/basicfw-agent\nrc 0; called 1.0: uninstall,\n",
+				"basicfw-agent-1.0-1.x86_64\nrc 0; called \n/usr/sbin/basicfw-agent\nrc 0; called 1.0: package-erased PID,\n",
 		},
 		"the program is gone": {
 			installed + "bootstrapped; rm /usr/sbin/basicfw-agent; package -e basicfw-agent >out2; grep -c 'the package stays' out2; package -q basicfw-agent",

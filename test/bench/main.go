@@ -8,6 +8,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,15 @@ import (
 func main() {
 	runs := flag.Int("n", 21, "runs of each command")
 	idle := flag.Duration("idle", 0, "also let the service idle for this long, and tell its memory and how often it woke")
+	flooding := flag.Bool("flood", false, "send packets, and tell what one costs (for this program itself)")
 	flag.Parse()
+	if *flooding {
+		if err := flood(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+			os.Exit(1)
+		}
+		return
+	}
 	if flag.NArg() != 1 {
 		fmt.Fprintln(os.Stderr, "usage: bench [-n RUNS] [-idle 10m] BINARY")
 		os.Exit(2)
@@ -87,57 +96,38 @@ func run(binary string, runs int, idle time.Duration) error {
 	}
 	defer l.sys.Run(context.Background(), system.Command{Name: "ip", Args: []string{"netns", "del", l.ns}})
 
-	bootstrap := func() error {
-		return l.agent("bootstrap", "--profile", "web+mail", "--client-ip", "203.0.113.9", "--no-service")
-	}
-	if err := l.open(); err != nil {
+	if err := l.iptables(runs); err != nil {
 		return err
 	}
-	if err := bootstrap(); err != nil {
+	if err := l.netlink(runs); err != nil {
 		return err
 	}
-	for _, name := range []string{"iptables", "ip6tables"} {
-		data, err := os.ReadFile(filepath.Join(l.root, "etc/sysconfig", name))
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
-			return err
-		}
+	if err := l.packets(); err != nil {
+		return err
 	}
-	// The floors are one process after another, in one entry into the
-	// namespace, as ours is one.
-	script := func(text string) func() (time.Duration, error) {
-		return func() (time.Duration, error) {
-			return timed(func() error { _, err := l.in(nil, "sh", "-ec", "cd "+dir+"; "+text); return err })
-		}
+	if err := size(binary); err != nil {
+		return err
 	}
-	saves := script("iptables-save >out; ip6tables-save >out")
-	floor := script("iptables-restore <iptables; ip6tables-restore <ip6tables; iptables-save >out; ip6tables-save >out")
-	ini := filepath.Join(l.root, "etc/basicfw/agent.ini")
-	flip := 0
-	rows := []struct {
-		name    string
-		floor   func() (time.Duration, error)
-		of      string
-		prepare func() error
-		subject func() error
-		factor  float64
-	}{
-		{"bootstrap", floor, "2 restores, 2 saves", l.open, bootstrap, 2},
-		{"apply, one service more or less", floor, "2 restores, 2 saves", func() error {
-			flip++
-			text := "[open]\n"
-			if flip%2 == 0 {
-				text += "extra = 8080/tcp\n"
-			}
-			return os.WriteFile(ini, []byte(text), 0o600)
-		}, func() error { return l.agent("apply") }, 2},
-		{"apply, nothing changed", saves, "2 saves", nil, func() error { return l.agent("apply") }, 1},
-		{"verify", saves, "2 saves", nil, func() error { return l.agent("verify") }, 1},
-		{"status", saves, "2 saves", nil, func() error { return l.agent("status") }, 1},
+	if idle > 0 {
+		return l.idle(idle)
 	}
-	fmt.Printf("%-34s %10s %10s %10s  %s\n", "median of "+strconv.Itoa(runs), "floor ms", "ours ms", "limit ms", "")
+	return nil
+}
+
+// row is one figure: ours, beside what it is measured against.
+type row struct {
+	name    string
+	floor   func() (time.Duration, error)
+	of      string
+	prepare func() error
+	subject func() error
+	factor  float64
+	plus    time.Duration
+}
+
+// print times rows, each in turns with its floor.
+func print(title string, runs int, rows []row) error {
+	fmt.Printf("%-34s %10s %10s %10s  %s\n", title, "floor ms", "ours ms", "limit ms", "medians of "+strconv.Itoa(runs))
 	for _, r := range rows {
 		var floors, ours []time.Duration
 		for i := range runs + 1 {
@@ -159,20 +149,204 @@ func run(binary string, runs int, idle time.Duration) error {
 			}
 		}
 		f, o := median(floors), median(ours)
-		limit := time.Duration(r.factor*float64(f)) + 10*time.Millisecond
+		limit := time.Duration(r.factor*float64(f)) + r.plus
 		verdict := "within"
 		if o > limit {
 			verdict = "OVER"
 		}
-		fmt.Printf("%-34s %10.1f %10.1f %10.1f  %s (%g x %s + 10 ms)\n", r.name, ms(f), ms(o), ms(limit), verdict, r.factor, r.of)
-	}
-	if err := size(binary); err != nil {
-		return err
-	}
-	if idle > 0 {
-		return l.idle(idle)
+		fmt.Printf("%-34s %10.1f %10.1f %10.1f  %s (%g x %s + %g ms)\n", r.name, ms(f), ms(o), ms(limit), verdict, r.factor, r.of, ms(r.plus))
 	}
 	return nil
+}
+
+// script times programs one after another, in one entry into the namespace, as
+// ours is one.
+func (l *lab) script(text string) func() (time.Duration, error) {
+	return func() (time.Duration, error) {
+		return timed(func() error { _, err := l.in(nil, "sh", "-ec", "cd "+l.dir+"; "+text); return err })
+	}
+}
+
+// flip adds a service to the settings, and takes it away the next time.
+func (l *lab) flip() func() error {
+	n := 0
+	return func() error {
+		n++
+		text := "[open]\n"
+		if n%2 == 0 {
+			text += "extra = 8080/tcp\n"
+		}
+		return os.WriteFile(filepath.Join(l.root, "etc/basicfw/agent.ini"), []byte(text), 0o600)
+	}
+}
+
+func (l *lab) bootstrap(args ...string) error {
+	return l.agent(append([]string{"bootstrap", "--profile", "web+mail", "--client-ip", "203.0.113.9", "--no-service", "--no-selftest"}, args...)...)
+}
+
+// iptables times the backend of that name beside its own programs.
+func (l *lab) iptables(runs int) error {
+	if err := l.open(); err != nil {
+		return err
+	}
+	if err := l.bootstrap(); err != nil {
+		return err
+	}
+	for _, name := range []string{"iptables", "ip6tables"} {
+		if err := copyFile(filepath.Join(l.root, "etc/sysconfig", name), filepath.Join(l.dir, name)); err != nil {
+			return err
+		}
+	}
+	saves := l.script("iptables-save >out; ip6tables-save >out")
+	floor := l.script("iptables-restore <iptables; ip6tables-restore <ip6tables; iptables-save >out; ip6tables-save >out")
+	const restores = "2 restores, 2 saves"
+	return print("iptables", runs, []row{
+		{"bootstrap", floor, restores, l.open, func() error { return l.bootstrap("--no-rehearsal") }, 2, 10 * time.Millisecond},
+		{"apply, one service more or less", floor, restores, l.flip(), func() error { return l.agent("apply", "--no-rehearsal") }, 2, 10 * time.Millisecond},
+		{"the same, rehearsed", floor, restores, l.flip(), func() error { return l.agent("apply") }, 3, 20 * time.Millisecond},
+		{"apply, nothing changed", saves, "2 saves", nil, func() error { return l.agent("apply") }, 1, 10 * time.Millisecond},
+		{"verify", saves, "2 saves", nil, func() error { return l.agent("verify") }, 1, 10 * time.Millisecond},
+		{"status", saves, "2 saves", nil, func() error { return l.agent("status") }, 1, 10 * time.Millisecond},
+	})
+}
+
+// netlink times the backend that needs no program beside nft.
+func (l *lab) netlink(runs int) error {
+	if err := l.open(); err != nil {
+		return err
+	}
+	// As on a machine where iptables never was: its tables would be looked at.
+	for _, family := range []string{"ip", "ip6"} {
+		if _, err := l.in(nil, "nft", "delete", "table", family, "filter"); err != nil {
+			return err
+		}
+	}
+	if err := l.bootstrap("--backend", "nftables"); err != nil {
+		return err
+	}
+	table := filepath.Join(l.root, "etc/nftables/basicfw.nft")
+	if err := copyFile(table, filepath.Join(l.dir, "nft")); err != nil {
+		return err
+	}
+	load, list := l.script("exec nft -f nft"), l.script("exec nft list table inet basicfw")
+	many := "[open]\nmany = 7/udp from " + networks(10000) + "\n"
+	ini := filepath.Join(l.root, "etc/basicfw/agent.ini")
+	none := func() (time.Duration, error) { return 0, nil }
+	return print("nftables", runs, []row{
+		{"apply, one service more or less", load, "nft -f", l.flip(), func() error { return l.agent("apply", "--no-rehearsal") }, 0.5, 0},
+		{"the same, rehearsed", load, "nft -f", l.flip(), func() error { return l.agent("apply") }, 1, 20 * time.Millisecond},
+		{"verify", list, "nft list", nil, func() error { return l.agent("verify") }, 1, 5 * time.Millisecond},
+		{"status", list, "nft list", nil, func() error { return l.agent("status") }, 1, 5 * time.Millisecond},
+		{"apply, 10000 networks in one from", none, "nothing", func() error {
+			if err := os.WriteFile(ini, []byte("[open]\n"), 0o600); err != nil {
+				return err
+			}
+			if err := l.agent("apply", "--no-rehearsal"); err != nil {
+				return err
+			}
+			return os.WriteFile(ini, []byte(many), 0o600)
+		}, func() error { return l.agent("apply", "--no-rehearsal") }, 0, time.Second},
+	})
+}
+
+// networks are some, the last of which is the client's.
+func networks(n int) string {
+	var list []string
+	for i := range n - 1 {
+		list = append(list, fmt.Sprintf("100.%d.%d.%d/32", 64+i>>14, i>>6&255, i<<2&255))
+	}
+	return strings.Join(append(list, "192.0.2.2/32"), ", ")
+}
+
+// packets times what a packet costs that a list of networks is asked about: a
+// flood over a wire, whose sender does the receiver's work too.
+func (l *lab) packets() error {
+	for _, args := range [][]string{
+		{"link", "add", "wire0", "type", "veth", "peer", "name", "wire1"}, {"addr", "add", "192.0.2.1/24", "dev", "wire0"}, {"link", "set", "wire0", "up"},
+	} {
+		if _, err := l.in(nil, "ip", args...); err != nil {
+			return err
+		}
+	}
+	out := l.ns + "-out"
+	run := func(args ...string) error {
+		_, err := l.sys.Run(context.Background(), system.Command{Name: "ip", Args: args})
+		return err
+	}
+	if err := run("netns", "add", out); err != nil {
+		return err
+	}
+	defer run("netns", "del", out)
+	for _, args := range [][]string{
+		{"-n", l.ns, "link", "set", "wire1", "netns", out}, {"-n", out, "addr", "add", "192.0.2.2/24", "dev", "wire1"}, {"-n", out, "link", "set", "wire1", "up"},
+	} {
+		if err := run(args...); err != nil {
+			return err
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	ini := filepath.Join(l.root, "etc/basicfw/agent.ini")
+	cost := map[int][]float64{}
+	for range 7 {
+		for _, n := range []int{1, 10000} {
+			if err := os.WriteFile(ini, []byte("[open]\nmany = 7/udp from "+networks(n)+"\n"), 0o600); err != nil {
+				return err
+			}
+			if err := l.agent("apply", "--no-rehearsal"); err != nil {
+				return err
+			}
+			res, err := l.sys.Run(context.Background(), system.Command{Name: "ip", Args: []string{"netns", "exec", out, self, "-flood"}})
+			if err != nil {
+				return err
+			}
+			ns, err := strconv.ParseFloat(strings.TrimSpace(string(res.Stdout)), 64)
+			if err != nil {
+				return err
+			}
+			cost[n] = append(cost[n], ns)
+		}
+	}
+	for _, list := range cost {
+		slices.Sort(list)
+	}
+	one, many := cost[1][3], cost[10000][3]
+	verdict := "within"
+	if many > 1.1*one {
+		verdict = "OVER"
+	}
+	fmt.Printf("%-34s %10.0f %10.0f %10.0f  ns, %s (1.1 x the same of 1 network)\n", "a packet of one of 10000 networks", one, many, 1.1*one, verdict)
+	return nil
+}
+
+// flood sends packets of one connection that is never answered, and so stays new,
+// and prints how many nanoseconds one takes.
+func flood() error {
+	c, err := net.Dial("udp", "192.0.2.1:7")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	const packets = 200000
+	send := func() {
+		for range packets {
+			c.Write([]byte("x")) // that nobody listens is told in between
+		}
+	}
+	send()
+	took, _ := timed(func() error { send(); return nil })
+	fmt.Println(float64(took.Nanoseconds()) / packets)
+	return nil
+}
+
+func copyFile(from, to string) error {
+	data, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, data, 0o600)
 }
 
 func timed(f func() error) (time.Duration, error) {

@@ -137,6 +137,23 @@ func TestRulesDirectory(t *testing.T) {
 	same(t, "after uninstall", before, m.everything(t))
 }
 
+// TestErased erases the package by an rpm that runs scriptlets in a network of
+// their own, as rpm 6 does: the rules of the machine have to go, not those there.
+func TestErased(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		before := m.everything(t)
+		m.bootstrap(t)
+		erase := m.command("package-erased")
+		erase.Args = append([]string{"sh", "-c", `unshare -n "$@" $$; exit $?`, "rpm"}, erase.Args...)
+		if r := m.Host.Run(t, erase); r.Code != exitOK || !strings.Contains(r.Stdout, "as it was before bootstrap") {
+			t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
+		}
+		same(t, "after the package was erased", before, m.everything(t))
+		m.must(t, exitFailed, "package-erased", "4194305") // there is no such process
+		m.must(t, exitUsage, "package-erased", "rpm")
+	})
+}
+
 // TestBadInputCorners is TestBadInput for what is wrong in less plain ways.
 func TestBadInputCorners(t *testing.T) {
 	t.Parallel()

@@ -49,6 +49,10 @@ const trialLength = "1h"
 
 func operations(m *machine) []operation {
 	bootstrap := []string{"bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-selftest"}
+	apply := []string{"apply"}
+	if !m.netlink { // a rehearsal is one step, which is walked over on one variant
+		bootstrap, apply = append(bootstrap, "--no-rehearsal"), append(apply, "--no-rehearsal")
+	}
 	// Both by name: a fault must not have the other one taken.
 	backend := "[agent]\nbackend = iptables\n"
 	if m.netlink {
@@ -81,7 +85,7 @@ func operations(m *machine) []operation {
 		return func(t *testing.T, m *machine) {
 			t.Helper()
 			edited(t, m)
-			m.must(t, exitOK, "apply", "--confirm", length)
+			m.must(t, exitOK, append(slices.Clone(apply), "--confirm", length)...)
 			m.killWaiting(t)
 		}
 	}
@@ -100,7 +104,7 @@ func operations(m *machine) []operation {
 				}
 				return nil
 			}},
-		{name: "apply", before: edited, args: []string{"apply"}},
+		{name: "apply", before: edited, args: apply},
 		{name: "verify --repair", args: []string{"verify", "--repair"},
 			before: func(t *testing.T, m *machine) {
 				t.Helper()
@@ -113,7 +117,7 @@ func operations(m *machine) []operation {
 					t.Fatal(err)
 				}
 			}},
-		{name: "apply --confirm", before: edited, args: []string{"apply", "--confirm", trialLength}},
+		{name: "apply --confirm", before: edited, args: append(slices.Clone(apply), "--confirm", trialLength)},
 		{name: "confirm", before: tried(trialLength), args: []string{"confirm"}, again: []int{exitFailed}},
 		{name: "take back", args: []string{"expire"},
 			before: func(t *testing.T, m *machine) {
@@ -677,7 +681,7 @@ func (w *walk) put(t *testing.T, p point) {
 // files that were not renamed yet. Nobody reads those: what is in them does not
 // count.
 var (
-	times     = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d| UTC)?`)
+	times     = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d| UTC)?|meta time (<|>=) \d+`)
 	uptimes   = regexp.MustCompile(`(began|ends)\\": ?\d+`)
 	temporary = regexp.MustCompile(`(?m)^(\S*/\.\S+)\.\d+\.(\d+|link) .*$`)
 )

@@ -36,7 +36,7 @@ type answer struct{ Free, Fates []twin.Fate }
 
 // backends are what a ruleset is loaded by; those of iptables are named after
 // the program that is run by all its names.
-var backends = []string{"xtables-nft-multi", "xtables-legacy-multi"}
+var backends = []string{"xtables-nft-multi", "xtables-legacy-multi", "nftables"}
 
 // inNamespace is the argument that has the test's program answer a request.
 const inNamespace = "in-namespace"

@@ -23,12 +23,80 @@ var (
 // built is what there is to test.
 type built struct {
 	image        Image
+	network      string // the unit that brings up the interface
+	backend      backend
 	agent        string // the program
 	older, newer string // packages of two versions
 }
 
-// TestBoot boots machines, each with an image of its own that has not seen the
-// program before.
+// backend is what loads the rules on a machine: what status says of it, and what
+// can be broken there.
+type backend struct {
+	name, why string
+	table     string // what the rules of each of the tables begin with
+	tables    int
+	files     string // that keep the rules
+	spoil     string // breaks rules and files while the service does not run
+	damage    []damage
+}
+
+// damage is what somebody does to a machine, and what the service says when it
+// mends that.
+type damage struct {
+	script string
+	says   []string
+}
+
+var iptables = backend{
+	name:   "iptables",
+	why:    "iptables",
+	table:  ":BASICFW-INPUT",
+	tables: 2,
+	files:  "/etc/sysconfig/iptables /etc/sysconfig/ip6tables",
+	spoil: `iptables -F INPUT
+		ip6tables -F BASICFW-INPUT
+		sed -i /basicfw-https/d /etc/sysconfig/iptables
+		rm /etc/sysconfig/ip6tables`,
+	damage: []damage{
+		{"iptables -F; iptables -X; ip6tables -F; ip6tables -X; ip6tables -P INPUT ACCEPT", []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}},
+		{"rm /etc/sysconfig/iptables; chmod 644 /etc/sysconfig/ip6tables", []string{"/etc/sysconfig/iptables: missing", "mode 0644"}},
+	},
+}
+
+var nftables = backend{
+	name:   "nftables",
+	why:    "nf_tables over netlink; there is no iptables-save on this machine",
+	table:  "table inet basicfw {",
+	tables: 1,
+	files:  "/etc/nftables/basicfw.nft",
+	spoil: `lab-nft delete table inet basicfw
+		sed -i /basicfw-https/d /etc/nftables/basicfw.nft`,
+	damage: []damage{
+		{"lab-nft flush ruleset", []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}},
+		{"rm /etc/nftables/basicfw.nft", []string{"/etc/nftables/basicfw.nft: missing"}},
+		{"chmod 644 /etc/nftables/basicfw.nft", []string{"mode 0644"}},
+	},
+}
+
+// releases are the systems to boot, each with what sets up the network in its
+// own cloud images. The kernel of 11 is the one that it came with: not every
+// mirror has kept the last of its updates.
+var releases = []struct {
+	name    string
+	release Release
+	network string
+	backend backend
+}{
+	{"debian-11", Release{Suite: "bullseye", Packages: "iptables,nftables,ifupdown,linux-image-cloud-amd64/bullseye"}, "networking", iptables},
+	{"debian-12", Debian12, "systemd-networkd", iptables},
+	{"debian-13", Release{Suite: "trixie", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd", iptables},
+	{"debian-sid", Release{Suite: "sid", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd", iptables},
+	{"bare", Bare, "systemd-networkd", nftables},
+}
+
+// TestBoot boots machines of each release, with an image that has not seen the
+// program before. One release after the other: two emulated machines are
+// enough for a computer.
 func TestBoot(t *testing.T) {
 	lab.Need(t, "ip", "mmdebstrap", "mke2fs", "rpmbuild", "qemu-system-x86_64", "qemu-img", "ssh", "ssh-keygen")
 	b := built{older: buildPackage(t, "1.0.0"), newer: buildPackage(t, "1.0.1")}
@@ -37,10 +105,18 @@ func TestBoot(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b.image = BuildImage(t, cache)
-	t.Run("from first boot to removal", func(t *testing.T) { testLife(t, b) })
-	t.Run("a download that fails at first", func(t *testing.T) { testLateDownload(t, b) })
-	t.Run("shut out", func(t *testing.T) { testShutOut(t, b) })
+	for _, r := range releases {
+		t.Run(r.name, func(t *testing.T) {
+			b := b
+			b.image, b.network, b.backend = BuildImage(t, cache, r.release), r.network, r.backend
+			t.Run("from first boot to removal", func(t *testing.T) { testLife(t, b) })
+			if r.release != Debian12 {
+				return
+			}
+			t.Run("a download that fails at first", func(t *testing.T) { testLateDownload(t, b) })
+			t.Run("shut out", func(t *testing.T) { testShutOut(t, b) })
+		})
+	}
 }
 
 // buildPackage makes the package as a release of a version.
@@ -55,7 +131,7 @@ func buildPackage(t *testing.T, version string) string {
 // program prints, to the removal of the package.
 func testLife(t *testing.T, b built) {
 	t.Parallel()
-	s := newSite(t, 22, 80)
+	s := newSite(t, b, 22, 80)
 	s.download.Offer(b.older)
 	client := s.wire.Client
 	m := s.start(t, b.image, run(t, time.Minute, b.agent, "user-data", "--rpm", s.download.URL, "--sha256", sum(t, b.older),
@@ -89,13 +165,8 @@ func testLife(t *testing.T, b built) {
 	t.Run("watching", func(t *testing.T) { s.checkWatching(t, m) })
 
 	t.Run("reboot with broken files", func(t *testing.T) {
-		good := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables")
-		m.Must(t, `set -e
-			systemctl stop basicfw-agent
-			iptables -F INPUT
-			ip6tables -F BASICFW-INPUT
-			sed -i /basicfw-https/d /etc/sysconfig/iptables
-			rm /etc/sysconfig/ip6tables`)
+		good := m.Must(t, "cat "+b.backend.files)
+		m.Must(t, "set -e; systemctl stop basicfw-agent; "+b.backend.spoil)
 		if out, code := m.Run(t, "basicfw-agent verify"); code != 3 {
 			t.Fatalf("verify of broken rules: exit code %d\n%s", code, out)
 		}
@@ -103,58 +174,20 @@ func testLife(t *testing.T, b built) {
 		m.Reboot(t)
 		s.checkBoot(t, m, since)
 		s.checkProtected(t, m, webMail)
-		if now := m.Must(t, "cat /etc/sysconfig/iptables /etc/sysconfig/ip6tables"); now != good {
+		if now := m.Must(t, "cat "+b.backend.files); now != good {
 			t.Errorf("the persisted files are\n%s\nand were before they were broken\n%s", now, good)
 		}
 		s.checkUncomplaining(t, m)
 	})
 
-	t.Run("reboot beside nftables", func(t *testing.T) {
-		m.Must(t, `set -e
-			cp /etc/nftables.conf /root/nftables.conf
-			awk 'BEGIN {
-				print "flush ruleset\ntable inet banned {\nset addresses { type ipv4_addr; elements = {"
-				for (i = 0; i < 30000; i++) printf "10.%d.%d.%d,\n", i / 65536, i / 256 % 256, i % 256
-				print "} }\n}"
-			}' >/etc/nftables.conf
-			systemctl enable nftables
-			basicfw-agent open 60000/tcp --for 30m
-			basicfw-agent open 5432/tcp --for 20s
-			basicfw-agent ssh allow `+s.wire.Router.V4.String()+` --for 20s
-			cp -p /etc/basicfw/agent.ini /root
-			printf '\n[open]\nx = 23/tcp\n' >>/etc/basicfw/agent.ini
-			basicfw-agent apply --confirm 1h`)
-		s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 23).Close()
-		defer m.Must(t, "systemctl disable nftables; mv /root/nftables.conf /etc/nftables.conf")
-		since := time.Now()
-		m.Reboot(t)
-		s.checkBoot(t, m, since)
-		// What was open for a while is still open, or has ended meanwhile.
-		s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 60000).Close()
-		s.wantSettings(t, m, "60000/tcp until ", true)
-		s.wantSettings(t, m, "5432", false)
-		s.wantSettings(t, m, s.wire.Router.V4.String(), false)
-		// What nobody confirmed is gone, and that is said.
-		if out, code := m.Run(t, "basicfw-agent status --json"); code != 0 || !strings.Contains(out, "the machine was restarted before anybody confirmed it") {
-			t.Errorf("status after a change that nobody confirmed: exit code %d\n%s", code, out)
-		}
-		m.Must(t, "cp -p /root/agent.ini /etc/basicfw/agent.ini && rm /root/agent.ini")
-		m.Must(t, "basicfw-agent close 60000/tcp")
-		s.checkProtected(t, m, webMail)
-		if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {
-			t.Errorf("the firewall began to load at %d us, and nftables.service flushed what there was by %d us", began, done)
-		}
-		if n := strings.TrimSpace(m.Must(t, "nft list set inet banned addresses | grep -o '10\\.[0-9.]*' | wc -l")); n != "30000" {
-			t.Errorf("the set of nftables.service has %s addresses", n)
-		}
-		m.Must(t, "nft delete table inet banned")
-	})
+	if b.backend.name == iptables.name {
+		t.Run("reboot beside nftables", func(t *testing.T) { s.checkBesideNftables(t, m) })
+	}
 
 	t.Run("upgrade", func(t *testing.T) {
-		const rules = "iptables-save | sed '/^#/d; s/\\[.*\\]//'; ip6tables-save | sed '/^#/d; s/\\[.*\\]//'"
 		session := s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 80)
 		defer session.Close()
-		before := m.Must(t, rules)
+		before := m.Must(t, "rules")
 		version := m.Must(t, "basicfw-agent version")
 		since := time.Now()
 		s.download.Offer(b.newer)
@@ -173,7 +206,7 @@ func testLife(t *testing.T, b built) {
 			}
 			return nil
 		})
-		if now := m.Must(t, rules); now != before {
+		if now := m.Must(t, "rules"); now != before {
 			t.Errorf("the rules were\n%s\nand are\n%s", before, now)
 		}
 		if err := session.Talk(30 * time.Second); err != nil {
@@ -190,7 +223,7 @@ func testLife(t *testing.T, b built) {
 			t.Errorf("conntrack's table still has room for %d flows", n)
 		}
 		m.Must(t, "inventory /root/after")
-		for _, what := range []string{"ipv4", "ipv6", "files", "sums", "units"} {
+		for _, what := range []string{"rules", "files", "sums", "units"} {
 			if out, code := m.Run(t, "diff /root/before/"+what+" /root/after/"+what); code != 0 {
 				t.Errorf("%s after the removal differ from before the first boot (< before, > after):\n%s", what, out)
 			}
@@ -211,12 +244,55 @@ func testLife(t *testing.T, b built) {
 	})
 }
 
+// checkBesideNftables boots a machine where nftables.service loads a large set,
+// and flushes what was there before.
+func (s *site) checkBesideNftables(t *testing.T, m *Machine) {
+	m.Must(t, `set -e
+		cp /etc/nftables.conf /root/nftables.conf
+		awk 'BEGIN {
+			print "flush ruleset\ntable inet banned {\nset addresses { type ipv4_addr; elements = {"
+			for (i = 0; i < 30000; i++) printf "10.%d.%d.%d,\n", i / 65536, i / 256 % 256, i % 256
+			print "} }\n}"
+		}' >/etc/nftables.conf
+		systemctl enable nftables
+		basicfw-agent open 60000/tcp --for 30m
+		basicfw-agent open 5432/tcp --for 20s
+		basicfw-agent ssh allow `+s.wire.Router.V4.String()+` --for 20s
+		cp -p /etc/basicfw/agent.ini /root
+		printf '\n[open]\nx = 23/tcp\n' >>/etc/basicfw/agent.ini
+		basicfw-agent apply --confirm 1h`)
+	s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 23).Close()
+	defer m.Must(t, "systemctl disable nftables; mv /root/nftables.conf /etc/nftables.conf")
+	since := time.Now()
+	m.Reboot(t)
+	s.checkBoot(t, m, since)
+	// What was open for a while is still open, or has ended meanwhile.
+	s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 60000).Close()
+	s.wantSettings(t, m, "60000/tcp until ", true)
+	s.wantSettings(t, m, "5432", false)
+	s.wantSettings(t, m, s.wire.Router.V4.String(), false)
+	// What nobody confirmed is gone, and that is said.
+	if out, code := m.Run(t, "basicfw-agent status --json"); code != 0 || !strings.Contains(out, "the machine was restarted before anybody confirmed it") {
+		t.Errorf("status after a change that nobody confirmed: exit code %d\n%s", code, out)
+	}
+	m.Must(t, "cp -p /root/agent.ini /etc/basicfw/agent.ini && rm /root/agent.ini")
+	m.Must(t, "basicfw-agent close 60000/tcp")
+	s.checkProtected(t, m, webMail)
+	if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {
+		t.Errorf("the firewall began to load at %d us, and nftables.service flushed what there was by %d us", began, done)
+	}
+	if n := strings.TrimSpace(m.Must(t, "nft list set inet banned addresses | grep -o '10\\.[0-9.]*' | wc -l")); n != "30000" {
+		t.Errorf("the set of nftables.service has %s addresses", n)
+	}
+	m.Must(t, "nft delete table inet banned")
+}
+
 // testLateDownload boots a server whose package cannot be had: it stays open
 // and says so, and closes itself at the next boot. Nobody's address is named,
 // so SSH is open to all.
 func testLateDownload(t *testing.T, b built) {
 	t.Parallel()
-	s := newSite(t, 80) // a prober of sshd's port would use up its limit
+	s := newSite(t, b, 80) // a prober of sshd's port would use up its limit
 	s.anyone = true
 	m := s.start(t, b.image, example(t, "web-only", s.download.URL, sum(t, b.older)))
 

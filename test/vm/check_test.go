@@ -40,14 +40,16 @@ type site struct {
 	download *Download
 	prober   *Prober
 	key      string // file of the SSH key that may log in
-	anyone   bool   // SSH is for anyone, and not for the client alone
+	network  string // the unit that brings up the machine's interface
+	backend  backend
+	anyone   bool // SSH is for anyone, and not for the client alone
 }
 
 // newSite makes a site whose prober looks at the hidden ports and at others.
-func newSite(t *testing.T, ports ...uint16) *site {
+func newSite(t *testing.T, b built, ports ...uint16) *site {
 	t.Helper()
 	w := NewWire(t)
-	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key"}
+	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key", network: b.network, backend: b.backend}
 	s.prober = Probe(t, w, append(ports, hidden...)...)
 	run(t, time.Minute, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", s.key)
 	return s
@@ -62,6 +64,7 @@ func (s *site) start(t *testing.T, image Image, userData string) *Machine {
 		MetaData:      "instance-id: i-first\nlocal-hostname: guest\npublic-keys:\n- " + read(t, s.key+".pub"),
 	})
 	m.WaitBoot(t, "")
+	t.Logf("%s", m.Must(t, "uname -r; dpkg-query -W systemd cloud-init rpm openssh-server; dpkg-query -W iptables 2>&1 || :"))
 	return m
 }
 
@@ -111,10 +114,13 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 	if listening := moment(t, m, "lab-listen", "ActiveEnter"); listening > ready {
 		t.Errorf("the listeners were ready at %d us, after the firewall at %d us: the prober's silence proves less", listening, ready)
 	}
-	for _, unit := range []string{"cloud-init-local", "systemd-networkd"} {
+	for _, unit := range []string{"cloud-init-local", "systemd-networkd", s.network} {
 		if began := moment(t, m, unit, "InactiveExit"); began < ready {
 			t.Errorf("%s began at %d us, before the firewall was ready at %d us", unit, began, ready)
 		}
+	}
+	if out := m.Must(t, "cat /run/lab-rules"); strings.Count(out, s.backend.table) != s.backend.tables {
+		t.Errorf("the rules that stood before the network:\n%s", out)
 	}
 	// The kernel is silent about links; networkd tells of whatever comes up.
 	out := m.Must(t, "journalctl -b -o json --output-fields=MESSAGE -u systemd-networkd | grep ': Link UP' | grep -v '\"lo: '")
@@ -158,7 +164,10 @@ func (s *site) checkCloudInit(t *testing.T, m *Machine) {
 // checkSchema checks that cloud-init finds nothing wrong with user-data.
 func checkSchema(t *testing.T, m *Machine, file string) {
 	t.Helper()
-	out, code := m.Run(t, "cloud-init schema --config-file "+file+"; rc=$?; grep 'Invalid cloud-config' /var/log/cloud-init.log; exit $rc")
+	// Before cloud-init 22.2 the command was among those for its developers.
+	out, code := m.Run(t, `schema=schema
+		cloud-init schema --help >/dev/null 2>&1 || schema='devel schema'
+		cloud-init $schema --config-file `+file+`; rc=$?; grep 'Invalid cloud-config' /var/log/cloud-init.log; exit $rc`)
 	if code != 0 || strings.Contains(out, "Invalid") || strings.Contains(out, "deprecat") {
 		t.Errorf("cloud-init schema of %s: exit code %d\n%s", file, code, out)
 	}
@@ -180,16 +189,19 @@ func (s *site) checkProtected(t *testing.T, m *Machine, open []uint16) {
 
 	out, code := m.Run(t, "basicfw-agent status --json")
 	var status struct {
-		State    string
-		SSH      struct{ Mode string }
-		Families map[string]string
-		Service  struct{ Registered, Enabled, Active bool }
+		State   string
+		SSH     struct{ Mode string }
+		Backend struct{ Name, Reason string }
+		Service struct{ Registered, Enabled, Active bool }
 	}
 	if err := json.Unmarshal([]byte(out), &status); err != nil || code != 0 || status.State != "protected" {
 		t.Errorf("basicfw-agent status: exit code %d, %v\n%s", code, err, out)
 	}
 	if want := map[bool]string{false: "pinned", true: "limited"}[s.anyone]; status.SSH.Mode != want {
 		t.Errorf("ssh.mode is %q, not %q", status.SSH.Mode, want)
+	}
+	if b := s.backend; status.Backend.Name != b.name || !strings.Contains(status.Backend.Reason, b.why) {
+		t.Errorf("backend is %+v, want %s because of %q", status.Backend, b.name, b.why)
 	}
 	if !status.Service.Registered || !status.Service.Enabled || !status.Service.Active {
 		t.Errorf("service is %+v", status.Service)

@@ -45,7 +45,7 @@ func (s *site) checkDayTwo(t *testing.T, m *Machine) {
 	open(60000)
 	s.wantSettings(t, m, "60000", false)
 	closed(60000)
-	if out, code := m.Run(t, "iptables-save | grep basicfw-tcp-60000"); code == 0 {
+	if out, code := m.Run(t, "rules | grep basicfw-tcp-60000"); code == 0 {
 		t.Errorf("a rule is left: %s", out)
 	}
 

@@ -17,9 +17,22 @@ import (
 // an overlay of its own.
 type Image struct{ Disk, Kernel, Initrd string }
 
+// Release is a version of Debian that an image is made of.
+type Release struct {
+	Suite    string
+	Packages string // besides those of all releases
+	Bare     bool   // without any program that loads rules
+}
+
+// Debian12 is what the tests that need one machine only have.
+var Debian12 = Release{Suite: "bookworm", Packages: "iptables,nftables"}
+
+// Bare is a machine that has neither iptables nor nft.
+var Bare = Release{Suite: "bookworm", Packages: "libnftables1,libedit2", Bare: true}
+
 // packages are the guest's: what a cloud image has, and rpm.
-const packages = "systemd,systemd-sysv,udev,dbus,iproute2,iptables,nftables," +
-	"openssh-server,sudo,cloud-init,rpm,curl,linux-image-cloud-amd64"
+const packages = "systemd,systemd-sysv,udev,dbus,iproute2,e2fsprogs," +
+	"openssh-server,sudo,cloud-init,rpm,curl,initramfs-tools,linux-image-cloud-amd64"
 
 // ListenPorts are those that something in the guest listens on, sshd's apart:
 // the ports of the profile web+mail and others.
@@ -38,6 +51,7 @@ func files() map[string]string {
 
 		// Nobody on the wire advertises a route; networkd would wait 12 s for it.
 		"/etc/systemd/network/10-cloud-init-ens3.network.d/lab.conf": "[Network]\nIPv6AcceptRA=no\n",
+		"/etc/systemd/network/10-netplan-ens3.network.d/lab.conf":    "[Network]\nIPv6AcceptRA=no\n",
 
 		// What listens does so before anything that might close it: where a
 		// closed port is open for a moment of the boot, it shows.
@@ -64,14 +78,28 @@ WantedBy=sysinit.target
 Description=Note the state of the machine
 DefaultDependencies=no
 After=local-fs.target cloud-init-local.service
-Before=cloud-init.service
+Before=cloud-init.service cloud-init-network.service
 ConditionPathExists=!/root/before
 [Service]
 Type=oneshot
 ExecStart=/usr/local/sbin/inventory /root/before
 [Install]
-WantedBy=cloud-init.service
+WantedBy=cloud-init.target
 `,
+		// What is loaded when the network may begin.
+		"/etc/systemd/system/lab-rules.service": `[Unit]
+Description=Note the rules before the network
+DefaultDependencies=no
+After=basicfw-agent.service
+Wants=network-pre.target
+Before=network-pre.target cloud-init-local.service
+[Service]
+Type=oneshot
+ExecStart=/bin/sh -c '/usr/local/sbin/rules >/run/lab-rules'
+[Install]
+WantedBy=sysinit.target
+`,
+		"/usr/local/sbin/rules":     rules,
 		"/usr/local/sbin/inventory": inventory,
 
 		// A stand-in for what the examples of user-data install and start: the
@@ -82,20 +110,29 @@ WantedBy=cloud-init.service
 	}
 }
 
+// rules prints the rules of the machine, without counters. On a bare machine,
+// with an nft that nothing else finds.
+const rules = `#!/bin/sh
+set -e
+if command -v iptables-save >/dev/null; then
+	{ iptables-save; ip6tables-save; } | sed -e '/^#/d' -e 's/\[[0-9:]*\]//'
+else
+	lab-nft -s list ruleset
+fi
+`
+
 // inventory writes down rules, files and units. A table without rules counts
 // as none. Left out is what changes by itself: rpm, the journal and systemd
 // have files that come and go, and cloud-init makes host keys and a user and writes down the locale.
 const inventory = `#!/bin/sh
 set -e
 mkdir -p "$1"
-rules() { sed -e 's/\[.*\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'; }
-iptables-save | rules >"$1/ipv4"
-ip6tables-save | rules >"$1/ipv6"
+rules | sed -e '/^[*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d' >"$1/rules"
 cd /
 set -f
 without=
 for p in var/lib/cloud var/lib/rpm var/lib/systemd var/log var/tmp root/before root/after root/.ssh \
-  etc/ssh etc/sudoers* etc/passwd* etc/shadow* etc/group* etc/gshadow* etc/subuid* etc/subgid* etc/default/locale; do
+  etc/ssh etc/sudoers* etc/passwd* etc/shadow* etc/group* etc/gshadow* etc/subuid* etc/subgid* etc/default/locale etc/locale.conf; do
   without="$without -path $p -prune -o"
 done
 find etc opt root usr/local usr/sbin usr/lib/systemd var $without -printf '%p %y %m %U:%G %l\n' | sort >"$1/files"
@@ -130,8 +167,19 @@ chroot "$1" rpm --quiet -i /base.rpm
 chroot "$1" dpkg-deb --build /nginx /nginx.deb >/dev/null
 chroot "$1" dpkg -i /nginx.deb >/dev/null
 rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
-chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before
-chroot "$1" systemctl -q disable nftables
+chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before lab-rules
+if [ "$BARE" = true ]; then
+	# The test's own nft, under a name that nobody looks for.
+	chroot "$1" sh -ec 'mkdir /nft; cd /nft; apt-get download -q nftables; dpkg-deb -x nftables_*.deb .'
+	mv "$1/nft/usr/sbin/nft" "$1/usr/local/sbin/lab-nft"
+	rm -r "$1/nft"
+	found=$(find "$1/bin" "$1/sbin" "$1/usr/bin" "$1/usr/sbin" "$1/usr/local" -name 'ip*tables*' -o -name 'xtables*' -o -name nft)
+	[ -z "$found" ] || { echo "the image is not bare: $found" >&2; exit 1; }
+else
+	chroot "$1" systemctl -q disable nftables
+fi
+# Beside ifupdown, networkd looks on, and tells what comes up.
+[ ! -e "$1/sbin/ifup" ] || chroot "$1" systemctl -q mask systemd-networkd-wait-online
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   e2scrub_reap.service fstrim.timer getty@tty1.service
 cp -L "$1/vmlinuz" "$1/initrd.img" "$OUT"
@@ -147,9 +195,9 @@ printf 'MODULES=list\nCOMPRESS=lz4\n' >"$1/etc/initramfs-tools/conf.d/lab"
 printf '%s\n' virtio_pci virtio_blk virtio_console ext4 >"$1/usr/share/initramfs-tools/modules.d/lab"
 `
 
-// BuildImage makes the image below dir, or takes the one that an earlier run
-// made by the same recipe.
-func BuildImage(t testing.TB, dir string) Image {
+// BuildImage makes the image of a release below dir, or takes the one that an
+// earlier run made by the same recipe.
+func BuildImage(t testing.TB, dir string, release Release) Image {
 	t.Helper()
 	tmp := t.TempDir()
 	guest := filepath.Join(tmp, "files/usr/local/sbin/guest")
@@ -157,7 +205,7 @@ func BuildImage(t testing.TB, dir string) Image {
 		"github.com/basicfw/basicfw-agent/test/vm/guest")
 
 	recipe := sha256.New()
-	fmt.Fprint(recipe, packages, baseSpec, customize, initramfs)
+	fmt.Fprint(recipe, release, packages, baseSpec, customize, initramfs)
 	binary, err := os.ReadFile(guest)
 	if err != nil {
 		t.Fatal(err)
@@ -174,7 +222,7 @@ func BuildImage(t testing.TB, dir string) Image {
 		return image
 	}
 
-	t.Logf("building the image in %s", out)
+	t.Logf("building the image of %s in %s", release.Suite, out)
 	write(t, filepath.Join(tmp, "base.spec"), baseSpec, 0o644)
 	run(t, time.Minute, "rpmbuild", "--quiet", "-bb", "--define", "_topdir "+tmp+"/rpm", tmp+"/base.spec")
 	run(t, time.Minute, "cp", tmp+"/rpm/RPMS/noarch/base-1-1.noarch.rpm", tmp+"/files/base.rpm")
@@ -186,12 +234,14 @@ func BuildImage(t testing.TB, dir string) Image {
 	write(t, tmp+"/initramfs", initramfs, 0o755)
 	write(t, tmp+"/customize", customize, 0o755)
 	root := building + "/root"
-	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building,
-		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages,
+	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building, fmt.Sprintf("BARE=%v", release.Bare),
+		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages+","+release.Packages,
 		`--aptopt=APT::Install-Recommends "false"`,
+		// Where the mirror stands still, sid's list of files is past its time.
+		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--essential-hook="+tmp+"/initramfs", "--customize-hook="+tmp+"/customize",
-		"bookworm", root)
+		release.Suite, root)
 	run(t, 5*time.Minute, "mke2fs", "-q", "-t", "ext4", "-L", "root", "-d", root, building+"/disk.img", "1536M")
 	if err := os.RemoveAll(root); err != nil {
 		t.Fatal(err)

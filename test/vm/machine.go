@@ -330,7 +330,7 @@ func (m *Machine) report(t testing.TB) {
 		"journalctl -b --no-pager -o short-monotonic -u basicfw-agent -n 200",
 		"systemctl --no-pager --full status basicfw-agent cloud-init",
 		"tail -n 40 /var/log/cloud-init-output.log",
-		"iptables-save; ip6tables-save",
+		"rules",
 	} {
 		if m.ended() {
 			return

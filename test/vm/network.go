@@ -73,11 +73,12 @@ func (w *Wire) Forget(t testing.TB) {
 	}
 }
 
-// NetworkConfig is cloud-init's, version 2.
+// NetworkConfig is cloud-init's, version 2. It goes by the name that the machine
+// has for the interface: cloud-init's renderer for ifupdown knows no other.
 func (w *Wire) NetworkConfig() string {
 	return fmt.Sprintf(`version: 2
 ethernets:
-  public:
+  ens3:
     match: {macaddress: "%s"}
     addresses: [%s/24, "%s/64"]
     gateway4: %s

@@ -13,7 +13,7 @@ import (
 // serial console, the boot loader's prompt and a rescue system.
 func testShutOut(t *testing.T, b built) {
 	t.Parallel()
-	s := newSite(t, 80)
+	s := newSite(t, b, 80)
 	s.download.Offer(b.older)
 	m := s.start(t, b.image, run(t, time.Minute, b.agent, "user-data", "--rpm", s.download.URL, "--sha256", sum(t, b.older),
 		"--client-ip", "203.0.113.50", "--profile", "web-only"))
