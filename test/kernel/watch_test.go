@@ -302,9 +302,9 @@ func testWatchFight(t *testing.T, m *machine) {
 	rules := m.rules(t)
 	harm, load := m.multi+" iptables -D INPUT -j BASICFW-INPUT", "x"
 	if m.netlink {
-		// Each load makes the base chain anew.
-		harm, load = "nft flush chain inet basicfw ipv4-input", "add chain inet basicfw input "
-		monitor := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "exec nft monitor new chains >" + loads}})
+		// Whatever a load changes, it is told who did.
+		harm, load = "nft flush chain inet basicfw ipv4-input", " ("+filepath.Base(program)+")"
+		monitor := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "exec nft monitor >" + loads}})
 		defer monitor.End(t)
 		defer monitor.Terminate()
 	} else {
