@@ -47,6 +47,13 @@ bootstrap" would load.`,
 				return err
 			}
 			report, err := a.selftest(ctx, w, st)
+			var impossible *twin.ImpossibleError
+			if _, e := w.agent.Store.Load(); err != nil && errors.Is(e, store.ErrNone) && !errors.As(err, &impossible) {
+				// As bootstrap does, where the first backend does not work here.
+				if out, e := w.agent.Assess(ctx, st, agent.Options{Choose: true}); e == nil && out.State.Backend.Name != st.Backend.Name {
+					report, err = a.selftest(ctx, w, out.State)
+				}
+			}
 			if err != nil {
 				return err
 			}

@@ -3,7 +3,6 @@ package kernel_test
 import (
 	"strings"
 	"testing"
-	"time"
 )
 
 // TestBare has a machine on which no program is that could load a rule, or say
@@ -60,8 +59,6 @@ func TestBare(t *testing.T) {
 	same(t, "rules after the second repair", rules, m.rules(t))
 	service := m.quiet(t)
 	for what, commands := range map[string]string{"a rule": rule, "the table": "delete table inet basicfw"} {
-		// It rests for a moment after each repair, in which it hears and waits.
-		m.lookedSince(t, time.Now().Add(-time.Minute))
 		m.nft(t, commands)
 		m.back(t, mended, what, rules)
 	}

@@ -49,6 +49,16 @@ func TestBesideStock(t *testing.T) {
 		if s := m.status(t, exitOK); s.State != "protected" || len(s.Foreign) > 0 {
 			t.Errorf("status: %+v", s)
 		}
+
+		// A boot loads what is left of the distribution's files.
+		m.reboot(t)
+		for _, family := range families() {
+			m.load(t, family, m.read(t, rulesFile(family)))
+		}
+		s := m.serve(t)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
+		s.Stop(t)
+		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "uninstall")
 		same(t, "after uninstall", before, m.everything(t))
 	})
@@ -200,14 +210,15 @@ func (m *machine) probe(t *testing.T, udp, tcp uint16) *prober {
 		go func() { // a datagram each fraction of a millisecond
 			defer wg.Done()
 			defer c.Close()
-			for !ended.Load() {
+			tick := time.NewTicker(200 * time.Microsecond)
+			defer tick.Stop()
+			for ; !ended.Load(); <-tick.C {
 				// What refuses says so at the next word.
 				if _, err := c.Write([]byte("?")); err == nil {
 					p.sent.Add(1)
 				} else if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) {
 					p.answers.Add(1)
 				}
-				time.Sleep(200 * time.Microsecond)
 			}
 		}()
 		go func() {

@@ -681,7 +681,7 @@ func (w *walk) put(t *testing.T, p point) {
 // files that were not renamed yet. Nobody reads those: what is in them does not
 // count.
 var (
-	times     = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d| UTC)?`)
+	times     = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d| UTC)?|meta time (<|>=) \d+`)
 	uptimes   = regexp.MustCompile(`(began|ends)\\": ?\d+`)
 	temporary = regexp.MustCompile(`(?m)^(\S*/\.\S+)\.\d+\.(\d+|link) .*$`)
 )

@@ -114,16 +114,18 @@ func TestOnlyRoot(t *testing.T) {
 // TestLinksAreNotFollowed has each file that the program writes be a link to
 // something else, which has to stay as it is.
 func TestLinksAreNotFollowed(t *testing.T) {
-	t.Parallel()
-	m := newMachine(t, "legacy")
+	on(t, []string{"legacy", "netlink"}, testLinksAreNotFollowed)
+}
+
+func testLinksAreNotFollowed(t *testing.T, m *machine) {
 	m.bootstrap(t)
 	m.must(t, exitOK, "open", "8081/tcp")
 	s := m.serve(t)
 	m.must(t, exitOK, "unlock")
 	s.Stop(t)
 	m.must(t, exitOK, "lock")
-	files := []string{rulesFile(ipv4), rulesFile(ipv6), "/etc/basicfw/local.ini", "/var/lib/basicfw/state.json", "/var/lib/basicfw/pending.json",
-		"/run/basicfw-agent/status.json", "/run/basicfw-agent/watch.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue"}
+	files := append(m.persisted(), "/etc/basicfw/local.ini", "/var/lib/basicfw/state.json", "/var/lib/basicfw/pending.json",
+		"/run/basicfw-agent/status.json", "/run/basicfw-agent/watch.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue")
 	victim := func(path string) string {
 		return filepath.Join(m.root, "usr/victims", strings.ReplaceAll(path, "/", "_"))
 	}

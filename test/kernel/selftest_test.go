@@ -88,6 +88,7 @@ func (m *machine) selftestBy() string {
 func TestSelftest(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
+		m.settle(t)
 		rules, network := m.everything(t), m.network(t)
 		start := time.Now()
 		r := m.must(t, exitOK, "selftest")

@@ -29,14 +29,20 @@ func (m *machine) back(t *testing.T, within time.Duration, what, rules string) {
 	same(t, what, rules, m.rules(t))
 }
 
+// settle waits until the addresses are no news any more.
+func (m *machine) settle(t *testing.T) {
+	t.Helper()
+	lab.Poll(t, "the addresses to be settled", func() bool {
+		return m.Host.MustRun(t, "ip", "-6", "addr", "show", "tentative") == ""
+	})
+}
+
 // quiet starts the service and waits until it has no reason to look any more: the
 // lab's own addresses are news too, for a while.
 func (m *machine) quiet(t *testing.T) *service {
 	t.Helper()
 	s := m.serve(t)
-	lab.Poll(t, "the addresses to be settled", func() bool {
-		return m.Host.MustRun(t, "ip", "-6", "addr", "show", "tentative") == ""
-	})
+	m.settle(t)
 	var note string
 	since := time.Now()
 	lab.Poll(t, "the service to rest", func() bool {
@@ -286,19 +292,30 @@ func testWatchSSHD(t *testing.T, m *machine) {
 
 // TestWatchFight has another program undo each repair at once, for a while.
 func TestWatchFight(t *testing.T) {
-	t.Parallel()
-	m := newMachine(t, "nft")
+	on(t, told, testWatchFight)
+}
+
+func testWatchFight(t *testing.T, m *machine) {
 	m.Host.Listen(t, 22, 80, 8080)
 	loads := filepath.Join(m.root, "usr/loads")
 	m.bootstrap(t)
 	rules := m.rules(t)
-	m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
+	harm, load := m.multi+" iptables -D INPUT -j BASICFW-INPUT", "x"
+	if m.netlink {
+		// Whatever a load changes, it is told who did.
+		harm, load = "nft flush chain inet basicfw ipv4-input", " ("+filepath.Base(program)+")"
+		monitor := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "exec nft monitor >" + loads}})
+		defer monitor.End(t)
+		defer monitor.Terminate()
+	} else {
+		m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
+	}
 	s := m.quiet(t)
 	enemy := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do " +
-		m.multi + " iptables -D INPUT -j BASICFW-INPUT; sleep 0.05; done 2>/dev/null"}})
+		harm + "; sleep 0.05; done 2>/dev/null"}})
 	count := func() int {
 		data, _ := os.ReadFile(loads)
-		return strings.Count(string(data), "x")
+		return strings.Count(string(data), load)
 	}
 	lab.Poll(t, "the service to say that it gives in", func() bool {
 		data, err := os.ReadFile(filepath.Join(m.root, message))
