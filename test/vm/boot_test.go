@@ -36,7 +36,7 @@ type backend struct {
 	table     string // what the rules of each of the tables begin with
 	tables    int
 	files     string // that keep the rules
-	spoil     string // breaks rules and files while the service does not run
+	spoil     string // breaks rules and files, and opens nothing, while the service does not run
 	damage    []damage
 }
 
@@ -69,7 +69,7 @@ var nftables = backend{
 	table:  "table inet basicfw {",
 	tables: 1,
 	files:  "/etc/nftables/basicfw.nft",
-	spoil: `lab-nft delete table inet basicfw
+	spoil: `lab-nft flush chain inet basicfw input
 		sed -i /basicfw-https/d /etc/nftables/basicfw.nft`,
 	damage: []damage{
 		{"lab-nft flush ruleset", []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}},

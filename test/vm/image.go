@@ -163,11 +163,6 @@ const customize = `#!/bin/sh
 set -e
 cp -r "$FILES/." "$1"
 chmod 755 "$1"/usr/local/sbin/*
-chroot "$1" rpm --quiet -i /base.rpm
-chroot "$1" dpkg-deb --build /nginx /nginx.deb >/dev/null
-chroot "$1" dpkg -i /nginx.deb >/dev/null
-rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
-chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before lab-rules
 if [ "$BARE" = true ]; then
 	# The test's own nft, under a name that nobody looks for.
 	chroot "$1" sh -ec 'mkdir /nft; cd /nft; apt-get download -q nftables; dpkg-deb -x nftables_*.deb .'
@@ -175,9 +170,13 @@ if [ "$BARE" = true ]; then
 	rm -r "$1/nft"
 	found=$(find "$1/bin" "$1/sbin" "$1/usr/bin" "$1/usr/sbin" "$1/usr/local" -name 'ip*tables*' -o -name 'xtables*' -o -name nft)
 	[ -z "$found" ] || { echo "the image is not bare: $found" >&2; exit 1; }
-else
-	chroot "$1" systemctl -q disable nftables
 fi
+chroot "$1" rpm --quiet -i /base.rpm
+chroot "$1" dpkg-deb --build /nginx /nginx.deb >/dev/null
+chroot "$1" dpkg -i /nginx.deb >/dev/null
+rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
+chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before lab-rules
+[ "$BARE" = true ] || chroot "$1" systemctl -q disable nftables
 # Beside ifupdown, networkd looks on, and tells what comes up.
 [ ! -e "$1/sbin/ifup" ] || chroot "$1" systemctl -q mask systemd-networkd-wait-online
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
