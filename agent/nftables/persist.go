@@ -281,6 +281,9 @@ func (p *parser) rule(line string) error {
 	if len(sources) == 0 {
 		sources = []netip.Prefix{{}}
 	}
+	if len(ports)*len(types) > 1 && len(sources) > 1 || len(ports) > 1 && len(types) > 1 {
+		return fmt.Errorf("%q: more lists than one", line)
+	}
 	for _, r.Src = range sources {
 		for _, r.DstPort = range ports {
 			for _, r.ICMPType = range types {

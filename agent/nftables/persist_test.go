@@ -43,6 +43,7 @@ func TestParseRefuses(t *testing.T) {
 	file := string(Files{}.Persisted(compiledRules(t, wishes()["every"]), firewall.Families[:]))
 	for name, change := range map[string][2]string{
 		"another expression":   {"tcp dport 80 ", "tcp dport 80 meta random 7 "},
+		"each with each":       {"tcp dport 80 ", "ip saddr @ipv4-ssh tcp dport { 80, 81 } "},
 		"an unknown flag":      {"tcp flags ! fin", "tcp flags ! fun"},
 		"a jump to nowhere":    {"jump ipv4-ssh", "jump ipv4-ssj"},
 		"a port too many":      {"dport 8443", "dport 84430"},
