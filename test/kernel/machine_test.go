@@ -514,7 +514,19 @@ func (m *machine) table(t *testing.T) string {
 		return ""
 	}
 	sets := regexp.MustCompile(`(flags dynamic,timeout\n\t\ttimeout \w+\n)\t\telements = \{[^}]*\}\n`)
-	return dates.ReplaceAllStringFunc(sets.ReplaceAllString(r.Stdout, "$1"), func(date string) string {
+	text := sets.ReplaceAllString(r.Stdout, "$1")
+	// Sets and chains come in the order in which they were made, which means nothing.
+	if head, body, ok := strings.Cut(strings.TrimSuffix(text, "}\n"), "\n"); ok {
+		parts := strings.Split(strings.TrimSuffix(body, "\n"), "\n\n")
+		slices.SortFunc(parts, func(a, b string) int {
+			if chain := strings.HasPrefix(a, "\tchain "); chain != strings.HasPrefix(b, "\tchain ") {
+				return map[bool]int{true: 1, false: -1}[chain]
+			}
+			return strings.Compare(a, b)
+		})
+		text = head + "\n" + strings.Join(parts, "\n\n") + "\n}\n"
+	}
+	return dates.ReplaceAllStringFunc(text, func(date string) string {
 		when, err := time.Parse(`"2006-01-02 15:04:05"`, date)
 		if err != nil {
 			t.Fatal(err)
