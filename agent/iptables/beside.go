@@ -54,6 +54,7 @@ func besides(snap snapshot, families []firewall.Family, want firewall.Ruleset) f
 					out.Admits, out.Effect = false, "accepts, and opens nothing that table inet basicfw closes"
 				}
 				if closes(r) {
+					out.Effect = "drops everything, whatever our rules accept: no port answers, SSH neither"
 					in.Shut = append(in.Shut, firewall.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
 						Why: fmt.Sprintf("%q in iptables' INPUT drops everything, whatever our rules accept", r)})
 				}
