@@ -4,10 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"syscall"
 	"time"
 
-	nft "github.com/google/nftables"
+	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
@@ -68,18 +67,12 @@ func unlimited(r firewall.Ruleset) firewall.Ruleset {
 
 // Lower takes the guard down; where there is none it does nothing.
 func (g Guard) Lower() error {
-	tables, err := guards()
-	if err != nil || len(tables) == 0 {
+	up, err := HasTable(GuardTable)
+	if err != nil || !up {
 		return err
 	}
-	conn, err := nft.New()
-	if err != nil {
-		return err
-	}
-	for _, t := range tables {
-		conn.DelTable(t)
-	}
-	if err := conn.Flush(); err != nil && !errors.Is(err, syscall.ENOENT) {
+	gone := request{unix.NFT_MSG_DELTABLE, 0, putString(nil, unix.NFTA_TABLE_NAME, GuardTable), "that table inet " + GuardTable + " goes"}
+	if err := commit([]request{gone}); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("taking down the guard, table %s: %w", GuardTable, err)
 	}
 	return nil
@@ -87,53 +80,52 @@ func (g Guard) Lower() error {
 
 // Up tells whether there is a guard: one that was cut short left it.
 func (g Guard) Up() bool {
-	tables, err := guards()
-	return err == nil && len(tables) > 0
+	up, err := HasTable(GuardTable)
+	return err == nil && up
 }
 
-func guards() ([]*nft.Table, error) {
-	all, err := tables()
-	var out []*nft.Table
-	for _, t := range all {
-		if t.Name == GuardTable {
-			out = append(out, t)
-		}
-	}
-	return out, err
-}
-
-// HasTable tells whether nf_tables has a table of a name, in any family.
+// HasTable tells whether nf_tables has a table of a name, of both families or of
+// either.
 func HasTable(name string) (bool, error) {
-	all, err := tables()
-	for _, t := range all {
-		if t.Name == name {
-			return true, err
-		}
-	}
-	return false, err
+	all, err := tables(unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6)
+	return slices.Contains(all, name), err
 }
 
 // Xtables tells whether iptables' nft variant has any table.
 func Xtables() bool {
-	all, err := tables()
-	return err != nil || slices.ContainsFunc(all, func(t *nft.Table) bool {
-		return (t.Family == nft.TableFamilyIPv4 || t.Family == nft.TableFamilyIPv6) &&
-			slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, t.Name)
+	all, err := tables(unix.NFPROTO_IPV4, unix.NFPROTO_IPV6)
+	return err != nil || slices.ContainsFunc(all, func(name string) bool {
+		return slices.Contains([]string{"filter", "nat", "mangle", "raw", "security"}, name)
 	})
 }
 
-// tables lists the tables of nf_tables; a kernel without it has none.
-func tables() ([]*nft.Table, error) {
-	conn, err := nft.New()
-	if err != nil {
-		if absent(err) {
-			return nil, nil
-		}
-		return nil, err
-	}
-	list, err := conn.ListTables()
+// tables names the tables of some families; a kernel without nf_tables has none.
+func tables(families ...byte) (names []string, err error) {
+	s, err := dial()
 	if absent(err) {
 		return nil, nil
 	}
-	return list, err
+	if err != nil {
+		return nil, err
+	}
+	defer s.close()
+	for _, s.family = range families {
+		var err error = unix.EINTR
+		for n := 0; errors.Is(err, unix.EINTR) && n < readTries; n++ { // they changed meanwhile
+			err = s.ask(unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, nil, func(b []byte) error {
+				return each(b, func(a attribute) {
+					if a.kind == unix.NFTA_TABLE_NAME {
+						names = append(names, text(a.data))
+					}
+				})
+			})
+		}
+		if absent(err) {
+			return nil, nil
+		}
+		if err != nil {
+			return names, fmt.Errorf("listing tables of nf_tables: %w", err)
+		}
+	}
+	return names, nil
 }

@@ -95,9 +95,9 @@ type request struct {
 }
 
 // append appends a message (netlink(7)) that begins with a struct nfgenmsg.
-func (r request) append(b []byte, sequence uint32, flags uint16) []byte {
+func (r request) append(b []byte, family byte, sequence uint32, flags uint16) []byte {
 	return message(b, unix.NFNL_SUBSYS_NFTABLES<<8|r.kind, unix.NLM_F_REQUEST|r.flags|flags, sequence,
-		append([]byte{unix.NFPROTO_INET, unix.NFNETLINK_V0, 0, 0}, r.data...))
+		append([]byte{family, unix.NFNETLINK_V0, 0, 0}, r.data...))
 }
 
 func message(b []byte, kind, flags uint16, sequence uint32, data []byte) []byte {
@@ -113,6 +113,7 @@ func message(b []byte, kind, flags uint16, sequence uint32, data []byte) []byte 
 // socket is a conversation with the kernel.
 type socket struct {
 	fd       int
+	family   byte // whose tables are asked about
 	sequence uint32
 	buffer   []byte
 }
@@ -129,7 +130,7 @@ func dial() (*socket, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &socket{fd: fd, buffer: make([]byte, answerSize)}
+	s := &socket{fd: fd, family: unix.NFPROTO_INET, buffer: make([]byte, answerSize)}
 	err = unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 	if err == nil {
 		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: answerTime})
@@ -212,7 +213,7 @@ func commit(requests []request) error {
 	bracket := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}
 	batch := message(nil, unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, 0, bracket)
 	for i, r := range requests {
-		batch = r.append(batch, uint32(i+1), unix.NLM_F_ACK)
+		batch = r.append(batch, unix.NFPROTO_INET, uint32(i+1), unix.NLM_F_ACK)
 	}
 	batch = message(batch, unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, 0, bracket)
 	for _, option := range []int{unix.SO_SNDBUFFORCE, unix.SO_RCVBUFFORCE} {
@@ -254,7 +255,7 @@ func (s *socket) ask(kind, flags uint16, data []byte, each func([]byte) error) e
 	if flags&unix.NLM_F_DUMP == 0 {
 		flags |= unix.NLM_F_ACK
 	}
-	if err := s.send(request{kind: kind, data: data}.append(nil, s.sequence, flags)); err != nil {
+	if err := s.send(request{kind: kind, data: data}.append(nil, s.family, s.sequence, flags)); err != nil {
 		return err
 	}
 	var failed error

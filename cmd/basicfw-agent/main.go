@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -35,14 +34,8 @@ const (
 
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, nil)) }
 
-// commandMemory is how much a command takes before it frees any of it, in bytes.
-const commandMemory = 64 << 20
-
 // run is the program; a test may do its steps.
 func run(args []string, stdout, stderr io.Writer, step system.Step) int {
-	// A command lives for milliseconds, and most have no use for what it frees.
-	debug.SetGCPercent(-1)
-	debug.SetMemoryLimit(commandMemory)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	root := newRoot(stdout, stderr, step)

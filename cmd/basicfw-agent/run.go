@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"math"
 	"runtime/debug"
 	"time"
 
@@ -27,8 +26,6 @@ others change, and follow interfaces and sshd. The service runs this; it ends
 with SIGTERM and leaves the rules.`,
 		Args: noArgs,
 		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
-			debug.SetGCPercent(100)
-			debug.SetMemoryLimit(math.MaxInt64)
 			// The journal has times and colours by itself.
 			a.log.SetFormatter(&logrus.TextFormatter{DisableTimestamp: true, DisableColors: true})
 			s, err := settings.Load(a.sys, a.config)
