@@ -137,6 +137,17 @@ func (t *Twin) build(sys *system.System, families []firewall.Family, interfaces 
 // ErrSomebodys says that a network namespace is one that somebody uses.
 var ErrSomebodys = errors.New("this network namespace is somebody's: nothing was changed")
 
+// Unused is ErrSomebodys, with what says so, where the network namespace of this
+// process is used.
+func Unused() error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening netlink: %w", err)
+	}
+	defer h.Close()
+	return free(h)
+}
+
 // free tells whether nobody uses the namespace: its links are down, but for lo.
 // There may be some that the kernel makes in each (sit0, tunl0).
 func free(h *netlink.Handle) error {

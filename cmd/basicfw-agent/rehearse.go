@@ -16,6 +16,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/agent/twin"
 )
 
 // rehearsal is what is tried out.
@@ -88,13 +89,13 @@ func (a *app) rehearseCmd() *cobra.Command {
 			if err := json.NewDecoder(bytes.NewReader(data)).Decode(&r); err != nil {
 				return fmt.Errorf("reading what to try out: %w", err)
 			}
+			if err := twin.Unused(); err != nil {
+				return err
+			}
 			kernel := w.agent.Kernel(r.Backend)
 			in, err := kernel.Inspect(ctx, r.Ruleset)
 			if err != nil {
 				return err
-			}
-			if in.Present || len(in.Foreign) > 0 {
-				return errors.New("this network namespace is somebody's: nothing was loaded")
 			}
 			err = kernel.Load(ctx, r.Ruleset, in, false)
 			var passes interface{ Temporary() bool }

@@ -1,6 +1,8 @@
 package kernel_test
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -114,4 +116,29 @@ func TestSelftestTakesBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRehearsalElsewhere has somebody run the part of the program that loads rules in
+// a namespace of nobody's in one that is used: it does nothing there.
+func TestRehearsalElsewhere(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		var st struct {
+			Backend struct{ Name string }
+			Ruleset json.RawMessage
+		}
+		if err := json.Unmarshal([]byte(m.read(t, "/var/lib/basicfw/state.json")), &st); err != nil {
+			t.Fatal(err)
+		}
+		m.must(t, exitOK, "uninstall")
+		before := m.everything(t)
+		c := m.command("rehearse")
+		c.Stdin = fmt.Sprintf(`{"backend":%q,"ruleset":%s}`, st.Backend.Name, st.Ruleset)
+		r := m.Host.Run(t, c)
+		if r.Code != exitFailed {
+			t.Errorf("exit code %d", r.Code)
+		}
+		oneLine(t, r.Stderr, "this network namespace is somebody's")
+		same(t, "after that", before, m.everything(t))
+	})
 }
