@@ -253,7 +253,7 @@ func TestUnitKeepsItsPromises(t *testing.T) {
 	for _, line := range []string{
 		"Type=notify", "DefaultDependencies=no", "Conflicts=shutdown.target", "Before=shutdown.target",
 		"Wants=network-pre.target", "Before=network-pre.target cloud-init-local.service",
-		"ExecReload=@EXEC@ apply", "Restart=on-failure",
+		"ExecReload=@EXEC@ apply --no-rehearsal", "Restart=on-failure",
 		// Its failure keeps no rule from being loaded.
 		"ExecStartPre=-+@EXEC@ prepare",
 	} {
