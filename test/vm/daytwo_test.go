@@ -68,11 +68,11 @@ func (s *site) checkDayTwo(t *testing.T, m *Machine) {
 	if out, code := s.login(t, shutOut, "true", silence); code == 0 {
 		t.Errorf("a stranger could log in again: %s", out)
 	}
-	// The service takes the message away when the time is over.
+	// The service takes the message away when the time is over, and then the rule.
 	m.Must(t, "basicfw-agent unlock --for 3s")
-	until(t, answerLimit, "the login message to go", func() error {
-		if out, code := m.Run(t, "cat /etc/motd.d/basicfw"); code == 0 {
-			return fmt.Errorf("it says %s", out)
+	until(t, answerLimit, "the login message and the rule to go", func() error {
+		if out, code := m.Run(t, "cat /etc/motd.d/basicfw || flock /run/basicfw-agent/lock grep basicfw-unlock "+s.backend.files); code == 0 {
+			return fmt.Errorf("there is %s", out)
 		}
 		return nil
 	})
