@@ -307,7 +307,7 @@ func (t *Twin) awaitWires() error {
 			if err := t.mark(p); err != nil {
 				return fmt.Errorf("sending to %s: %w", name, err)
 			}
-			err := t.readTap(again, func(int) {})
+			err := t.readTap(t.sent-1, again, func(int) {})
 			if err == nil {
 				break
 			}
