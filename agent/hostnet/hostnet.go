@@ -1,5 +1,6 @@
 // Package hostnet is what the kernel tells about this host's network: links,
-// addresses, routes, sockets, and the connections that it tracks.
+// addresses, routes, sockets, and the connections that it tracks; and it makes links
+// in namespaces of our own. It is the only importer of vishvananda/netlink.
 package hostnet
 
 import (

@@ -18,10 +18,10 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hostnet"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
@@ -90,9 +90,9 @@ func (t *Twin) build(sys *system.System, families []firewall.Family, interfaces 
 	if _, err := rand.Read(t.magic[:]); err != nil {
 		return err
 	}
-	inside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	inside, err := hostnet.OpenLinks()
 	if err != nil {
-		return fmt.Errorf("opening netlink: %w", err)
+		return err
 	}
 	defer inside.Close()
 	if err := free(inside); err != nil {
@@ -101,19 +101,15 @@ func (t *Twin) build(sys *system.System, families []firewall.Family, interfaces 
 	if err := quiet(sys, families); err != nil {
 		return err
 	}
-	lo, err := inside.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("looking for lo: %w", err)
-	}
-	if err := inside.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("raising lo: %w", err)
+	if err := inside.Raise("lo"); err != nil {
+		return err
 	}
 	if err := onThread(func() error { return t.wire(sys, inside, families, interfaces) }); err != nil {
 		return err
 	}
 	for i, x := range interfaces {
 		if err := address(inside, families, x, i); err != nil {
-			return fmt.Errorf("making interface %s: %w", x.Name, err)
+			return err
 		}
 	}
 	if err := t.listen(families); err != nil {
@@ -140,27 +136,20 @@ var ErrSomebodys = errors.New("this network namespace is somebody's: nothing was
 // Unused is ErrSomebodys, with what says so, where the network namespace of this
 // process is used.
 func Unused() error {
-	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	links, err := hostnet.OpenLinks()
 	if err != nil {
-		return fmt.Errorf("opening netlink: %w", err)
+		return err
 	}
-	defer h.Close()
-	return free(h)
+	defer links.Close()
+	return free(links)
 }
 
-// free tells whether nobody uses the namespace: its links are down, but for lo.
-// There may be some that the kernel makes in each (sit0, tunl0).
-func free(h *netlink.Handle) error {
-	links, err := h.LinkList()
-	if err != nil {
-		return fmt.Errorf("listing interfaces: %w", err)
+func free(links *hostnet.Links) error {
+	name, err := links.Used()
+	if err == nil && name != "" {
+		err = fmt.Errorf("%s is up: %w", name, ErrSomebodys)
 	}
-	for _, l := range links {
-		if a := l.Attrs(); a.Flags&net.FlagUp != 0 && a.Flags&net.FlagLoopback == 0 {
-			return fmt.Errorf("%s is up: %w", a.Name, ErrSomebodys)
-		}
-	}
-	return nil
+	return err
 }
 
 func names(interfaces []Interface) []string {
@@ -203,7 +192,7 @@ const firstIndex = 1000
 // wire makes a namespace for the outsider, and the wires that lead there. inside
 // is of the twin's. The thread ends with it, and the namespace is kept by the
 // outsider's sockets.
-func (t *Twin) wire(sys *system.System, inside *netlink.Handle, families []firewall.Family, interfaces []Interface) error {
+func (t *Twin) wire(sys *system.System, inside *hostnet.Links, families []firewall.Family, interfaces []Interface) error {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("making a network namespace: %w", err)
 	}
@@ -214,84 +203,59 @@ func (t *Twin) wire(sys *system.System, inside *netlink.Handle, families []firew
 			}
 		}
 	}
-	outside, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	outside, err := hostnet.OpenLinks()
 	if err != nil {
-		return fmt.Errorf("opening netlink: %w", err)
+		return err
 	}
 	defer outside.Close()
 	for i, x := range interfaces {
-		attrs := netlink.NewLinkAttrs()
-		attrs.Name = x.Name
+		far := "to" + strconv.Itoa(i)
+		if err := inside.Rename(x.Name, "own"+strconv.Itoa(i)); err != nil { // the kernel's
+			return err
+		}
 		// The kernel takes its time to tell IPv6 of the carrier of a link whose
 		// number is that of its other end: it seems to have none
 		// (linkwatch_urgent_event).
-		attrs.Index = firstIndex + i
-		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: "to" + strconv.Itoa(i), PeerNamespace: netlink.NsPid(unix.Gettid())}
-		if own, err := inside.LinkByName(x.Name); err == nil { // the kernel's
-			if err := inside.LinkSetName(own, "own"+strconv.Itoa(i)); err != nil {
-				return fmt.Errorf("renaming the kernel's %s: %w", x.Name, err)
-			}
+		if err := inside.AddWire(x.Name, firstIndex+i, far, unix.Gettid()); err != nil {
+			return err
 		}
-		if err := inside.LinkAdd(veth); err != nil {
-			return fmt.Errorf("making interface %s: %w", x.Name, err)
-		}
-		near, err := inside.LinkByName(x.Name)
+		_, near, err := inside.Identity(x.Name)
 		if err != nil {
-			return fmt.Errorf("looking for interface %s: %w", x.Name, err)
+			return err
 		}
-		far, err := outside.LinkByName(veth.PeerName)
-		if err == nil {
-			err = outside.LinkSetUp(far)
+		if err := outside.Raise(far); err != nil {
+			return fmt.Errorf("the other end of %s: %w", x.Name, err)
 		}
+		index, _, err := outside.Identity(far)
 		if err != nil {
-			return fmt.Errorf("raising the other end of %s: %w", x.Name, err)
+			return fmt.Errorf("the other end of %s: %w", x.Name, err)
 		}
-		fd, err := openPort(far.Attrs().Index)
+		fd, err := openPort(index)
 		if err != nil {
 			return fmt.Errorf("opening a packet socket for %s: %w", x.Name, err)
 		}
-		t.ports[x.Name] = port{fd, near.Attrs().HardwareAddr}
+		t.ports[x.Name] = port{fd, near}
 	}
 	return nil
 }
 
 // address gives an interface its addresses, and a way to everybody.
-func address(h *netlink.Handle, families []firewall.Family, x Interface, i int) error {
-	link, err := h.LinkByName(x.Name)
-	if err != nil {
-		return err
-	}
+func address(links *hostnet.Links, families []firewall.Family, x Interface, i int) error {
 	for _, f := range families {
 		addresses := x.Addresses
-		if f == firewall.IPv6 {
-			// One of our own in place of the kernel's, which it still gives
-			// before Linux 3.17.
-			h.LinkSetIP6AddrGenMode(link, 1) // IN6_ADDR_GEN_MODE_NONE
+		if f == firewall.IPv6 { // in place of the kernel's
 			addresses = append(addresses[:len(addresses):len(addresses)], netip.PrefixFrom(LinkLocal, 64))
 		}
-		for _, p := range addresses {
-			if firewall.FamilyOf(p) != f {
-				continue
-			}
-			a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
-			if f == firewall.IPv6 {
-				a.Flags = unix.IFA_F_NODAD
-			}
-			if err := h.AddrAdd(link, a); err != nil && !errors.Is(err, unix.EEXIST) {
-				return fmt.Errorf("adding %v: %w", p, err)
-			}
+		if err := links.AddAddresses(x.Name, f, addresses); err != nil {
+			return err
 		}
 	}
-	if err := h.LinkSetUp(link); err != nil {
+	if err := links.Raise(x.Name); err != nil {
 		return err
 	}
 	for _, f := range families {
-		any := &net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}
-		if f == firewall.IPv6 {
-			any = &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}
-		}
-		if err := h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: any, Scope: netlink.SCOPE_LINK, Priority: i + 1}); err != nil {
-			return fmt.Errorf("adding a default %v route: %w", f, err)
+		if err := links.AddDefaultRoute(x.Name, f, i+1); err != nil {
+			return err
 		}
 	}
 	return nil

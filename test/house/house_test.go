@@ -16,7 +16,7 @@ const module = "github.com/basicfw/basicfw-agent/"
 var owners = map[string][]string{
 	"gopkg.in/ini.v1":                         {"agent/settings"},
 	"github.com/kardianos/service":            {"agent/service"},
-	"github.com/vishvananda/netlink":          {"agent/hostnet", "agent/twin"}, // one looks at links, one makes them, in a namespace of its own
+	"github.com/vishvananda/netlink":          {"agent/hostnet"},
 	"github.com/google/nftables":              {"agent/nftables"},
 	"github.com/coreos/go-systemd/v22/daemon": {"cmd/basicfw-agent"},
 	"github.com/spf13/cobra":                  {"cmd/basicfw-agent"},
@@ -30,7 +30,7 @@ var below = map[string][]string{
 	"agent/firewall": {},
 	"agent/system":   {},
 	"agent/hostnet":  {"agent/firewall", "agent/system"},
-	"agent/twin":     {"agent/firewall", "agent/system"},
+	"agent/twin":     {"agent/firewall", "agent/hostnet", "agent/system"},
 	"agent/selftest": {"agent/firewall", "agent/system", "agent/twin"},
 	"agent/session":  {"agent/firewall", "agent/system"},
 	"agent/iptables": {"agent/firewall", "agent/system"},
