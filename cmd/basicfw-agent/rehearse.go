@@ -1,15 +1,14 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,39 +28,41 @@ type rehearsal struct {
 // its own, with the same backend, on this very kernel: "iptables-restore --test"
 // takes what the kernel then refuses.
 func (a *app) rehearse(ctx context.Context, backend string, rules firewall.Ruleset) error {
-	data, err := json.Marshal(rehearsal{backend, rules})
+	_, err := a.elsewhere(ctx, "rehearse", rehearsal{backend, rules})
+	return err
+}
+
+// elsewhereLimit bounds what is done elsewhere. It takes a fraction of a second, but
+// loading may have to wait for another program that loads rules.
+const elsewhereLimit = 30 * time.Second
+
+// elsewhere has this program run one of its commands in a network namespace of its
+// own: all of it is there then, with the programs that it runs. The command reads
+// the request as JSON, and what it prints comes back. The error is what the
+// command said, or agent.ErrNoRehearsal where there can be no such namespace.
+func (a *app) elsewhere(ctx context.Context, command string, request any) ([]byte, error) {
+	data, err := json.Marshal(request)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	_, err = a.sys.Run(ctx, system.Command{Name: system.Self, Args: a.again("rehearse"), Stdin: data, Namespace: true})
-	return withoutRun(err)
-}
-
-// again are the arguments with which this program runs itself.
-func (a *app) again(args ...string) []string {
+	args := []string{command}
 	if a.root != "" {
-		args = append([]string{"--root", a.root}, args...)
+		args = []string{"--root", a.root, command}
 	}
-	return args
-}
-
-// withoutRun is the error of another run of this program, as it said it; or that
-// there can be none in a namespace of its own.
-func withoutRun(err error) error {
+	res, err := a.sys.Run(ctx, system.Command{Name: system.Self, Args: args, Stdin: data, Namespace: true, Timeout: elsewhereLimit})
 	var exit *system.ExitError
 	if errors.As(err, &exit) {
-		text := strings.TrimPrefix(exit.Stderr, "basicfw-agent: ")
-		if text == "" {
-			return err
+		if exit.Stderr != "" && !errors.Is(err, context.DeadlineExceeded) {
+			err = &saidError{strings.TrimPrefix(exit.Stderr, "basicfw-agent: "), exit.Code == exitTemporary}
 		}
-		return &saidError{text, exit.Code == exitTemporary}
+		return nil, err
 	}
 	for _, no := range []error{syscall.EPERM, syscall.EINVAL, syscall.ENOSPC, syscall.ENOSYS, syscall.EUSERS} {
-		if errors.Is(err, no) {
-			return fmt.Errorf("%w: %w", agent.ErrNoRehearsal, no)
+		if errors.Is(err, no) { // it was not even started
+			return nil, fmt.Errorf("%w: %w", agent.ErrNoRehearsal, no)
 		}
 	}
-	return err
+	return res.Stdout, err
 }
 
 // saidError is what another run of this program said.
@@ -81,13 +82,9 @@ func (a *app) rehearseCmd() *cobra.Command {
 		Hidden: true,
 		Args:   noArgs,
 		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
-			data, err := io.ReadAll(os.Stdin)
-			if err != nil {
-				return err
-			}
 			var r rehearsal
-			if err := json.NewDecoder(bytes.NewReader(data)).Decode(&r); err != nil {
-				return fmt.Errorf("reading what to try out: %w", err)
+			if err := json.NewDecoder(os.Stdin).Decode(&r); err != nil {
+				return usageError{fmt.Errorf("reading what to try out from standard input: %w: this is for the program itself", err)}
 			}
 			if err := twin.Unused(); err != nil {
 				return err

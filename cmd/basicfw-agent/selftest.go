@@ -8,9 +8,7 @@ import (
 	"io"
 	"slices"
 	"strings"
-	"syscall"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,10 +19,6 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/agent/twin"
 )
-
-// selftestLimit bounds a test. It takes a fraction of a second, but loading may
-// have to wait for another program that loads rules.
-const selftestLimit = 30 * time.Second
 
 func (a *app) selftestCmd() *cobra.Command {
 	var asJSON bool
@@ -121,28 +115,17 @@ type selftestAnswer struct {
 
 // selftest tries the rules of a state. The error is a *twin.ImpossibleError where
 // this machine lets nobody do so, which says nothing about the rules.
-//
-// The program runs itself in the new namespace, so that it is there as a whole,
-// with what it runs in turn: a namespace is a thread's, and goroutines change
-// threads.
 func (a *app) selftest(ctx context.Context, w *wiring, st store.State) (selftest.Report, error) {
-	request, err := json.Marshal(selftestRequest{
+	data, err := a.elsewhere(ctx, "selftest-twin", selftestRequest{
 		Wanted:  selftest.Wanted{Desired: st.Desired, Ruleset: st.Ruleset, Families: w.agent.Families},
 		Backend: st.Backend.Name,
 	})
-	if err != nil {
-		return selftest.Report{}, err
-	}
-	res, err := a.sys.Run(ctx, system.Command{Name: system.Self, Args: a.again("selftest-twin"), Stdin: request, Namespace: true, Timeout: selftestLimit})
-	var exit *system.ExitError
-	if errors.As(err, &exit) && exit.Stderr != "" {
-		err = errors.New(strings.TrimPrefix(exit.Stderr, "basicfw-agent: "))
-	} else if errno := syscall.Errno(0); err != nil && exit == nil && errors.As(err, &errno) { // it was not even started
-		err = &twin.ImpossibleError{Why: fmt.Errorf("making a network namespace: %w", errno)}
+	if errors.Is(err, agent.ErrNoRehearsal) || errors.Is(err, context.DeadlineExceeded) { // a machine too busy to tell
+		err = &twin.ImpossibleError{Why: err}
 	}
 	var answer selftestAnswer
 	if err == nil {
-		err = json.Unmarshal(res.Stdout, &answer)
+		err = json.Unmarshal(data, &answer)
 	}
 	if err == nil && answer.Impossible != "" {
 		err = &twin.ImpossibleError{Why: errors.New(answer.Impossible)}
