@@ -260,7 +260,7 @@ func (s set) definition() string {
 	return flags
 }
 
-// lines are a set's elements, in order.
+// lines are a set's elements, in order of their keys.
 func (s set) lines() []string {
 	var out []string
 	for i := 0; i < len(s.elements); i++ {
@@ -283,7 +283,6 @@ func (s set) lines() []string {
 		}
 		out = append(out, interval(e.key, last))
 	}
-	slices.Sort(out)
 	return out
 }
 

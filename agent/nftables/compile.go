@@ -31,14 +31,13 @@ const (
 type compiled struct {
 	table
 	texts []string // of each rule
-	lists map[string][]string
 }
 
 // compile makes a table of a ruleset, for some families. Rules that differ in
 // one list alone, of networks, ports or types, become one with a set: what a
 // packet costs is then the same for one network and for ten thousand.
 func compile(r firewall.Ruleset, families []firewall.Family) compiled {
-	c := compiled{table: table{name: TableName}, lists: map[string][]string{}}
+	c := compiled{table: table{name: TableName}}
 	hook := put32(put32(nil, unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_LOCAL_IN), unix.NFTA_HOOK_PRIORITY, 0)
 	c.chains = append(c.chains, chain{name: baseChain, hook: hook, policy: 0, kind: "filter"})
 	c.dispatch(families)
@@ -378,7 +377,6 @@ func (c *compiled) networks(f firewall.Family, r folded) string {
 		if next := lastOf(p).Next(); next.IsValid() {
 			s.elements = append(s.elements, setElement{key: next.AsSlice(), end: true})
 		}
-		c.lists[s.name] = append(c.lists[s.name], firewall.FormatPrefix(p))
 	}
 	c.sets = append(c.sets, s)
 	return s.name

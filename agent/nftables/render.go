@@ -41,7 +41,7 @@ func (c compiled) render() string {
 			fmt.Fprintf(&b, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", s.size, span(time.Duration(s.timeout)*time.Millisecond))
 		} else {
 			var lines []string
-			for some := range slices.Chunk(c.lists[s.name], perLine) {
+			for some := range slices.Chunk(s.lines(), perLine) {
 				lines = append(lines, strings.Join(some, ", "))
 			}
 			fmt.Fprintf(&b, "\t\tflags interval\n\t\telements = { %s }\n", strings.Join(lines, ",\n\t\t\t     "))
