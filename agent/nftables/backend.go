@@ -27,6 +27,9 @@ var ErrNone = errors.New("this kernel has no nf_tables with tables of the family
 type snapshot struct {
 	table
 	there bool
+	// What it was compared with, compiled, and not compiled.
+	compared compiled
+	with     firewall.Ruleset
 }
 
 func (b *Backend) read() (s snapshot, err error) {
@@ -69,13 +72,20 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
-	wanted := compile(want, b.families)
+	before := was.Snapshot.(snapshot)
+	wanted := before.compared
+	if !want.Equal(before.with) {
+		wanted = compile(want, b.families)
+	}
 	// By what differs, if that can be: the rules that stay keep their counters, and
 	// limits what they know. Else, and where somebody else changed the table since
 	// it was read, as a whole.
-	requests, ok := wanted.requestsFresh(), true
-	if before := was.Snapshot.(snapshot); before.there {
+	var requests []request
+	ok := true
+	if before.there {
 		requests, ok = before.requestsTo(wanted.table)
+	} else {
+		requests = wanted.requestsFresh()
 	}
 	if ok && b.commit("change", requests) == nil && b.holds(wanted) == nil {
 		return nil

@@ -1,7 +1,6 @@
 package nftables
 
 import (
-	"bytes"
 	"fmt"
 	"slices"
 
@@ -219,7 +218,8 @@ func (e expression) setName() string {
 	if e.name != "lookup" {
 		return ""
 	}
-	list, _ := attributes(e.data)
+	var room [few]attribute
+	list, _ := appendAttributes(room[:0], e.data)
 	for _, a := range list {
 		if a.kind == unix.NFTA_LOOKUP_SET {
 			return text(a.data)
@@ -241,5 +241,5 @@ func (e expression) withSet(name string) expression {
 			data = put(data, a.kind, a.data)
 		}
 	}
-	return expression{e.name, bytes.Clone(data)}
+	return expression{e.name, data}
 }

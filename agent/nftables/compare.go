@@ -16,7 +16,11 @@ import (
 // inspect is Inspect without the reading.
 func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspection {
 	if !wanted.IsZero() {
-		return b.compare(got, compile(wanted, b.families))
+		want := compile(wanted, b.families)
+		in := b.compare(got, want)
+		got.compared, got.with = want, wanted
+		in.Snapshot = got
+		return in
 	}
 	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
 	if got.there {
@@ -31,7 +35,7 @@ func (b *Backend) compare(got snapshot, want compiled) firewall.Inspection {
 	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
 	c := comparison{want: want, got: got.table, texts: map[string]string{}}
 	for i, r := range want.rules {
-		c.texts[want.canonical(r)] = want.texts[i]
+		c.texts[r.form] = want.texts[i]
 	}
 	for _, f := range b.families {
 		c.family(f, got.there)
@@ -165,7 +169,7 @@ func sameHook(a, b []byte) bool {
 func (c *comparison) lines(chain string) []string {
 	var out []string
 	for _, r := range c.got.rulesOf(chain) {
-		text, ok := c.texts[c.got.canonical(r)]
+		text, ok := c.texts[r.form]
 		if !ok {
 			if text = r.describe(); slices.Contains(c.want.texts, text) {
 				text += " (in another form)"

@@ -30,13 +30,22 @@ const (
 // compiled is a ruleset as a table, with what nft would write for it.
 type compiled struct {
 	table
-	texts []string // of each rule
+	texts []string     // of each rule
+	exprs [][]expr.Any // of each rule, while it is only written
 }
 
-// compile makes a table of a ruleset, for some families. Rules that differ in
+// compile makes a table of a ruleset, for some families.
+func compile(r firewall.Ruleset, families []firewall.Family) compiled {
+	c := write(r, families)
+	c.marshal()
+	c.setForms()
+	return c
+}
+
+// write is compile without the rules' form for the kernel. Rules that differ in
 // one list alone, of networks, ports or types, become one with a set: what a
 // packet costs is then the same for one network and for ten thousand.
-func compile(r firewall.Ruleset, families []firewall.Family) compiled {
+func write(r firewall.Ruleset, families []firewall.Family) compiled {
 	c := compiled{table: table{name: TableName}}
 	hook := put32(put32(nil, unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_LOCAL_IN), unix.NFTA_HOOK_PRIORITY, 0)
 	c.chains = append(c.chains, chain{name: baseChain, hook: hook, policy: 0, kind: "filter"})
@@ -241,24 +250,29 @@ func (c *compiled) add(f firewall.Family, in string, r folded) {
 // put appends what was written as a rule of a chain.
 func (c *compiled) put(in string, w writer) {
 	r := rule{chain: in}
-	for _, e := range w.exprs {
-		// A value of ours always has a form.
-		data, err := expr.Marshal(unix.NFPROTO_INET, e)
-		if err == nil {
-			var x expression
-			if x, err = readExpression(data); err == nil {
-				r.exprs = append(r.exprs, x)
-			}
-		}
-		if err != nil {
-			panic(fmt.Sprintf("an expression of %q: %v", w.words, err))
-		}
-	}
 	if w.comment != "" {
 		r.userdata = userdata.AppendString(nil, userdata.TypeComment, w.comment)
 		w.words = append(w.words, fmt.Sprintf("comment %q", w.comment))
 	}
-	c.rules, c.texts = append(c.rules, r), append(c.texts, strings.Join(w.words, " "))
+	c.rules, c.texts, c.exprs = append(c.rules, r), append(c.texts, strings.Join(w.words, " ")), append(c.exprs, w.exprs)
+}
+
+// marshal gives what was written the form that the kernel takes.
+func (c *compiled) marshal() {
+	for i, exprs := range c.exprs {
+		c.rules[i].exprs = make([]expression, len(exprs))
+		for j, e := range exprs {
+			// A value of ours always has a form.
+			data, err := expr.Marshal(unix.NFPROTO_INET, e)
+			if err == nil {
+				c.rules[i].exprs[j], err = readExpression(data)
+			}
+			if err != nil {
+				panic(fmt.Sprintf("an expression of %q: %v", c.texts[i], err))
+			}
+		}
+	}
+	c.exprs = nil
 }
 
 // transport is the match of the protocol and of what is in its header.

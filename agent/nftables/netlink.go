@@ -25,8 +25,9 @@ const kindMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 
 // attributes takes a list of attributes apart. What does not end where it should
 // is an error.
-func attributes(b []byte) ([]attribute, error) {
-	var out []attribute
+func attributes(b []byte) ([]attribute, error) { return appendAttributes(nil, b) }
+
+func appendAttributes(to []attribute, b []byte) ([]attribute, error) {
 	for len(b) > 0 {
 		if len(b) < unix.SizeofNlAttr {
 			return nil, errors.New("a netlink attribute is cut off")
@@ -35,10 +36,24 @@ func attributes(b []byte) ([]attribute, error) {
 		if size < unix.SizeofNlAttr || size > len(b) {
 			return nil, errors.New("a netlink attribute has an impossible length")
 		}
-		out = append(out, attribute{binary.NativeEndian.Uint16(b[2:]) & kindMask, b[unix.SizeofNlAttr:size]})
+		to = append(to, attribute{binary.NativeEndian.Uint16(b[2:]) & kindMask, b[unix.SizeofNlAttr:size]})
 		b = b[min(len(b), aligned(size)):]
 	}
-	return out, nil
+	return to, nil
+}
+
+// few is how many attributes most lists have at most: room for them is taken
+// where it costs nothing.
+const few = 12
+
+// each does something with each of a list of attributes.
+func each(b []byte, do func(attribute)) error {
+	var room [few]attribute
+	list, err := appendAttributes(room[:0], b)
+	for _, a := range list {
+		do(a)
+	}
+	return err
 }
 
 func aligned(size int) int { return (size + 3) &^ 3 }

@@ -14,7 +14,7 @@ import (
 // which a rule begins or ends, which nft prints by the clock on the wall, are in
 // seconds since 1970.
 func Render(r firewall.Ruleset, families []firewall.Family) string {
-	return compile(r, families).render()
+	return write(r, families).render()
 }
 
 func (c compiled) render() string {

@@ -59,6 +59,7 @@ type rule struct {
 	handle   uint64 // the kernel's, of one that was read
 	exprs    []expression
 	userdata []byte
+	form     string // canonical, of a table's rule
 }
 
 // expression is one of a rule's: what it is called, and its attributes.
@@ -276,8 +277,8 @@ func readOnce(s *socket) (t table, err error) {
 		}
 	}
 	err = s.ask(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, putString(nil, unix.NFTA_RULE_TABLE, TableName), func(b []byte) error {
-		r, of, err := readRule(b)
-		if of == TableName { // the kernel before 4.17 does not choose
+		r, of, err := readRule(bytes.Clone(b)) // the message's place is used again
+		if of == TableName {                   // the kernel before 4.17 does not choose
 			t.rules = append(t.rules, r)
 		}
 		return err
@@ -285,6 +286,7 @@ func readOnce(s *socket) (t table, err error) {
 	if err != nil {
 		return t, err
 	}
+	t.setForms()
 	after, err := generation(s)
 	if err == nil && !bytes.Equal(before, after) {
 		err = unix.EINTR
@@ -302,14 +304,6 @@ func generation(s *socket) (id []byte, err error) {
 		})
 	})
 	return id, err
-}
-
-func each(b []byte, do func(attribute)) error {
-	list, err := attributes(b)
-	for _, a := range list {
-		do(a)
-	}
-	return err
 }
 
 func readChain(b []byte) (c chain, of string, err error) {
@@ -401,11 +395,12 @@ func readElements(s *socket, of *set) error {
 }
 
 func readElement(b []byte) (e setElement, err error) {
-	list, err := attributes(b)
+	var room, within [few]attribute
+	list, err := appendAttributes(room[:0], b)
 	for _, a := range list {
 		switch a.kind {
 		case unix.NFTA_SET_ELEM_KEY:
-			inner, bad := attributes(a.data)
+			inner, bad := appendAttributes(within[:0], a.data)
 			if bad != nil || len(inner) != 1 {
 				return e, errors.New("a set's element has no key")
 			}
@@ -420,7 +415,8 @@ func readElement(b []byte) (e setElement, err error) {
 }
 
 func readRule(b []byte) (r rule, of string, err error) {
-	list, err := attributes(b)
+	var room, within [few]attribute
+	list, err := appendAttributes(room[:0], b)
 	if err != nil {
 		return r, "", err
 	}
@@ -433,18 +429,17 @@ func readRule(b []byte) (r rule, of string, err error) {
 		case unix.NFTA_RULE_HANDLE:
 			r.handle = number(a.data)
 		case unix.NFTA_RULE_USERDATA:
-			r.userdata = bytes.Clone(a.data)
+			r.userdata = a.data
 		case unix.NFTA_RULE_EXPRESSIONS:
-			items, err := attributes(a.data)
+			items, err := appendAttributes(within[:0], a.data)
 			if err != nil {
 				return r, of, err
 			}
-			for _, item := range items {
-				e, err := readExpression(item.data)
-				if err != nil {
+			r.exprs = make([]expression, len(items))
+			for i, item := range items {
+				if r.exprs[i], err = readExpression(item.data); err != nil {
 					return r, of, err
 				}
-				r.exprs = append(r.exprs, e)
 			}
 		}
 	}
@@ -457,10 +452,17 @@ func readExpression(b []byte) (e expression, err error) {
 		case unix.NFTA_EXPR_NAME:
 			e.name = text(a.data)
 		case unix.NFTA_EXPR_DATA:
-			e.data = bytes.Clone(a.data)
+			e.data = a.data
 		}
 	})
 	return e, err
+}
+
+// setForms is called once all of a table is there.
+func (t *table) setForms() {
+	for i := range t.rules {
+		t.rules[i].form = t.canonical(t.rules[i])
+	}
 }
 
 // canonical is a rule in a form in which two are the same if, and only if, the
@@ -469,7 +471,7 @@ func readExpression(b []byte) (e expression, err error) {
 // it is, and those are zero. An anonymous set is what is in it, whatever its name;
 // of a map that is left out.
 func (t table) canonical(r rule) string {
-	var b []byte
+	b := make([]byte, 0, 512)
 	for _, e := range r.exprs {
 		if name := e.setName(); name != "" {
 			if s, ok := t.set(name); ok && s.isAnonymous() {
@@ -487,8 +489,11 @@ func (t table) canonical(r rule) string {
 
 // identity is canonical, with what is in maps.
 func (t table) identity(r rule) string {
-	text := t.canonical(r)
+	text := r.form
 	for _, e := range r.exprs {
+		if e.name != "lookup" {
+			continue
+		}
 		if s, ok := t.set(e.setName()); ok && s.isMap() {
 			text += fmt.Sprint(s.lines())
 		}
@@ -524,7 +529,8 @@ func (e expression) append(b []byte) []byte {
 	if e.name == "counter" {
 		return append(b, '}')
 	}
-	list, err := attributes(e.data)
+	var room [few]attribute
+	list, err := appendAttributes(room[:0], e.data)
 	if err != nil {
 		return append(hex.AppendEncode(append(b, '?'), e.data), '}')
 	}
@@ -532,7 +538,7 @@ func (e expression) append(b []byte) []byte {
 	for _, a := range list {
 		// Within a transaction sets may have numbers besides their names.
 		id := e.name == "lookup" && a.kind == unix.NFTA_LOOKUP_SET_ID || e.name == "dynset" && a.kind == unix.NFTA_DYNSET_SET_ID
-		if id || len(bytes.Trim(a.data, "\x00")) == 0 {
+		if id || !slices.ContainsFunc(a.data, func(c byte) bool { return c != 0 }) {
 			continue
 		}
 		if e.name == "dynset" && a.kind == unix.NFTA_DYNSET_EXPR {
@@ -549,7 +555,8 @@ func (e expression) append(b []byte) []byte {
 func (a attribute) append(b []byte, depth int) []byte {
 	b = strconv.AppendUint(b, uint64(a.kind), 10)
 	if depth > 0 {
-		if inner, err := attributes(a.data); err == nil {
+		var room [few]attribute
+		if inner, err := appendAttributes(room[:0], a.data); err == nil {
 			b = append(b, '(')
 			for _, i := range inner {
 				b = i.append(b, depth-1)

@@ -46,6 +46,7 @@ with SIGTERM and leaves the rules.`,
 			if err != nil {
 				a.log.WithError(err).Warn("what the boot loader says is not known")
 			}
+			debug.SetGCPercent(serviceGCPercent)
 			w.agent.Rehearse = nil // the sandbox allows no namespace
 			return w.agent.Run(ctx, agent.RunOptions{
 				CommandLine: string(commandLine),

@@ -84,6 +84,14 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	var f agent.Facts
 	var err error
+	// Meanwhile: of all that is looked at, it alone does not ask the thread's own
+	// network namespace, and it takes long.
+	processes, listed := (*session.Processes)(nil), make(chan error, 1)
+	go func() {
+		var err error
+		processes, err = session.ReadProcesses()
+		listed <- err
+	}()
 	if w.host, err = hostnet.Detect(s.Public, s.Private); err != nil {
 		return f, err
 	}
@@ -93,8 +101,7 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	if err != nil {
 		return f, fmt.Errorf("listing sockets: %w", err)
 	}
-	processes, err := session.ReadProcesses()
-	if err != nil {
+	if err := <-listed; err != nil {
 		return f, err
 	}
 	if f.SSHPorts, f.SSHWhy, f.SSHLive, err = processes.SSHDPorts(w.sys, listening); err != nil {
