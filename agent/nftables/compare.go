@@ -16,11 +16,8 @@ import (
 // inspect is Inspect without the reading.
 func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspection {
 	if !wanted.IsZero() {
-		want := compile(wanted, b.families)
-		in := b.compare(got, want)
-		got.compared, got.with = want, wanted
-		in.Snapshot = got
-		return in
+		got.compared, got.with = compile(wanted, b.families), wanted
+		return b.compare(got, got.compared)
 	}
 	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
 	if got.there {

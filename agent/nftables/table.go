@@ -59,7 +59,7 @@ type rule struct {
 	handle   uint64 // the kernel's, of one that was read
 	exprs    []expression
 	userdata []byte
-	form     string // canonical, of a table's rule
+	form     string // canonical; setForms gives it to those of a table
 }
 
 // expression is one of a rule's: what it is called, and its attributes.
@@ -277,8 +277,9 @@ func readOnce(s *socket) (t table, err error) {
 		}
 	}
 	err = s.ask(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, putString(nil, unix.NFTA_RULE_TABLE, TableName), func(b []byte) error {
-		r, of, err := readRule(bytes.Clone(b)) // the message's place is used again
-		if of == TableName {                   // the kernel before 4.17 does not choose
+		// The place of the message is used again.
+		r, of, err := readRule(bytes.Clone(b))
+		if of == TableName { // the kernel before 4.17 does not choose
 			t.rules = append(t.rules, r)
 		}
 		return err
@@ -458,7 +459,7 @@ func readExpression(b []byte) (e expression, err error) {
 	return e, err
 }
 
-// setForms is called once all of a table is there.
+// setForms keeps what each rule is to the kernel, once all of the table is there.
 func (t *table) setForms() {
 	for i := range t.rules {
 		t.rules[i].form = t.canonical(t.rules[i])

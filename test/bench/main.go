@@ -11,11 +11,14 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -24,6 +27,7 @@ func main() {
 	runs := flag.Int("n", 21, "runs of each command")
 	idle := flag.Duration("idle", 0, "also let the service idle for this long, and tell its memory and how often it woke")
 	flooding := flag.Bool("flood", false, "send packets, and tell what one costs (for this program itself)")
+	inside := flag.Bool("inside", false, "measure in the network namespace that this runs in (for this program itself)")
 	flag.Parse()
 	if *flooding {
 		if err := flood(); err != nil {
@@ -36,35 +40,48 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: bench [-n RUNS] [-idle 10m] BINARY")
 		os.Exit(2)
 	}
+	if !*inside {
+		fmt.Fprintln(os.Stderr, "bench:", begin())
+		os.Exit(1)
+	}
 	if err := run(flag.Arg(0), *runs, *idle); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-// lab is a namespace, and a root directory for the program's files.
-type lab struct {
-	sys           *system.System
-	ns, dir, root string
-	binary        string
+// begin starts this program anew in a network namespace of its own, which what it
+// measures then need not be led into. It returns only where that fails.
+func begin() error {
+	runtime.LockOSThread() // the namespace is a thread's, until exec
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	return os.NewSyscallError("exec", unix.Exec("/proc/self/exe", append([]string{os.Args[0], "-inside"}, os.Args[1:]...), os.Environ()))
 }
 
-func (l *lab) in(stdin []byte, name string, args ...string) ([]byte, error) {
-	res, err := l.sys.Run(context.Background(), system.Command{Name: "ip",
-		Args: append([]string{"netns", "exec", l.ns, name}, args...), Stdin: stdin})
-	return res.Stdout, err
+// lab is a root directory for the program's files, in this network namespace.
+type lab struct {
+	sys       *system.System
+	dir, root string
+	binary    string
+}
+
+// run runs a program.
+func (l *lab) run(name string, args ...string) error {
+	_, err := l.sys.Run(context.Background(), system.Command{Name: name, Args: args})
+	return err
 }
 
 func (l *lab) agent(args ...string) error {
-	_, err := l.in(nil, l.binary, append([]string{"--root", l.root}, args...)...)
-	return err
+	return l.run(l.binary, append([]string{"--root", l.root}, args...)...)
 }
 
 // open makes the machine one that was never bootstrapped.
 func (l *lab) open() error {
 	for _, t := range []string{"iptables", "ip6tables"} {
 		for _, args := range [][]string{{"-P", "INPUT", "ACCEPT"}, {"-F"}, {"-X"}} {
-			if _, err := l.in(nil, t, args...); err != nil {
+			if err := l.run(t, args...); err != nil {
 				return err
 			}
 		}
@@ -90,11 +107,7 @@ func run(binary string, runs int, idle time.Duration) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	l := &lab{sys: &system.System{}, ns: fmt.Sprintf("basicfw-bench-%d", os.Getpid()), dir: dir, root: filepath.Join(dir, "root"), binary: binary}
-	if _, err := l.sys.Run(context.Background(), system.Command{Name: "ip", Args: []string{"netns", "add", l.ns}}); err != nil {
-		return err
-	}
-	defer l.sys.Run(context.Background(), system.Command{Name: "ip", Args: []string{"netns", "del", l.ns}})
+	l := &lab{sys: &system.System{}, dir: dir, root: filepath.Join(dir, "root"), binary: binary}
 
 	if err := l.iptables(runs); err != nil {
 		return err
@@ -159,24 +172,44 @@ func print(title string, runs int, rows []row) error {
 	return nil
 }
 
-// script times programs one after another, in one entry into the namespace, as
-// ours is one.
-func (l *lab) script(text string) func() (time.Duration, error) {
+// program times one.
+func (l *lab) program(name string, args ...string) func() (time.Duration, error) {
 	return func() (time.Duration, error) {
-		return timed(func() error { _, err := l.in(nil, "sh", "-ec", "cd "+l.dir+"; "+text); return err })
+		return timed(func() error { return l.run(name, args...) })
 	}
+}
+
+// script times programs one after another.
+func (l *lab) script(text string) func() (time.Duration, error) {
+	return l.program("sh", "-ec", "cd "+l.dir+"; "+text)
+}
+
+const extra = "extra = 8080/tcp\n"
+
+// settings writes settings with some services besides the profile's.
+func (l *lab) settings(services string) error {
+	return os.WriteFile(filepath.Join(l.root, "etc/basicfw/agent.ini"), []byte("[open]\n"+services), 0o600)
 }
 
 // flip adds a service to the settings, and takes it away the next time.
 func (l *lab) flip() func() error {
-	n := 0
+	services := extra
 	return func() error {
-		n++
-		text := "[open]\n"
-		if n%2 == 0 {
-			text += "extra = 8080/tcp\n"
+		services = strings.TrimPrefix(extra, services)
+		return l.settings(services)
+	}
+}
+
+// from has some services applied, and others in the settings.
+func (l *lab) from(before, after string) func() error {
+	return func() error {
+		if err := l.settings(before); err != nil {
+			return err
 		}
-		return os.WriteFile(filepath.Join(l.root, "etc/basicfw/agent.ini"), []byte(text), 0o600)
+		if err := l.agent("apply", "--no-rehearsal"); err != nil {
+			return err
+		}
+		return l.settings(after)
 	}
 }
 
@@ -217,7 +250,7 @@ func (l *lab) netlink(runs int) error {
 	}
 	// As on a machine where iptables never was: its tables would be looked at.
 	for _, family := range []string{"ip", "ip6"} {
-		if _, err := l.in(nil, "nft", "delete", "table", family, "filter"); err != nil {
+		if err := l.run("nft", "delete", "table", family, "filter"); err != nil {
 			return err
 		}
 	}
@@ -228,24 +261,17 @@ func (l *lab) netlink(runs int) error {
 	if err := copyFile(table, filepath.Join(l.dir, "nft")); err != nil {
 		return err
 	}
-	load, list := l.script("exec nft -f nft"), l.script("exec nft list table inet basicfw")
-	many := "[open]\nmany = 7/udp from " + networks(10000) + "\n"
-	ini := filepath.Join(l.root, "etc/basicfw/agent.ini")
+	load, list := l.program("nft", "-f", filepath.Join(l.dir, "nft")), l.program("nft", "list", "table", "inet", "basicfw")
+	apply := func() error { return l.agent("apply", "--no-rehearsal") }
+	many := "many = 7/udp from " + networks(10000) + "\n"
 	none := func() (time.Duration, error) { return 0, nil }
 	return print("nftables", runs, []row{
-		{"apply, one service more or less", load, "nft -f", l.flip(), func() error { return l.agent("apply", "--no-rehearsal") }, 0.5, 0},
+		{"apply, one service more", load, "nft -f", l.from("", extra), apply, 0.5, 0},
+		{"apply, one service less", load, "nft -f", l.from(extra, ""), apply, 0.5, 0},
 		{"the same, rehearsed", load, "nft -f", l.flip(), func() error { return l.agent("apply") }, 1, 20 * time.Millisecond},
 		{"verify", list, "nft list", nil, func() error { return l.agent("verify") }, 1, 5 * time.Millisecond},
 		{"status", list, "nft list", nil, func() error { return l.agent("status") }, 1, 5 * time.Millisecond},
-		{"apply, 10000 networks in one from", none, "nothing", func() error {
-			if err := os.WriteFile(ini, []byte("[open]\n"), 0o600); err != nil {
-				return err
-			}
-			if err := l.agent("apply", "--no-rehearsal"); err != nil {
-				return err
-			}
-			return os.WriteFile(ini, []byte(many), 0o600)
-		}, func() error { return l.agent("apply", "--no-rehearsal") }, 0, time.Second},
+		{"apply, 10000 networks in one from", none, "nothing", l.from("", many), apply, 0, time.Second},
 	})
 }
 
@@ -264,23 +290,19 @@ func (l *lab) packets() error {
 	for _, args := range [][]string{
 		{"link", "add", "wire0", "type", "veth", "peer", "name", "wire1"}, {"addr", "add", "192.0.2.1/24", "dev", "wire0"}, {"link", "set", "wire0", "up"},
 	} {
-		if _, err := l.in(nil, "ip", args...); err != nil {
+		if err := l.run("ip", args...); err != nil {
 			return err
 		}
 	}
-	out := l.ns + "-out"
-	run := func(args ...string) error {
-		_, err := l.sys.Run(context.Background(), system.Command{Name: "ip", Args: args})
+	out := fmt.Sprintf("basicfw-bench-%d", os.Getpid())
+	if err := l.run("ip", "netns", "add", out); err != nil {
 		return err
 	}
-	if err := run("netns", "add", out); err != nil {
-		return err
-	}
-	defer run("netns", "del", out)
+	defer l.run("ip", "netns", "del", out)
 	for _, args := range [][]string{
-		{"-n", l.ns, "link", "set", "wire1", "netns", out}, {"-n", out, "addr", "add", "192.0.2.2/24", "dev", "wire1"}, {"-n", out, "link", "set", "wire1", "up"},
+		{"link", "set", "wire1", "netns", out}, {"-n", out, "addr", "add", "192.0.2.2/24", "dev", "wire1"}, {"-n", out, "link", "set", "wire1", "up"},
 	} {
-		if err := run(args...); err != nil {
+		if err := l.run("ip", args...); err != nil {
 			return err
 		}
 	}
@@ -288,11 +310,10 @@ func (l *lab) packets() error {
 	if err != nil {
 		return err
 	}
-	ini := filepath.Join(l.root, "etc/basicfw/agent.ini")
 	cost := map[int][]float64{}
 	for range 7 {
 		for _, n := range []int{1, 10000} {
-			if err := os.WriteFile(ini, []byte("[open]\nmany = 7/udp from "+networks(n)+"\n"), 0o600); err != nil {
+			if err := l.settings("many = 7/udp from " + networks(n) + "\n"); err != nil {
 				return err
 			}
 			if err := l.agent("apply", "--no-rehearsal"); err != nil {
@@ -379,7 +400,7 @@ func size(binary string) error {
 // threads were given the processor without asking to give it up: a thread that
 // wakes goes to sleep again by itself, which counts as one voluntary switch.
 func (l *lab) idle(d time.Duration) error {
-	proc, err := os.StartProcess("/usr/bin/env", []string{"env", "ip", "netns", "exec", l.ns, l.binary, "--root", l.root, "run"},
+	proc, err := os.StartProcess(l.binary, []string{l.binary, "--root", l.root, "run"},
 		&os.ProcAttr{Files: []*os.File{nil, nil, os.Stderr}})
 	if err != nil {
 		return err
