@@ -59,6 +59,12 @@ func (l *Links) with(name, what string, do func(netlink.Link) error) error {
 // Raise sets an interface up.
 func (l *Links) Raise(name string) error { return l.with(name, "raising", l.h.LinkSetUp) }
 
+// AskNobody has an interface take every address for that of its other end, instead
+// of asking there who has it.
+func (l *Links) AskNobody(name string) error {
+	return l.with(name, "switching off neighbour discovery on", l.h.LinkSetARPOff)
+}
+
 // Rename renames an interface; where there is none of the name it does nothing.
 func (l *Links) Rename(name, to string) error {
 	if _, err := l.h.LinkByName(name); err != nil {

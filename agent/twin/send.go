@@ -40,10 +40,8 @@ const (
 	// them. They have to fit a socket's buffer of the size that the kernel gives,
 	// which is 200 KiB, with what the twin answers, at a KiB for each.
 	batch = 40
-	// arrival is how long a packet may take, and markEvery when it is asked again
-	// whether it has come. It is microseconds.
-	arrival   = 10 * time.Second
-	markEvery = 500 * time.Millisecond
+	// arrival is how long a packet may take. It is microseconds.
+	arrival = 10 * time.Second
 
 	etherHeader = 14
 	// etherMark is the type of a frame that is for experiments (IEEE 802, 9.2.4):
@@ -155,26 +153,23 @@ func (t *Twin) sendBatch(packets []firewall.Packet, fates []Fate) error {
 	if err != nil {
 		return err
 	}
-	last := t.sent - 1
-	for end := time.Now().Add(arrival); ; {
-		err := t.readTap(last, markEvery, func(n int) {
-			if n -= first; n >= 0 && n < len(fates) {
-				fates[n] = Dropped
-			}
-		})
-		if err == nil {
-			break
+	err = t.readTap(t.sent-1, arrival, func(n int) {
+		if n -= first; n >= 0 && n < len(fates) {
+			fates[n] = Dropped
 		}
-		switch late := errors.Is(err, errLate); {
-		case late && time.Now().After(end):
-			// On a machine that is that busy nothing can be said of its rules.
-			return &ImpossibleError{fmt.Errorf("%w within %v", errLate, arrival)}
-		case late: // a mark may find no room where it should arrive
-			err = onOneCPU(func() error { return t.mark(via) })
-		}
-		if err != nil {
-			return err
-		}
+	})
+	// Where some found no room, or the machine is too busy for any, nothing can be
+	// said of its rules.
+	if stats, e := unix.GetsockoptTpacketStats(t.tap, unix.SOL_PACKET, unix.PACKET_STATISTICS); e != nil {
+		return fmt.Errorf("asking what arrived: %w", e)
+	} else if stats.Drops > 0 {
+		return &ImpossibleError{fmt.Errorf("%d packets more arrive than there is room for", stats.Drops)}
+	}
+	if errors.Is(err, errLate) {
+		return &ImpossibleError{err}
+	}
+	if err != nil {
+		return err
 	}
 	for _, fd := range t.passed {
 		if err := t.readAll(fd, func(data []byte, _ unix.Sockaddr) {

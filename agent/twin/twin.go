@@ -219,6 +219,12 @@ func (t *Twin) wire(sys *system.System, inside *hostnet.Links, families []firewa
 		if err := inside.AddWire(x.Name, firstIndex+i, far, unix.Gettid()); err != nil {
 			return err
 		}
+		// Nobody is there to say. After some seconds the kernel would give up, and
+		// tell the twin so of each packet that waits: on a slow machine there was no
+		// room left for what is looked for.
+		if err := inside.AskNobody(x.Name); err != nil {
+			return err
+		}
 		_, near, err := inside.Identity(x.Name)
 		if err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -232,5 +233,39 @@ func TestSomebodys(t *testing.T) {
 	var impossible *twin.ImpossibleError
 	if !errors.As(err, &impossible) || !errors.Is(err, unix.ERANGE) {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestAnswers has the twin answer many who are not there. What the kernel says of
+// that some seconds later must not take up the room of what is looked for.
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	n, tw := build(t)
+	var list []firewall.Packet
+	for _, p := range []firewall.Packet{
+		{Src: netip.MustParseAddr("198.51.100.1"), Dst: netip.MustParseAddr("192.0.2.1")},
+		{Src: netip.MustParseAddr("2001:db8:9::1"), Dst: netip.MustParseAddr("2001:db8::1")},
+	} {
+		p.In, p.Proto, p.Flags, p.DstPort, p.State, p.HopLimit = "eth0", firewall.TCP, uint8(firewall.SYN), 80, firewall.TrackedNew, 64
+		for range 200 {
+			p.Src = p.Src.Next()
+			list = append(list, p)
+		}
+	}
+	fates(t, tw, list)
+	lo := func() string {
+		for _, line := range strings.Split(n.MustRun(t, "cat", "/proc/self/net/dev"), "\n") {
+			if strings.HasPrefix(strings.TrimSpace(line), "lo:") {
+				return line
+			}
+		}
+		t.Fatal("no lo")
+		return ""
+	}
+	before := lo()
+	// It asks for them three times, a second apart (arp(7), icmp(7)).
+	time.Sleep(4 * time.Second)
+	if after := lo(); after != before {
+		t.Errorf("the twin told itself something:\n%s\n%s", before, after)
 	}
 }
