@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/system"
@@ -356,4 +357,24 @@ func TestChangeNetworks(t *testing.T) {
 			t.Fatalf("change %d: %v", n, in.Drift)
 		}
 	}
+}
+
+// Sockets that are sent off do not pile up.
+func TestSocketsClosed(t *testing.T) {
+	k := newKernel(t)
+	open := func() int {
+		n := 0
+		for _, line := range strings.Split(k.MustRun(t, "cat", "/proc/self/net/netlink"), "\n") {
+			if f := strings.Fields(line); len(f) > 1 && f[1] == fmt.Sprint(unix.NETLINK_NETFILTER) {
+				n++
+			}
+		}
+		return n
+	}
+	before := open()
+	for range 20 {
+		k.load(t, compiledRules(t, wishes()["every"]))
+		k.load(t, compiledRules(t, wishes()["failsafe"]))
+	}
+	lab.Poll(t, "all are closed", func() bool { return open() == before })
 }

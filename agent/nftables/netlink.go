@@ -162,10 +162,21 @@ func dial() (*socket, error) {
 	return s, nil
 }
 
-// close does not wait for its end: the kernel keeps whoever closes such a socket
-// until what was deleted before is freed, some ten milliseconds
-// (linux/net/netfilter/nf_tables_api.c, nft_rcv_nl_event).
-func (s *socket) close() { go unix.Close(s.fd) }
+// close does not wait for its end, nor has the process wait that ends meanwhile. The
+// kernel keeps whoever lets go of such a socket until what was deleted before is
+// freed, some ten milliseconds (linux/net/netfilter/nf_tables_api.c,
+// nft_rcv_nl_event). So it is sent off within a pair of sockets that then nobody
+// holds but itself; such the kernel closes in the background (unix(7), SCM_RIGHTS;
+// linux/net/unix/garbage.c). Where that is not allowed, or an older kernel does it
+// on the spot, this does wait.
+func (s *socket) close() {
+	if pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+		unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(s.fd, pair[1]), nil, 0)
+		defer unix.Close(pair[0]) // last: it has the kernel look for such
+		defer unix.Close(pair[1])
+	}
+	unix.Close(s.fd)
+}
 
 func (s *socket) send(b []byte) error {
 	return unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
