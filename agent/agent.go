@@ -131,6 +131,8 @@ type Change struct {
 
 // Options say how far Converge goes.
 type Options struct {
+	// Previous is the state as it is on disk, where that was read already.
+	Previous *store.State
 	// Clear takes out others' rules in INPUT that decide by themselves, as
 	// bootstrap does, once.
 	Clear bool
@@ -254,14 +256,19 @@ func (a *Agent) prepare(ctx context.Context, next store.State, o Options) (prepa
 		return p, &LoadError{err}
 	}
 	p.Inspection = in
-	switch st, err := a.Store.Load(); {
-	case err == nil:
-		p.previous = &st
+	if p.previous = o.Previous; p.previous == nil {
+		switch st, err := a.Store.Load(); {
+		case err == nil:
+			p.previous = &st
+		case !errors.Is(err, store.ErrNone):
+			a.Log.WithError(err).Warn("the former state cannot be used and is replaced")
+		}
+	}
+	if p.previous != nil {
 		// What others have in INPUT may mean nothing to one backend, and all to the
 		// other.
-		o.Clear = o.Clear || st.Backend.Name != "" && st.Backend.Name != next.Backend.Name
-	case !errors.Is(err, store.ErrNone):
-		a.Log.WithError(err).Warn("the former state cannot be used and is replaced")
+		was := p.previous.Backend.Name
+		o.Clear = o.Clear || was != "" && was != next.Backend.Name
 	}
 	p.options = o
 	p.load = len(in.Drift) > 0 || o.Clear && len(in.Foreign) > 0

@@ -44,20 +44,19 @@ func newClient(a netip.Addr, reason string) (Client, bool) {
 // maxAncestors bounds the walk to PID 1: processes come and go meanwhile.
 const maxAncestors = 64
 
-// Invoker finds the SSH session that a process, the caller's own, belongs to.
-// sshd tells its sessions by the variable SSH_CONNECTION who they are. sudo
-// drops it, but the ancestors still have it; in tmux it may be of a session
-// that ended long ago; and anybody can set it to anything. So it counts only
-// where it names both ends of a connection that is established now, that a
-// process of root's sshd has open, and whose peer has authenticated.
-func (p *Processes) Invoker(pid int, established []system.Socket) (Client, bool) {
+// Connections are what a process and its ancestors, the nearest first, have in the
+// variable SSH_CONNECTION, by which sshd tells its sessions who they are. sudo
+// drops it, but the ancestors still have it; in tmux it may be of a session that
+// ended long ago; and anybody can set it to anything.
+func (p *Processes) Connections(pid int) []string {
+	var list []string
 	for range maxAncestors {
 		if pid <= 0 {
 			break
 		}
 		if env, err := p.read(pid, "environ", 1<<20); err == nil {
-			if c, ok := p.fromConnection(lookupEnv(env, "SSH_CONNECTION"), established); ok {
-				return c, true
+			if value := lookupEnv(env, "SSH_CONNECTION"); value != "" {
+				list = append(list, value)
 			}
 		}
 		st, err := p.status(pid)
@@ -65,6 +64,19 @@ func (p *Processes) Invoker(pid int, established []system.Socket) (Client, bool)
 			break
 		}
 		pid = st.ppid
+	}
+	return list
+}
+
+// Invoker finds the SSH session that the caller, whose Connections are these,
+// belongs to. One counts only where it names both ends of a connection that is
+// established now, that a process of root's sshd has open, and whose peer has
+// authenticated.
+func (p *Processes) Invoker(connections []string, established []system.Socket) (Client, bool) {
+	for _, value := range connections {
+		if c, ok := p.fromConnection(value, established); ok {
+			return c, true
+		}
 	}
 	return Client{}, false
 }

@@ -91,7 +91,7 @@ func TestInvoker(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := fakeProc(t, tt.procs)
-			c, ok := p.Invoker(602, tt.established)
+			c, ok := p.Invoker(p.Connections(602), tt.established)
 			if got := c.Prefix.String(); ok != (tt.want != "") || ok && got != tt.want {
 				t.Errorf("got %v, %t; want %q", c, ok, tt.want)
 			}

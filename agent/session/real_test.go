@@ -52,7 +52,7 @@ func TestInside(t *testing.T) {
 	for _, s := range listening {
 		r.Listening = append(r.Listening, s.Local.Port())
 	}
-	if c, ok := p.Invoker(os.Getpid(), established); ok {
+	if c, ok := p.Invoker(p.Connections(os.Getpid()), established); ok {
 		r.Invoker = c.Prefix.String()
 	}
 	r.Ports, r.Why, _, err = p.SSHDPorts(&system.System{Root: t.TempDir()}, listening)

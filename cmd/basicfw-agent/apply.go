@@ -60,10 +60,12 @@ func (a *app) planCmd() *cobra.Command {
 }
 
 // follow makes a machine that was bootstrapped follow its settings.
-func (a *app) follow(ctx context.Context, w *wiring, r convergeRequest) (err error) {
-	if r.service, err = a.bootstrapped(w); err != nil {
+func (a *app) follow(ctx context.Context, w *wiring, r convergeRequest) error {
+	previous, err := w.state()
+	if err != nil {
 		return err
 	}
+	r.previous, r.service = &previous, previous.Service
 	s, err := settings.Load(a.sys, a.config)
 	if err != nil {
 		return err

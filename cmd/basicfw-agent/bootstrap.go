@@ -151,6 +151,7 @@ func (a *app) localPath() string { return settings.LocalFile(a.config) }
 // convergeRequest is what the commands that change something ask for, and plan.
 type convergeRequest struct {
 	local                          *agent.Change
+	previous                       *store.State // as it is, where that was read
 	clear, service, dryRun         bool
 	selftest                       bool // at the end
 	noRehearsal                    bool
@@ -173,7 +174,7 @@ func (a *app) converge(ctx context.Context, w *wiring, s settings.Settings, r co
 	if r.noRehearsal {
 		w.agent.Rehearse = nil
 	}
-	o := agent.Options{Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
+	o := agent.Options{Previous: previous, Clear: r.clear, Service: r.service, Record: []string{a.localPath()}}
 	o.Refuse = s.OnConflict == settings.Refuse
 	o.TakeOver = r.takeOver && !o.Refuse
 	// Decided on now, and not kept from before.
@@ -265,8 +266,10 @@ func (a *app) decide(w *wiring, s settings.Settings, r convergeRequest) (st stor
 	if err != nil {
 		return st, nil, nil, err
 	}
-	if previous, err = a.previous(w); err != nil {
-		return st, nil, nil, err
+	if previous = r.previous; previous == nil {
+		if previous, err = a.previous(w); err != nil {
+			return st, nil, nil, err
+		}
 	}
 	// The name of what listens for mail is a part of the reason.
 	facts, err := w.facts(s, s.Profile == settings.Auto && (previous == nil || r.redetect))

@@ -84,12 +84,16 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	var f agent.Facts
 	var err error
-	// Meanwhile: of all that is looked at, it alone does not ask the thread's own
-	// network namespace, and it takes long.
-	processes, listed := (*session.Processes)(nil), make(chan error, 1)
+	// Meanwhile: of all that is looked at, this alone does not ask the network
+	// namespace of the thread, and it takes long.
+	var processes *session.Processes
+	var connections []string
+	listed := make(chan error, 1)
 	go func() {
 		var err error
-		processes, err = session.ReadProcesses()
+		if processes, err = session.ReadProcesses(); err == nil {
+			connections = processes.Connections(os.Getpid())
+		}
 		listed <- err
 	}()
 	if w.host, err = hostnet.Detect(s.Public, s.Private); err != nil {
@@ -111,7 +115,7 @@ func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 			f.SSHPorts, f.SSHWhy = agent.KeepPorts(f.SSHPorts, f.SSHWhy, st)
 		}
 	}
-	if c, ok := processes.Invoker(os.Getpid(), established); ok {
+	if c, ok := processes.Invoker(connections, established); ok {
 		f.Session = &agent.Session{Client: c.Prefix, From: c.Addr, Reason: c.Reason, Began: c.Began}
 	}
 	for _, c := range processes.Logins(w.sys, established) {
