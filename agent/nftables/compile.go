@@ -113,7 +113,7 @@ type folded struct {
 // same, and differ in a network, a port or a type of ICMP alone. It changes
 // nothing: the verdict is the same, whichever of them matches.
 func fold(rules []firewall.Rule) []folded {
-	var out []folded
+	out := make([]folded, 0, len(rules))
 	for _, r := range rules {
 		f := folded{Rule: r}
 		if r.Limit == nil && r.Target != firewall.Log { // what counts has to count alone
