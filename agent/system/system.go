@@ -111,14 +111,17 @@ func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
 			return nil, err
 		}
 		defer f.Close()
-		data, err := io.ReadAll(io.LimitReader(f, max+1))
-		if err != nil {
+		var data bytes.Buffer
+		if fi, err := f.Stat(); err == nil {
+			data.Grow(int(min(fi.Size(), max)) + bytes.MinRead)
+		}
+		if _, err := data.ReadFrom(io.LimitReader(f, max+1)); err != nil {
 			return nil, err
 		}
-		if int64(len(data)) > max {
+		if int64(data.Len()) > max {
 			return nil, fmt.Errorf("%s is larger than %d bytes", path, max)
 		}
-		return data, nil
+		return data.Bytes(), nil
 	})
 }
 
