@@ -59,8 +59,9 @@ func (l *Links) with(name, what string, do func(netlink.Link) error) error {
 // Raise sets an interface up.
 func (l *Links) Raise(name string) error { return l.with(name, "raising", l.h.LinkSetUp) }
 
-// AskNobody has an interface take every address for that of its other end, instead
-// of asking there who has it.
+// AskNobody has an interface send what it sends without asking who has the address:
+// to its own hardware's address, which nobody at the other end takes. It hears no
+// solicited-node multicast any more.
 func (l *Links) AskNobody(name string) error {
 	return l.with(name, "switching off neighbour discovery on", l.h.LinkSetARPOff)
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -371,10 +372,17 @@ func TestSocketsClosed(t *testing.T) {
 		}
 		return n
 	}
-	before := open()
+	files := func() int {
+		entries, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	before, held := open(), files()
 	for range 20 {
 		k.load(t, compiledRules(t, wishes()["every"]))
 		k.load(t, compiledRules(t, wishes()["failsafe"]))
 	}
-	lab.Poll(t, "all are closed", func() bool { return open() == before })
+	lab.Poll(t, "all are closed", func() bool { return open() == before && files() <= held })
 }

@@ -32,7 +32,7 @@ func (b *Backend) compare(got snapshot, want compiled) firewall.Inspection {
 	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
 	c := comparison{want: want, got: got.table, texts: map[string]string{}}
 	for i, r := range want.rules {
-		c.texts[r.form] = want.texts[i]
+		c.texts[r.canon] = want.texts[i]
 	}
 	for _, f := range b.families {
 		c.family(f, got.there)
@@ -166,7 +166,7 @@ func sameHook(a, b []byte) bool {
 func (c *comparison) lines(chain string) []string {
 	var out []string
 	for _, r := range c.got.rulesOf(chain) {
-		text, ok := c.texts[r.form]
+		text, ok := c.texts[r.canon]
 		if !ok {
 			if text = r.describe(); slices.Contains(c.want.texts, text) {
 				text += " (in another form)"

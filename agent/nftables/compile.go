@@ -31,14 +31,14 @@ const (
 type compiled struct {
 	table
 	texts []string     // of each rule
-	exprs [][]expr.Any // of each rule, while it is only written
+	exprs [][]expr.Any // of each rule, until marshal
 }
 
 // compile makes a table of a ruleset, for some families.
 func compile(r firewall.Ruleset, families []firewall.Family) compiled {
 	c := write(r, families)
 	c.marshal()
-	c.setForms()
+	c.setCanon()
 	return c
 }
 

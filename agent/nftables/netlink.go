@@ -36,7 +36,7 @@ func appendAttributes(to []attribute, b []byte) ([]attribute, error) {
 		if size < unix.SizeofNlAttr || size > len(b) {
 			return nil, errors.New("a netlink attribute has an impossible length")
 		}
-		to = append(to, attribute{binary.NativeEndian.Uint16(b[2:]) & kindMask, b[unix.SizeofNlAttr:size]})
+		to = append(to, attribute{binary.NativeEndian.Uint16(b[2:]) & kindMask, b[unix.SizeofNlAttr:size:size]})
 		b = b[min(len(b), aligned(size)):]
 	}
 	return to, nil
@@ -168,14 +168,19 @@ func dial() (*socket, error) {
 // nft_rcv_nl_event). So it is sent off within a pair of sockets that then nobody
 // holds but itself; such the kernel closes in the background (unix(7), SCM_RIGHTS;
 // linux/net/unix/garbage.c). Where that is not allowed, or an older kernel does it
-// on the spot, this does wait.
+// on the spot, the process waits at its end.
 func (s *socket) close() {
+	last := s.fd
 	if pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
-		unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(s.fd, pair[1]), nil, 0)
-		defer unix.Close(pair[0]) // last: it has the kernel look for such
-		defer unix.Close(pair[1])
+		if unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(s.fd, pair[1]), nil, 0) == nil {
+			unix.Close(s.fd)
+			last = pair[0] // at its end the kernel looks for such
+		} else {
+			unix.Close(pair[0])
+		}
+		unix.Close(pair[1])
 	}
-	unix.Close(s.fd)
+	go unix.Close(last)
 }
 
 func (s *socket) send(b []byte) error {

@@ -59,7 +59,7 @@ type rule struct {
 	handle   uint64 // the kernel's, of one that was read
 	exprs    []expression
 	userdata []byte
-	form     string // canonical; setForms gives it to those of a table
+	canon    string // canonical; setCanon gives it to those of a table
 }
 
 // expression is one of a rule's: what it is called, and its attributes.
@@ -113,8 +113,7 @@ const maxSent = 500
 // requests make the table what t says, whatever it was.
 func (t table) requests() []request { return append(remove(t.name), t.create(0)...) }
 
-// requestsFresh make the table, which must not be there. Nothing is deleted, for
-// the end of which the kernel would keep whoever closes the socket.
+// requestsFresh make the table, which must not be there.
 func (t table) requestsFresh() []request { return t.create(unix.NLM_F_EXCL) }
 
 func (t table) create(flags uint16) []request {
@@ -287,7 +286,7 @@ func readOnce(s *socket) (t table, err error) {
 	if err != nil {
 		return t, err
 	}
-	t.setForms()
+	t.setCanon()
 	after, err := generation(s)
 	if err == nil && !bytes.Equal(before, after) {
 		err = unix.EINTR
@@ -459,10 +458,10 @@ func readExpression(b []byte) (e expression, err error) {
 	return e, err
 }
 
-// setForms keeps what each rule is to the kernel, once all of the table is there.
-func (t *table) setForms() {
+// setCanon keeps what each rule is to the kernel, once all of the table is there.
+func (t *table) setCanon() {
 	for i := range t.rules {
-		t.rules[i].form = t.canonical(t.rules[i])
+		t.rules[i].canon = t.canonical(t.rules[i])
 	}
 }
 
@@ -490,7 +489,7 @@ func (t table) canonical(r rule) string {
 
 // identity is canonical, with what is in maps.
 func (t table) identity(r rule) string {
-	text := r.form
+	text := r.canon
 	for _, e := range r.exprs {
 		if e.name != "lookup" {
 			continue

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/twin"
 	"github.com/basicfw/basicfw-agent/test/meaning"
 )
 
@@ -89,5 +90,15 @@ func TestInterfaces(t *testing.T) {
 	}
 	if want := []string{"eth0", "br2", "br3", "br4", "br5", "eth9", "wg0", unknownName}; !slices.Equal(names, want) {
 		t.Errorf("%q, want %q", names, want)
+	}
+}
+
+// What did not arrive says nothing of the rules, whatever was expected.
+func TestArrived(t *testing.T) {
+	if err := arrived([]twin.Fate{twin.Passed, twin.Dropped}); err != nil {
+		t.Errorf("all arrived: %v", err)
+	}
+	if err := arrived([]twin.Fate{twin.Passed, twin.Lost, twin.Dropped}); err == nil {
+		t.Error("one was lost, and nothing is said")
 	}
 }

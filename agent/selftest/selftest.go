@@ -5,6 +5,7 @@ package selftest
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -12,11 +13,10 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/twin"
 )
 
-// What can become of a packet.
+// What can become of a packet that arrives.
 const (
 	Passes  = "passes"
 	Dropped = "dropped"
-	Lost    = "lost" // it did not arrive, which is the fault of no rule
 )
 
 // Row is one packet, and what became of it.
@@ -58,7 +58,7 @@ type Wanted struct {
 
 // Run builds the copy, in the network namespace that the process is in, has load
 // load the rules there, and tries them. The error is a *twin.ImpossibleError
-// where this machine lets nobody do so.
+// where this machine lets nobody do so, or is too busy.
 func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Context) error) ([]Row, error) {
 	list := interfaces(w.Desired, w.Ruleset)
 	t, err := twin.New(sys, w.Families, forTwin(list))
@@ -82,8 +82,11 @@ func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Co
 		return nil, err
 	}
 	fates, err := t.Send(packets)
+	if err == nil {
+		err = arrived(fates)
+	}
 	if err != nil {
-		return nil, err
+		return nil, &twin.ImpossibleError{Why: err}
 	}
 	after := probes
 	if later := time.Now(); later.Unix() != now.Unix() {
@@ -112,10 +115,18 @@ func row(p probe, v firewall.Verdict, fate twin.Fate) Row {
 	if v.By == "" {
 		r.Rule = "policy"
 	}
-	if fate == twin.Lost {
-		r.Seen = Lost
-	}
 	return r
+}
+
+// arrived tells whether something can be said of the rules: what did not arrive they
+// did not drop.
+func arrived(fates []twin.Fate) error {
+	for _, f := range fates {
+		if f == twin.Lost {
+			return errors.New("packets get lost in it")
+		}
+	}
+	return nil
 }
 
 func word(passes bool) string {

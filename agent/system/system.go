@@ -112,7 +112,7 @@ func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
 		}
 		defer f.Close()
 		var data bytes.Buffer
-		if fi, err := f.Stat(); err == nil {
+		if fi, err := f.Stat(); err == nil && fi.Size() > 0 {
 			data.Grow(int(min(fi.Size(), max)) + bytes.MinRead)
 		}
 		if _, err := data.ReadFrom(io.LimitReader(f, max+1)); err != nil {

@@ -48,7 +48,7 @@ func (a *app) editSettings(ctx context.Context, w *wiring, force bool, what func
 	if s, err = settings.LoadEdited(a.sys, a.config, local.Data); err != nil {
 		return err
 	}
-	return a.converge(ctx, w, s, convergeRequest{local: local, service: service, force: force, show: func(st store.State) {
+	return a.converge(ctx, w, s, convergeRequest{local: local, previous: previous, service: service, force: force, show: func(st store.State) {
 		a.sayAll(edit.Said)
 		if slices.ContainsFunc(edit.Changes, func(c settings.Change) bool { return c.Value != "" }) {
 			fmt.Fprintf(a.stdout, "  written to %s\n", local.Path)

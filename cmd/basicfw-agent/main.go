@@ -34,8 +34,8 @@ const (
 )
 
 func main() {
-	// A command has ended before its garbage fills 16 MB, and has better to do than
-	// to look for it. The service takes that back.
+	// Most commands have ended before their garbage fills 16 MB, four times Go's least
+	// heap, and have better to do than to look for it. The service takes that back.
 	debug.SetGCPercent(4 * serviceGCPercent)
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr, nil))
 }

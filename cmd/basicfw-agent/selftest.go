@@ -247,7 +247,7 @@ func what(r selftest.Row) string {
 // tally gives "12 pass, 3 dropped".
 func tally(counts map[string]int) string {
 	var parts []string
-	for _, x := range []struct{ word, shown string }{{selftest.Passes, "pass"}, {selftest.Dropped, "dropped"}, {selftest.Lost, "lost"}} {
+	for _, x := range []struct{ word, shown string }{{selftest.Passes, "pass"}, {selftest.Dropped, "dropped"}} {
 		if n := counts[x.word]; n > 0 {
 			parts = append(parts, fmt.Sprintf("%d %s", n, x.shown))
 		}

@@ -84,8 +84,8 @@ func (w *wiring) facts(s settings.Settings, names bool) (agent.Facts, error) {
 func (w *wiring) lookAt(s settings.Settings, names bool) (agent.Facts, error) {
 	var f agent.Facts
 	var err error
-	// Meanwhile: of all that is looked at, this alone does not ask the network
-	// namespace of the thread, and it takes long.
+	// At the same time as the sockets: it takes long, and asks no network namespace,
+	// which would have to be this thread's.
 	var processes *session.Processes
 	var connections []string
 	listed := make(chan error, 1)
