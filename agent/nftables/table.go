@@ -491,11 +491,10 @@ func (t table) canonical(r rule) string {
 func (t table) identity(r rule) string {
 	text := r.canon
 	for _, e := range r.exprs {
-		if e.name != "lookup" {
-			continue
-		}
-		if s, ok := t.set(e.setName()); ok && s.isMap() {
-			text += fmt.Sprint(s.lines())
+		if name := e.setName(); name != "" {
+			if s, ok := t.set(name); ok && s.isMap() {
+				text += fmt.Sprint(s.lines())
+			}
 		}
 	}
 	return text

@@ -6,6 +6,7 @@ package selftest
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -121,10 +122,8 @@ func row(p probe, v firewall.Verdict, fate twin.Fate) Row {
 // arrived tells whether something can be said of the rules: what did not arrive they
 // did not drop.
 func arrived(fates []twin.Fate) error {
-	for _, f := range fates {
-		if f == twin.Lost {
-			return errors.New("packets get lost in it")
-		}
+	if slices.Contains(fates, twin.Lost) {
+		return errors.New("packets get lost in it")
 	}
 	return nil
 }

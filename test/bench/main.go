@@ -193,10 +193,12 @@ func (l *lab) settings(services string) error {
 
 // flip adds a service to the settings, and takes it away the next time.
 func (l *lab) flip() func() error {
-	services := extra
+	there := true
 	return func() error {
-		services = strings.TrimPrefix(extra, services)
-		return l.settings(services)
+		if there = !there; there {
+			return l.settings(extra)
+		}
+		return l.settings("")
 	}
 }
 
