@@ -3,251 +3,185 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io/fs"
 	"slices"
+	"time"
 
-	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/apply"
+	"github.com/basicfw/basicfw-agent/agent/daemon"
+	"github.com/basicfw/basicfw-agent/agent/host"
+	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/netsim"
+	"github.com/basicfw/basicfw-agent/agent/report"
+	"github.com/basicfw/basicfw-agent/agent/selftest"
+	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
-	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/agent/trial"
+	"github.com/basicfw/basicfw-agent/agent/verify"
 )
 
-// Ports tells where sshd listens or will listen, and for each of the ports why
-// that is known. It is live where sshd itself was seen listening, not only its
-// configuration.
-type Ports func() (ports []uint16, why []string, live bool, err error)
+const (
+	// noteWait is how long verify waits for the lock to record that there is no drift.
+	noteWait = 100 * time.Millisecond
+	// settleWait is how long a read-only command waits for a change in progress before it
+	// reports drift.
+	settleWait = 5 * time.Second
+)
 
-// Report is how the machine differs from what was decided.
-type Report struct {
-	State      store.State // what is wanted now
-	Inspection firewall.Inspection
-	Drift      []firewall.Drift // of the kernel, the files and the service
-	Persisted  []PersistedFile
-	Service    ServiceStatus
-	Warnings   []string
-	// Pending is the change that waits for a confirmation. Its rules are wanted
-	// in the kernel, while the files are those of State.
-	Pending *store.Pending
-	// guard, files and unit are the parts of Drift that are not of our rules.
-	guard, files, unit []firewall.Drift
-	// moved is set where the ports of SSH are not those that were decided: sshd
-	// is elsewhere.
-	moved bool
-	// options are what Converge needs to mend it.
-	options Options
-}
-
-// PersistedFile is a file that keeps the rules over a boot.
-type PersistedFile struct {
-	Path string `json:"path"`
-	OK   bool   `json:"ok"`
-}
-
-// Verify compares the machine with what was decided. The error is
-// store.ErrNone where nothing was. The ports of SSH follow sshd, unless the
-// settings name them: one that it moved to is wanted from then on.
-func (a *Agent) Verify(ctx context.Context, ports Ports) (Report, error) {
-	st, err := a.Store.Load()
+// Verify compares the machine with its desired state, and with repair it repairs drift. If
+// there is none and the lock is free, it records the time.
+func (a *Agent) Verify(ctx context.Context, repair bool) (verify.Report, error) {
+	wait := noteWait
+	if repair {
+		wait = lockWait
+	}
+	unlock, lockErr := a.lock(ctx, "verify", wait)
+	if lockErr == nil {
+		defer unlock()
+	} else if repair {
+		return verify.Report{}, lockErr
+	}
+	r, err := a.Verifier.Verify(ctx, a.survey.Ports)
 	if err != nil {
-		return Report{}, err
+		if _, e := a.State(); e != nil { // the desired state could not be read
+			return r, e
+		}
+		return r, err
 	}
-	r := Report{State: st}
-	if r.Pending, err = a.Pending(); err != nil {
-		r.Warnings = append(r.Warnings, err.Error())
-	}
-	a.followSSHD(&r, ports)
-	if r.Inspection, err = a.Kernel(r.backend()).Inspect(ctx, r.wanted()); err != nil {
-		return Report{}, &LoadError{err}
-	}
-	if err := a.verifyFiles(&r); err != nil {
-		return Report{}, err
-	}
-	if r.Service, err = a.Service.Status(); err != nil {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("the service manager does not answer: %v", err))
-	} else if st.Service {
-		r.options.Service = true
-		for _, want := range []struct {
-			what string
-			is   bool
-		}{{"registered", r.Service.Registered}, {"enabled at boot", r.Service.Enabled}} {
-			if !want.is {
-				r.unit = append(r.unit, firewall.Drift{Chain: "service basicfw-agent", Kind: firewall.Missing, Want: want.what})
+	if lockErr != nil && len(r.Drift) > 0 {
+		// The drift may be a change in progress, which holds the lock.
+		if unlock, lockErr = a.lock(ctx, "verify", settleWait); lockErr == nil {
+			defer unlock()
+			if r, err = a.Verifier.Verify(ctx, a.survey.Ports); err != nil {
+				return r, err
 			}
 		}
 	}
-	if a.Guard.Up() {
-		r.guard = []firewall.Drift{{Chain: "nftables", Kind: firewall.Extra, Got: "table " + GuardTable + ", left by a change that was cut short"}}
+	switch {
+	case len(r.Drift) == 0 && len(r.Inspection.Exposed) == 0:
+		if lockErr == nil {
+			lockErr = a.SaveVerified(r)
+		}
+		if lockErr != nil {
+			a.Log.WithError(lockErr).Warn("cannot record the time of this verification")
+		}
+	case len(r.Drift) > 0 && repair:
+		if _, err := a.Repair(ctx, r); err != nil {
+			return r, err
+		}
+		a.announce(ctx, r.State)
 	}
-	r.Drift = slices.Concat(r.Inspection.Drift, r.guard, r.files, r.unit)
 	return r, nil
 }
 
-// wanted are the rules that should be in the kernel.
-func (r Report) wanted() firewall.Ruleset {
-	if r.Pending != nil {
-		return r.Pending.State.Ruleset
-	}
-	return r.State.Ruleset
-}
-
-// backend is what wanted is loaded with.
-func (r Report) backend() string {
-	if r.Pending != nil {
-		return r.Pending.State.Backend.Name
-	}
-	return r.State.Backend.Name
-}
-
-// wantedPorts are the ports of SSH in wanted.
-func (r Report) wantedPorts() []uint16 {
-	if r.Pending != nil {
-		return r.Pending.State.Desired.SSH.Ports
-	}
-	return r.State.Desired.SSH.Ports
-}
-
-// found is what is known by a report and a look at the interfaces, to compare
-// with what another found.
-func (r Report) found(interfaces []firewall.Interface) string {
-	in := r.Inspection
-	return fmt.Sprint(r.Drift, in.Foreign, in.Open, in.Shut, in.Managers, in.Bypass, interfaces)
-}
-
-// flushed names the families in whose kernel tables no rule of ours is left.
-func (r Report) flushed() (families []string) {
-	for _, f := range r.Inspection.Flushed {
-		families = append(families, f.String())
-	}
-	return families
-}
-
-// followSSHD makes the wanted SSH ports those where sshd is, unless the
-// settings name them.
-func (a *Agent) followSSHD(r *Report, ports Ports) {
-	st := &r.State
-	if r.Pending != nil {
-		st = &r.Pending.State
-	}
-	if st.SSHFixed {
-		return
-	}
-	now, why, live, err := ports()
-	if err != nil || len(now) == 0 {
-		return // what was known stays
-	}
-	if r.moved, err = moveSSH(st, now, why, live); err != nil {
-		r.Warnings = append(r.Warnings, fmt.Sprintf("sshd moved to a port that cannot be opened: %v", err))
-	}
-}
-
-// moveSSH makes a state's SSH ports those where sshd is now.
-func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool, err error) {
-	if !live {
-		// At boot only the configuration speaks. A port that was given to sshd
-		// in another way stays until sshd itself is seen elsewhere.
-		now, why = KeepPorts(now, why, *st)
-	}
-	if slices.Equal(now, st.Desired.SSH.Ports) {
-		return false, nil
-	}
-	d := st.Desired
-	d.SSH.Ports = now
-	rules, err := firewall.Compile(d)
+// Status returns the status of the machine.
+func (a *Agent) Status(ctx context.Context) (report.Status, error) {
+	// Invalid settings do not change the status: the applied state counts.
+	s, settingsErr := settings.Load(a.System, a.config)
+	facts, err := a.facts(s, true)
 	if err != nil {
-		return false, err
+		return report.Status{}, err
 	}
-	st.Desired, st.Ruleset, st.SSHPorts = d, rules, why
-	return true, nil
-}
-
-// KeepPorts adds to ports of sshd's, and why they are that, those that were
-// decided before.
-func KeepPorts(now []uint16, why []string, st store.State) ([]uint16, []string) {
-	now, why = slices.Clone(now), slices.Clone(why)
-	for i, p := range st.Desired.SSH.Ports {
-		if at, there := slices.BinarySearch(now, p); !there {
-			now = slices.Insert(now, at, p)
-			reason := "decided before"
-			if i < len(st.SSHPorts) {
-				reason = st.SSHPorts[i]
-			}
-			why = slices.Insert(why, min(at, len(why)), reason)
+	look := func() (report.Status, error) {
+		in, err := a.gatherOnce(ctx, facts)
+		in.SettingsErr = settingsErr
+		return report.New(in), err
+	}
+	st, err := look()
+	// It may be a change in progress.
+	if slices.ContainsFunc(st.Conditions, func(c string) bool { return c == report.Drifted || c == report.Exposed || c == report.Blocked }) {
+		if unlock, lockErr := a.lock(ctx, "status", settleWait); lockErr == nil {
+			defer unlock()
+			st, err = look()
 		}
 	}
-	return now, why
+	return st, err
 }
 
-func (a *Agent) verifyFiles(r *Report) error {
-	wanted, err := a.persisted(r.State)
+// gatherOnce is gather with one reading of the rules, for their comparison and their effect.
+func (a *Agent) gatherOnce(ctx context.Context, facts host.Facts) (report.Input, error) {
+	defer a.kernel.Hold()()
+	return a.gather(ctx, facts)
+}
+
+// gather collects the input of a status, in addition to facts.
+func (a *Agent) gather(ctx context.Context, facts host.Facts) (report.Input, error) {
+	in := report.Input{Version: a.Version, Families: a.Families, Now: a.Moment(), Facts: facts}
+	r, err := a.Verifier.Verify(ctx, facts.Ports)
 	if err != nil {
+		if _, in.Err = a.Store.Load(); in.Err == nil {
+			return in, err
+		}
+		r = verify.Report{}
+	}
+	if in.Err != nil { // there is no state to compare the rules with
+		_, r.Inspection, in.InspectionErr = a.Find(ctx)
+		r.Inspection.Drift, r.Inspection.LockedOut = nil, nil
+	}
+	in.Report = r
+	in.Live, in.LiveErr = a.Live(ctx)
+	in.Alone = iptables.Model(r.Wanted().At(in.Now).Ruleset)
+	in.BackupLost = in.Err == nil && !a.Store.Recorded()
+	in.Conflicts, in.ConflictsErr = a.Conflicts.Find(in.Inspection.Conflicts)
+	note := daemon.LoadNote(a.System, a.Moment().Time)
+	in.Verified = note.Verified
+	for _, p := range note.Pauses {
+		in.RepairPaused = append(in.RepairPaused, p.String())
+	}
+	return in, nil
+}
+
+// Selftest tests the rules with packets, in a copy of this machine's network: the rules in
+// effect or, before bootstrap, those that bootstrap would load.
+func (a *Agent) Selftest(ctx context.Context) (selftest.Report, error) {
+	st, err := a.inEffect(ctx)
+	if err != nil {
+		return selftest.Report{}, err
+	}
+	res, err := a.Trial().Selftest(ctx, st, a.Families)
+	var impossible *netsim.ImpossibleError
+	if _, e := a.Store.Load(); err != nil && errors.Is(e, store.ErrNone) && !errors.As(err, &impossible) {
+		// Bootstrap also switches if the first backend does not work here.
+		if out, e := a.Plan(ctx, st, apply.Options{Choose: true}); e == nil && out.State.Backend.Name != st.Backend.Name {
+			return a.Trial().Selftest(ctx, out.State, a.Families)
+		}
+	}
+	return res, err
+}
+
+// inEffect returns the state whose rules are loaded: that of the pending change, or the
+// desired state. Before bootstrap, it is the state that bootstrap would apply.
+func (a *Agent) inEffect(ctx context.Context) (store.State, error) {
+	if _, err := a.Store.Load(); errors.Is(err, store.ErrNone) {
+		st, err := a.Desired()
+		if err != nil {
+			return st, err
+		}
+		// With the backend that bootstrap would choose.
+		out, err := a.Plan(ctx, st, apply.Options{Clear: true, Choose: true})
+		return out.State, err
+	}
+	if st, err := a.State(); err != nil { // with a hint
+		return st, err
+	}
+	return a.InEffect()
+}
+
+// prove runs the selftest that a change must pass. If this machine cannot run one, prove
+// logs a warning and returns nil.
+func (a *Agent) prove(ctx context.Context, st store.State) error {
+	res, err := a.Trial().Selftest(ctx, st.At(a.Moment()), a.Families)
+	var impossible *netsim.ImpossibleError
+	switch {
+	case errors.As(err, &impossible):
+		a.Log.WithError(err).Warn("the rules are loaded, but were not tested with packets")
+		return nil
+	case err != nil:
 		return err
 	}
-	for _, c := range wanted {
-		fail := func(kind, want, got string) {
-			r.files = append(r.files, firewall.Drift{Family: c.family, Chain: c.Path, Kind: kind, Want: want, Got: got})
-		}
-		before := len(r.files)
-		fi, err := a.System.Lstat(c.Path)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && c.Remove:
-			continue
-		case errors.Is(err, fs.ErrNotExist):
-			fail(firewall.Missing, "the file", "")
-		case err != nil:
-			return err
-		case c.Remove:
-			fail(firewall.Extra, "", "the file")
-		case !fi.Mode().IsRegular():
-			fail(firewall.Altered, "a plain file", fi.Mode().String())
-		case c.broken != nil:
-			fail(firewall.Altered, "a file of rules", c.broken.Error())
-		default:
-			if fi.Mode().Perm() != c.Mode {
-				fail(firewall.Altered, fmt.Sprintf("mode %04o", c.Mode), fmt.Sprintf("mode %04o", fi.Mode().Perm()))
-			} else if err := system.CheckOwner(fi); err != nil {
-				fail(firewall.Altered, "a file of root's", err.Error())
-			}
-			data, err := a.System.ReadLimited(c.Path, maxRules)
-			if err != nil {
-				return err
-			}
-			r.files = append(r.files, firewall.Lines(c.family, c.Path, lines(c.Data), lines(data))...)
-		}
-		if !c.Remove {
-			r.Persisted = append(r.Persisted, PersistedFile{Path: c.Path, OK: len(r.files) == before})
-		}
-	}
-	return nil
+	return res.Err()
 }
 
-// Mend brings the machine back to what r wants.
-func (a *Agent) Mend(ctx context.Context, r Report) (Outcome, error) {
-	if r.Pending != nil {
-		// The files have their turn when it is confirmed or taken back.
-		return Outcome{Inspection: r.Inspection, Changed: true}, a.load(ctx, r)
-	}
-	return a.Converge(ctx, r.State, r.options)
-}
-
-// load brings the kernel alone to what r wants.
-func (a *Agent) load(ctx context.Context, r Report) error {
-	if r.Pending != nil && r.moved {
-		if err := a.Store.SavePending(*r.Pending); err != nil {
-			return err
-		}
-	}
-	if len(r.Inspection.Drift) == 0 {
-		return nil
-	}
-	if _, err := a.Conntrack.Adopt(); err != nil {
-		a.Log.WithError(err).Warn("sessions that are open now may have to be opened again")
-	}
-	return a.Kernel(r.backend()).Load(ctx, r.wanted(), r.Inspection, false)
-}
-
-// Verified notes that the machine was found as it should be. Like any change it
-// wants the lock to be held since before Verify.
-func (a *Agent) Verified(r Report) error {
-	r.State.LastVerified = a.Now()
-	return a.Store.Save(r.State)
+// Trial returns the runner of rehearsals and selftests, in child processes of this program.
+func (a *Agent) Trial() trial.Runner {
+	return trial.Runner{System: a.System, Backend: a.Backend, Iptables: a.kernel}
 }

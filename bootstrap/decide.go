@@ -1,10 +1,12 @@
-// Package bootstrap decides what becomes of a machine at its first boot, and
-// again when its settings change: from what user-data and the settings say,
-// the session that runs the command, and the instance itself. It also writes
-// the user-data that begins it all.
+//go:build linux
+
+// Package bootstrap computes the desired state of a machine, at its first boot
+// and when its settings change. It depends on the settings, the session that
+// runs the command, and the instance. It also generates the user-data.
 package bootstrap
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -12,128 +14,189 @@ import (
 	"strings"
 	"time"
 
-	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/profiles"
 )
 
-// Input is all that a decision follows from.
+// Input is everything that the desired state depends on.
 type Input struct {
-	Settings settings.Settings // the flags are in it
-	Local    string            // the file where flags are kept
+	Settings settings.Settings // with the flags applied
+	Local    string            // the file that keeps the flags
 	Profiles *profiles.Set
-	Facts    agent.Facts
-	// CheckClient judges a named client by this host's networks.
+	Facts    host.Facts // its interfaces as detected
+	// CheckClient checks a named client against this host's networks.
 	CheckClient func(netip.Prefix) (warning string, err error)
-	// Previous is what was decided on this instance before, or nil.
-	Previous *store.State
-	// Redetect decides anew what was detected before.
-	Redetect bool
-	// Now is when this is decided: what has ended by then is left out.
-	Now firewall.Moment
-	// Unlock is what an unlocking lets in meanwhile. Decisions do not end it.
-	Unlock *firewall.Unlock
+	Previous    *store.State    // the state on disk, or nil
+	Redetect    bool            // repeat earlier detection
+	Now         firewall.Moment // entries that have expired by then are left out
 }
 
-// InvalidError says that what the user asked for cannot be done as it stands:
-// the settings have to change first.
-type InvalidError struct {
-	err error
-	// OnlyClient is set where nothing but the named client was refused.
-	OnlyClient bool
+// OnlyClient reports whether only the named client was refused.
+func OnlyClient(err error) bool {
+	var problems settings.Errors
+	var invalid *InvalidError
+	return errors.As(err, &problems) && problems.OnlyClient() || errors.As(err, &invalid) && invalid.OnlyClient
 }
 
-func (e *InvalidError) Error() string { return e.err.Error() }
-func (e *InvalidError) Unwrap() error { return e.err }
-
-// Decide decides everything, and compiles it. What was detected at bootstrap
-// stays as it was decided then, unless Redetect asks for more. The warnings are
-// for the user.
+// Decide returns the desired state with its compiled rules. What was detected
+// at bootstrap stays, unless Redetect is set. The warnings are for the user.
 func Decide(in Input) (st store.State, warnings []string, err error) {
 	s := in.Settings
-	if in.Redetect {
-		in.Previous = withoutDetections(in.Previous)
-	}
-	if in.Previous != nil {
-		now := in.Previous.At(in.Now)
-		in.Previous = &now
+	var unlock *firewall.Unlock // stays in effect
+	if p := in.Previous; p != nil {
+		if unlock = p.Desired.Unlock; IsClone(p.InstanceID, in.Facts.Instance) {
+			// Another machine, and maybe another administrator.
+			warnings = append(warnings, fmt.Sprintf("the instance-id changed from %q to %q: detecting again", p.InstanceID, in.Facts.Instance))
+			in.Previous, unlock = nil, nil
+		} else if p.Failsafe != "" { // it has no desired state
+			in.Previous = nil
+		}
 	}
 	st = store.State{Schema: store.Schema, InstanceID: in.Facts.Instance}
 	if in.Previous != nil {
-		st.Bootstrapped, st.Service = in.Previous.Bootstrapped, in.Previous.Service
-		st.RescueArgument = in.Previous.RescueArgument
-		if st.InstanceID == "" {
-			st.InstanceID = in.Previous.InstanceID
+		p := in.Previous.At(in.Now)
+		if in.Redetect {
+			p.Profile, p.Backend, p.Client, p.Desired.SSH.Probation = store.Choice{}, store.Choice{}, store.Client{}, nil
 		}
+		in.Previous = &p
+		st.Bootstrapped, st.Service, st.RescueArgument = p.Bootstrapped, p.Service, p.RescueArgument
+		st.InstanceID = cmp.Or(st.InstanceID, p.InstanceID)
 	}
 	st.Backend = chooseBackend(in)
 
 	d := &st.Desired
 	d.Open, d.Closed = s.Open, s.Closed
-	d.Interfaces, d.Trusted, d.LogDrops = in.Facts.Interfaces, s.Trusted, s.LogDrops
+	d.Trusted, d.LogDrops = s.Trusted, s.LogDrops
+	st.Named = &host.Naming{Public: s.Public, Private: s.Private, Trusted: s.Trusted}
+	if p := in.Previous; p != nil && !in.Redetect {
+		if st.Zones = p.Zones; p.Named == nil {
+			st.Zones = host.Remember(p.Desired.Interfaces)
+		}
+	}
+	st = st.Zoned(in.Facts.Interfaces, host.Naming{})
+	for _, name := range st.Named.Absent(d.Interfaces) {
+		warnings = append(warnings, name+" in [interfaces]: no such interface exists")
+	}
 	st.Profile = chooseProfile(in)
 	d.Profile, _, err = in.Profiles.Get(st.Profile.Name)
 	if err != nil {
-		at := ""
 		if st.Profile.Source != "detected" {
-			at = s.Sources["agent.profile"] + ": agent.profile: "
+			err = fmt.Errorf("%s: %w", settings.Label(s.Sources["agent.profile"], "agent.profile"), err)
 		}
-		return st, nil, &InvalidError{err: fmt.Errorf("%s%w", at, err)}
+		return st, warnings, &InvalidError{err: err}
 	}
 	st.Profile.Name = d.Profile.Name
 
 	d.SSH.Limit = s.Limit
-	d.SSH.Ports, st.SSHPorts = in.Facts.SSHPorts, in.Facts.SSHWhy
-	if s.SSHPorts != nil {
-		d.SSH.Ports, st.SSHFixed = s.SSHPorts, true
-		st.SSHPorts = []string{"set by " + in.origin("ssh.ports")}
+	d.SSH.Ports, st.SSHPorts = in.sshPorts()
+	st.SSHFixed = s.SSHPorts != nil
+	client, more, err := chooseClient(in)
+	if err != nil {
+		return st, warnings, &InvalidError{err: err, OnlyClient: true}
 	}
-	if st.Client, warnings, err = chooseClient(in); err != nil {
-		return st, nil, &InvalidError{err: err, OnlyClient: true}
-	}
+	st.Client, warnings = client, append(warnings, more...)
 	allow(&st, in)
 	for _, name := range s.Closed {
 		is := func(o firewall.Service) bool { return o.Name == name }
 		if !slices.ContainsFunc(d.Profile.Services, is) && !slices.ContainsFunc(s.Replaced, is) {
-			warnings = append(warnings, fmt.Sprintf("%s: open.%s = closed has no effect: nothing else opens a service of that name", s.Sources["open."+name], name))
+			warnings = append(warnings, fmt.Sprintf("%s: open.%s = closed has no effect: no profile or other setting opens this service", s.Sources["open."+name], name))
 		}
 	}
-	d.Unlock = in.Unlock
-	*d = d.At(in.Now)
-	if st.Ruleset, err = firewall.Compile(*d); err != nil {
-		return st, nil, &InvalidError{err: err}
+	more, errs := overlaps(*d)
+	warnings = append(warnings, more...)
+	d.Unlock = unlock
+	var previous *firewall.Desired
+	if in.Previous != nil {
+		previous = &in.Previous.Desired
+	}
+	*d = d.Start(previous, in.Now)
+	st = st.At(in.Now)
+	if st.Ruleset, err = firewall.Compile(*d); err != nil || len(errs) > 0 {
+		err = errors.Join(append(errs, err)...)
+		return st, warnings, &InvalidError{err: err}
 	}
 	return st, warnings, nil
 }
 
-// allow puts together who may log in: the client and those that the settings
-// list. What has an end pins nothing by itself: nobody would be left after it.
+// overlaps returns warnings about the profile's services that contain sshd's ports, and
+// errors about those of [open].
+func overlaps(d firewall.Desired) (warnings []string, errs []error) {
+	for _, o := range d.SSHOverlaps() {
+		if o.Open {
+			errs = append(errs, o)
+		} else {
+			warnings = append(warnings, o.Loss()+": "+o.Fix())
+		}
+	}
+	return warnings, errs
+}
+
+// sshPorts returns sshd's ports and the source of each. A port that an SSH session came in
+// by stays, unless the administrator has opened it as a service.
+func (in Input) sshPorts() (ports []uint16, why []string) {
+	if in.Settings.SSHPorts != nil {
+		return in.Settings.SSHPorts, []string{"set by " + in.origin("ssh.ports")}
+	}
+	all, reasons := in.Facts.SSHPorts, in.Facts.SSHWhy
+	if in.Previous != nil && !in.Redetect {
+		all, reasons = in.Previous.KeepPorts(all, reasons, false)
+	}
+	for i, p := range all {
+		reason := ""
+		if i < len(reasons) {
+			reason = reasons[i]
+		}
+		opened := func(s firewall.Service) bool { return s.Proto == firewall.TCP && s.Ports.Contains(p) }
+		if reason != host.SessionPort || !slices.ContainsFunc(in.Settings.Open, opened) {
+			ports, why = append(ports, p), append(why, reason)
+		}
+	}
+	if len(ports) == 0 {
+		return []uint16{22}, []string{host.NoSSHD}
+	}
+	return ports, why
+}
+
+// LoginWarnings returns warnings about logins that may surprise the administrator after a
+// bootstrap.
+func LoginWarnings(st store.State, f host.Facts) []string {
+	served := slices.ContainsFunc(f.Listeners, func(l host.Listener) bool { return l.Proto == firewall.TCP && l.Port == 22 })
+	if slices.Equal(st.SSHPorts, []string{host.NoSSHD}) && !served {
+		return append(f.LoginWarnings, "no SSH server was found, so port 22 is opened for SSH; if one serves another port, set \"ports\" in [ssh]")
+	}
+	return f.LoginWarnings
+}
+
+// allow sets the sources that may log in: the client and those in the settings.
+// Temporary sources alone do not pin SSH: no source would be left after them.
 func allow(st *store.State, in Input) {
 	s, ssh := in.Settings, &st.Desired.SSH
 	named := st.Client.Reason
 	if st.Client.Source == "any" {
-		named = "named by " + in.origin("ssh.client_ip")
+		named = "client_ip in " + in.origin("ssh.client_ip")
 	}
 	for _, p := range st.Client.Allow {
 		ssh.Allow = append(ssh.Allow, p)
 		st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: named})
 	}
-	why := "allowed by " + in.origin("ssh.allow")
+	why := "allow in " + in.origin("ssh.allow")
 	for _, p := range s.Allow.List {
 		if !slices.Contains(ssh.Allow, p) {
 			ssh.Allow = append(ssh.Allow, p)
 			st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: why})
 		}
 	}
-	ssh.Timed = firewall.SSH{Timed: s.Allow.Timed}.At(in.Now.Time).Timed
+	ssh.Timed = s.Allow.Timed // expired ones too, until the end of Decide
 	for _, t := range ssh.Timed {
 		st.Allowed = append(st.Allowed, store.Allowed{From: t.From, Until: t.Until, Reason: why})
 	}
 	ssh.Nobody = s.Allow.Mode == settings.AllowNone
 	ssh.Mode = firewall.SSHPinned
-	known := len(s.Allow.List) > 0 // by name, beside the client
+	known := len(s.Allow.List) > 0 // listed in addition to the client
 	if s.Allow.Mode == settings.AllowAny || len(ssh.Allow) == 0 && !ssh.Nobody || st.Client.Source == store.Unconfirmed && !known {
 		ssh.Mode = firewall.SSHLimited
 	}
@@ -142,9 +205,8 @@ func allow(st *store.State, in Input) {
 	}
 }
 
-// probation is the time in which a detected client has to show that it is the
-// owner's; nil where it has, or need not. It begins again only where it is to be
-// another length.
+// probation returns the time within which a detected client must be confirmed,
+// or nil if it has been, or need not be. It restarts only if its length changes.
 func probation(in Input) *firewall.Probation {
 	length := in.Settings.ConfirmWithin.Truncate(time.Second)
 	if length == 0 {
@@ -160,8 +222,8 @@ func probation(in Input) *firewall.Probation {
 	return &firewall.Probation{Window: w, NoRule: firewall.CheckTime(w.Until) != nil}
 }
 
-// origin is where a setting came from, without the line: that may change while
-// the setting stays. A flag is kept in local.ini, and is from there later.
+// origin returns the source of a setting, without the line number, which can
+// change while the setting stays. For a flag it is local.ini, which keeps flags.
 func (in Input) origin(key string) string {
 	source := in.Settings.Sources[key]
 	if strings.HasPrefix(source, "--") {
@@ -174,73 +236,63 @@ func (in Input) origin(key string) string {
 	return source
 }
 
-// withoutDetections is a former state that was decided by nothing detected.
-func withoutDetections(p *store.State) *store.State {
-	if p == nil {
-		return nil
-	}
-	q := *p
-	q.Profile, q.Backend, q.Client, q.Desired.SSH.Probation = store.Choice{}, store.Choice{}, store.Client{}, nil
-	return &q
+// set returns the choice made by a setting.
+func (in Input) set(key, name string) store.Choice {
+	at := in.origin(key)
+	return store.Choice{Name: name, Source: at, Reason: "set by " + at}
 }
 
-// chooseBackend gives the backend that the settings name. Else it is what was found
-// to work once; and at first iptables, until that is seen not to work.
+// chooseBackend returns the backend in the settings, else the one detected earlier.
+// The first choice is iptables, until it turns out not to work.
 func chooseBackend(in Input) store.Choice {
 	if name := in.Settings.Backend; name != settings.Auto {
-		at := in.origin("agent.backend")
-		return store.Choice{Name: name, Source: at, Reason: "set by " + at}
+		return in.set("agent.backend", name)
 	}
 	if p := in.Previous; p != nil && p.Backend.Source == "detected" {
 		return p.Backend
 	}
-	return store.Choice{Name: agent.Iptables, Source: "detected", Reason: "it takes these rules on this machine"}
+	return store.Choice{Name: backend.Iptables, Source: "detected", Reason: "detected"}
 }
 
-// mailPorts are where a mail server listens.
+// mailPorts are the ports of a mail server.
 var mailPorts = []uint16{25, 465, 110, 995, 143, 993}
 
-// chooseProfile gives the profile that the settings name. Else it is what was
-// found once, so that a mail server that is down for a moment closes nothing:
-// web+mail where something listens for mail, the lesser web-only otherwise.
+// chooseProfile returns the profile in the settings, else the one detected
+// earlier: a mail server that is briefly down must not close its ports. The first
+// choice is web+mail if a process listens on a mail port, otherwise web-only.
 func chooseProfile(in Input) store.Choice {
 	if name := in.Settings.Profile; name != settings.Auto {
-		at := in.origin("agent.profile")
-		return store.Choice{Name: name, Source: at, Reason: "set by " + at}
+		return in.set("agent.profile", name)
 	}
 	if p := in.Previous; p != nil && p.Profile.Source == "detected" {
 		return p.Profile
 	}
 	for _, l := range in.Facts.Listeners {
 		if l.Proto == firewall.TCP && slices.Contains(mailPorts, l.Port) {
-			who := "something"
-			if l.Process != "" {
-				who = l.Process
-			}
-			return store.Choice{Name: "web+mail", Source: "detected", Reason: fmt.Sprintf("%s listened on the mail port %d at bootstrap", who, l.Port)}
+			return store.Choice{Name: "web+mail", Source: "detected",
+				Reason: fmt.Sprintf("%s listened on the mail port %d at bootstrap", cmp.Or(l.Process, "a process"), l.Port)}
 		}
 	}
-	return store.Choice{Name: "web-only", Source: "detected", Reason: "nothing listened on a mail port at bootstrap"}
+	return store.Choice{Name: "web-only", Source: "detected", Reason: "no process listened on a mail port at bootstrap"}
 }
 
-// chooseClient finds who may log in. A named client that is refused never
-// falls through to detection: that could pin somebody else.
+// chooseClient returns the client that may log in. If a named client is refused,
+// none is detected instead: that could pin SSH to a stranger.
 func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 	s, p := in.Settings, in.Previous
 	switch {
 	case s.Allow.Mode == settings.AllowList, s.Allow.Mode == settings.AllowNone:
 		c.Source = "settings"
 		if len(s.ClientIP) > 0 {
-			warnings = append(warnings, fmt.Sprintf("client_ip (%s) has no effect: %s says with \"allow\" who may log in; to add somebody: basicfw-agent ssh allow ADDRESS", s.Sources["ssh.client_ip"], s.Sources["ssh.allow"]))
+			warnings = append(warnings, fmt.Sprintf("client_ip (%s) has no effect: allow (%s) replaces it; to add an address: basicfw-agent ssh allow ADDRESS", s.Sources["ssh.client_ip"], s.Sources["ssh.allow"]))
 		}
-		c.Reason = "allowed by " + in.origin("ssh.allow")
+		c.Reason = "allow in " + in.origin("ssh.allow")
 	case len(s.ClientIP) > 0:
 		var errs []error
-		at := in.origin("ssh.client_ip")
 		for _, client := range s.ClientIP {
 			warning, err := in.CheckClient(client)
 			if err != nil {
-				errs = append(errs, fmt.Errorf("%s: ssh.client_ip: %w", s.Sources["ssh.client_ip"], err))
+				errs = append(errs, fmt.Errorf("%s: %w", settings.Label(s.Sources["ssh.client_ip"], "ssh.client_ip"), err))
 			} else if warning != "" {
 				warnings = append(warnings, warning)
 			}
@@ -248,22 +300,22 @@ func chooseClient(in Input) (c store.Client, warnings []string, err error) {
 		if len(errs) > 0 {
 			return c, nil, errors.Join(errs...)
 		}
-		c.Allow, c.Source, c.Reason = s.ClientIP, "named", "named by "+at
+		c.Allow, c.Source, c.Reason = s.ClientIP, "named", "client_ip in "+in.origin("ssh.client_ip")
 	case s.Allow.Mode == settings.AllowAny:
 	case p != nil && slices.Contains([]string{"session", "none", store.Unconfirmed}, p.Client.Source):
 		c = p.Client
 	case in.Facts.Session != nil:
-		c.Allow, c.Source, c.Reason = []netip.Prefix{in.Facts.Session.Client}, "session", in.Facts.Session.Reason
+		c.Allow, c.Source, c.Reason = []netip.Prefix{in.Facts.Session.Prefix}, "session", in.Facts.Session.Reason
 	case len(in.Facts.Seen) > 0:
-		c.Allow, c.Source, c.Reason = in.Facts.Seen, "session", "somebody who may become root was logged in from there"
+		c.Allow, c.Source, c.Reason = in.Facts.Seen, "session", "a user who may become root was logged in from there"
 		if len(in.Facts.Seen) > 1 {
-			c.Reason = fmt.Sprintf("people who may become root were logged in from these %d", len(in.Facts.Seen))
+			c.Reason = fmt.Sprintf("users who may become root were logged in from these %d addresses", len(in.Facts.Seen))
 		}
 	default:
-		c.Source, c.Reason = "none", "no client was named, and nobody who may become root was logged in over SSH"
+		c.Source, c.Reason = "none", "no client was named, and no user who may become root was logged in over SSH"
 	}
 	if s.Allow.Mode == settings.AllowAny {
-		c.Source, c.Reason = "any", "opened to any address by "+in.origin("ssh.allow")
+		c.Source, c.Reason = "any", "allow = any in "+in.origin("ssh.allow")
 	}
 	return c, warnings, nil
 }

@@ -8,21 +8,21 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/profiles"
 )
 
-// restoreLine is all that a line for iptables-restore may be: a table, a chain,
-// the end, or a rule of words that need no quotes, but for our own log prefix.
+// restoreLine matches the only lines allowed for iptables-restore: the table, a
+// chain, COMMIT, or a rule whose words need no quotes, except for our log prefix.
 var restoreLine = regexp.MustCompile(`^(\*filter|COMMIT|:[A-Za-z0-9-]{1,28} (DROP|ACCEPT|-) \[0:0\]|` +
 	`-A (INPUT|BASICFW-[A-Za-z0-9-]{1,20})( [A-Za-z0-9_.,:/+!@-]+)+( --log-prefix "basicfw drop: " --log-level 7)?)$`)
 
-// Whatever the owner's files say, what goes to iptables-restore is of that form,
-// and every jump in it is to a chain that it names or to a target we know.
+// Whatever the settings contain, each line for iptables-restore has that form, and
+// each jump goes to a chain that the text declares or to a known target.
 func FuzzRestoreFile(f *testing.F) {
 	f.Add("[agent]\nprofile = web+mail\n[ssh]\nclient_ip = 203.0.113.9, 2001:db8::/64\n[open]\ndb = 5432/tcp on private from 10.0.0.0/8, 192.168.0.0/16\n",
 		"[profile]\nname = mine\nextends = web-only\n[open]\nmedia = 40000-40100/udp on eth0\n")
@@ -47,7 +47,7 @@ func FuzzRestoreFile(f *testing.F) {
 		if err != nil {
 			return
 		}
-		st, _, err := Decide(Input{Settings: s, Profiles: set, Facts: agent.Facts{SSHPorts: []uint16{22}},
+		st, _, err := Decide(Input{Settings: s, Profiles: set, Facts: host.Facts{SSHPorts: []uint16{22}},
 			CheckClient: func(netip.Prefix) (string, error) { return "", nil }})
 		if err != nil {
 			return
@@ -65,7 +65,7 @@ func FuzzRestoreFile(f *testing.F) {
 				}
 				for i, w := range words {
 					if w == "-j" && !known[words[i+1]] {
-						t.Errorf("%v: %q jumps elsewhere", family, line)
+						t.Errorf("%v: %q jumps to an unknown target", family, line)
 					}
 				}
 				if line == "-A INPUT -j ACCEPT" {

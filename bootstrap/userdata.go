@@ -1,61 +1,76 @@
 package bootstrap
 
 import (
+	"bytes"
 	_ "embed"
 	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
 	"strings"
+	"text/template"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
-// MessageFile is the message that user-data shows at every login until the
-// first bootstrap has succeeded, which removes it. It is also how user-data
-// knows, at the next boot, that there still is something to do.
+// MessageFile is a message that user-data shows at every login. The first
+// successful bootstrap removes it; while it exists, each boot tries again.
 const MessageFile = "/etc/motd.d/basicfw-bootstrap"
 
 //go:embed user-data.tmpl
 var userDataTemplate string
 
-// UserDataOptions say what user-data is to set up.
-type UserDataOptions struct {
-	// RPMURL is where the package is: https, or http with a checksum.
-	RPMURL string
-	// SHA256 is the package's checksum in hexadecimal; empty is not checked.
-	SHA256 string
-	// KeyURL is where the key is that must have signed the package, https
-	// only; empty is not checked.
-	KeyURL string
-	// ClientIP is a list of addresses and networks that may log in over SSH;
-	// empty leaves it to bootstrap to find that out.
-	ClientIP string
-	// Profile is the profile's name; empty leaves it to bootstrap to choose.
-	Profile string
+// InvalidError reports invalid settings or flags, which the user has to change.
+type InvalidError struct {
+	err error
+	// OnlyClient is set if only the named client was refused.
+	OnlyClient bool
 }
 
-// UserData gives the cloud-config that closes a new server: at the network
-// stage of its first boot, before sshd. It fits every cloud-init since 18
-// (EL 8). The settings are flags, because write_files comes later than
-// bootcmd. The error is an *InvalidError with everything that is wrong.
+func (e *InvalidError) Error() string { return e.err.Error() }
+func (e *InvalidError) Unwrap() error { return e.err }
+
+// UserDataOptions are the values that are filled into the user-data. Either RPMURL or
+// RepoURL is set.
+type UserDataOptions struct {
+	RPMURL   string // the package: https, or http with a checksum
+	RepoURL  string // a dnf repository with the package: https, or http with a key
+	SHA256   string // the checksum of the package at RPMURL in hexadecimal; empty: not checked
+	KeyURL   string // the key that must have signed the package, https only; empty: not checked
+	ClientIP string // a list of addresses and networks that may log in over SSH; empty: detected by bootstrap
+	Profile  string // the profile's name; empty: chosen by bootstrap
+}
+
+// Unchecked reports whether nothing proves that the package is the expected one.
+func (o UserDataOptions) Unchecked() bool { return strings.TrimSpace(o.SHA256) == "" && o.KeyURL == "" }
+
+// UserData returns the cloud-config that closes a new server in the network
+// stage of its first boot, before sshd starts. It works with cloud-init 18 (EL 8)
+// and later. Settings are passed as flags, because write_files runs after
+// bootcmd. The error is an *InvalidError that lists all problems.
 func UserData(o UserDataOptions) ([]byte, error) {
 	sum := strings.ToLower(strings.TrimSpace(o.SHA256))
 	clients, errs := firewall.ParseSources(o.ClientIP)
 	for i, err := range errs {
 		errs[i] = fmt.Errorf("--client-ip: %w", err)
 	}
-	errs = append(errs, checkURL("--rpm", o.RPMURL, sum != ""))
+	switch {
+	case o.RepoURL == "":
+		errs = append(errs, checkURL("--rpm", o.RPMURL, "--sha256", sum != ""))
+	case o.RPMURL != "" || sum != "":
+		errs = append(errs, errors.New("--repo: it excludes --rpm and --sha256: the repository has the checksums"))
+	default:
+		errs = append(errs, checkURL("--repo", o.RepoURL, "--gpg-key", o.KeyURL != ""))
+	}
 	if sum != "" && !regexp.MustCompile(`^[0-9a-f]{64}$`).MatchString(sum) {
 		errs = append(errs, fmt.Errorf("--sha256: %s: want 64 hexadecimal digits, as sha256sum prints them", firewall.Quote(o.SHA256)))
 	}
 	if o.KeyURL != "" {
-		errs = append(errs, checkURL("--gpg-key", o.KeyURL, false))
+		errs = append(errs, checkURL("--gpg-key", o.KeyURL, "", false))
 	}
 	var flags []string
-	if o.Profile != "" && o.Profile != settings.Auto {
-		if err := settings.CheckProfileName(o.Profile); err != nil {
+	if o.Profile != "" && o.Profile != "auto" {
+		if err := firewall.CheckProfileName(o.Profile); err != nil {
 			errs = append(errs, fmt.Errorf("--profile: %w", err))
 		}
 		flags = append(flags, "--profile", o.Profile)
@@ -67,40 +82,22 @@ func UserData(o UserDataOptions) ([]byte, error) {
 		return nil, &InvalidError{err: err}
 	}
 
-	// Nothing below needs quoting any more: what was accepted has no quote, no
-	// white space and no brace, and stands within single quotes of the shell or
-	// has none of its special characters.
-	var signed, key string
-	if o.KeyURL != "" {
-		signed = "signed && "
-		key = strings.ReplaceAll(keyCheck, "@KEYURL@", o.KeyURL)
-	}
-	return []byte(strings.NewReplacer("@MESSAGE@", MessageFile, "@RPM@", o.RPMURL, "@SHA256@", sum, "@FLAGS@", strings.Join(flags, " "),
-		"@SIGNED@", signed, "@KEY@", key).Replace(userDataTemplate)), nil
+	// No value needs quoting: none contains a quote, white space or a brace, and
+	// each is in single quotes or free of the shell's special characters.
+	var b bytes.Buffer
+	err := template.Must(template.New("").Parse(userDataTemplate)).Execute(&b, map[string]string{"Message": MessageFile,
+		"RPM": o.RPMURL, "Repo": o.RepoURL, "Sum": sum, "Key": o.KeyURL, "Flags": strings.Join(flags, " ")})
+	return b.Bytes(), err
 }
 
-// keyCheck looks for a signature by that key and by no other that the system
-// trusts: in a database of its own. The system's gets it too, because rpm may
-// be set up to install nothing else, and for updates. rpm -K is content with a
-// package that nobody signed, so its words are looked at: "digests signatures
-// OK", and before rpm 4.14 "(md5) pgp md5 OK".
-const keyCheck = `      signed() {
-        fetch '@KEYURL@' "$dir/key" && rpm --dbpath "$dir/db" --import "$dir/key" || return
-        case $(LC_ALL=C rpm --dbpath "$dir/db" -K "$dir/agent.rpm") in
-          *' signatures OK'|*' pgp '*' OK') rpm --import "$dir/key" && return;;
-        esac
-        echo 'basicfw: the package is not signed by that key' >&2
-        return 1
-      }
-`
-
-// checkURL says why text cannot be a download's address, or nil. What a URL
-// may consist of (RFC 3986) is all harmless within single quotes, but for the
-// single quote itself.
-func checkURL(flag, text string, checksum bool) error {
+// checkURL returns an error if text is not an acceptable download URL. http is one if
+// what is downloaded is checked, which needs another flag. All
+// characters of a URL (RFC 3986) are harmless in single quotes, except the single
+// quote itself.
+func checkURL(flag, text, other string, checked bool) error {
 	refuse := func(why string) error { return fmt.Errorf("%s: %s %s", flag, firewall.Quote(text), why) }
 	if text == "" {
-		return fmt.Errorf("%s: where is it? Want a URL such as https://example.com/basicfw-agent.rpm", flag)
+		return fmt.Errorf("%s: missing: want a URL such as https://example.com/basicfw-agent.rpm", flag)
 	}
 	u, err := url.Parse(text)
 	switch {
@@ -109,13 +106,13 @@ func checkURL(flag, text string, checksum bool) error {
 	case err != nil || u.Host == "" || u.Opaque != "" || !regexp.MustCompile(`^https?://[A-Za-z0-9._~:/?\[\]@!$&()*+,;=%-]+$`).MatchString(text):
 		return refuse("is not a URL such as https://example.com/basicfw-agent.rpm")
 	case u.User != nil:
-		return refuse("has a password: every user of the server can read its user-data")
-	case u.Scheme == "http" && !checksum:
+		return refuse("contains a password: every user of the server can read its user-data")
+	case u.Scheme == "http" && !checked:
 		want := "want https"
-		if flag == "--rpm" {
-			want += ", or --sha256 with it"
+		if other != "" {
+			want += ", or " + other + " in addition"
 		}
-		return refuse("comes over http, where anybody on the way can put another file: " + want)
+		return refuse("uses http, over which the file can be replaced in transit: " + want)
 	}
 	return nil
 }

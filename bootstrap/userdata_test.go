@@ -17,15 +17,29 @@ import (
 )
 
 const (
-	testRPM = "https://example.com/basicfw-agent-0.1.0-1.x86_64.rpm"
+	testRPM = "https://example.com/basicfw-agent-0.2.0-1.x86_64.rpm"
 	testSum = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
 )
 
-// TestExamples: what lies in examples is what is printed, and then the owner's
-// own part.
+// released returns the address of the package of the last release in the changelog.
+func released(t *testing.T) string {
+	t.Helper()
+	log, err := os.ReadFile("../CHANGELOG.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	version := regexp.MustCompile(`(?m)^## (\d[.\d]*) `).FindSubmatch(log)
+	if version == nil {
+		t.Fatal("the changelog has no release")
+	}
+	return "https://example.com/basicfw-agent-" + string(version[1]) + "-1.x86_64.rpm"
+}
+
+// TestExamples checks that each example begins with the printed user-data for the last
+// release.
 func TestExamples(t *testing.T) {
 	for _, profile := range []string{"web-only", "web+mail"} {
-		want, err := UserData(UserDataOptions{RPMURL: testRPM, ClientIP: "203.0.113.7", Profile: profile})
+		want, err := UserData(UserDataOptions{RPMURL: released(t), ClientIP: "203.0.113.7", Profile: profile})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -35,7 +49,7 @@ func TestExamples(t *testing.T) {
 			t.Fatal(err)
 		}
 		if !bytes.HasPrefix(got, want) {
-			t.Errorf("%s does not begin with what is printed:\n%s", example, want)
+			t.Errorf("%s does not begin with the printed user-data:\n%s", example, want)
 		}
 		checkSchema(t, example)
 	}
@@ -46,14 +60,19 @@ func TestPrinted(t *testing.T) {
 		o    UserDataOptions
 		want []string // lines
 	}{
-		"nothing but the package": {UserDataOptions{RPMURL: testRPM}, []string{"rpm='" + testRPM + "'", "sha256=''", "set -- "}},
+		"only the package": {UserDataOptions{RPMURL: testRPM}, []string{"rpm='" + testRPM + "'", "sha256=''", "set -- "}},
 		"everything": {
 			UserDataOptions{RPMURL: "http://[2001:db8::1]:8080/a.rpm?b=c&d=(1)$;", SHA256: " " + strings.ToUpper(testSum) + "\n", KeyURL: "https://example.com/key",
 				ClientIP: " 203.0.113.7,\n2001:db8::/64\n", Profile: "web+mail"},
 			[]string{"rpm='http://[2001:db8::1]:8080/a.rpm?b=c&d=(1)$;'", "sha256='" + testSum + "'",
-				"set -- --profile web+mail --client-ip 203.0.113.7,2001:db8::/64", `fetch 'https://example.com/key' "$dir/key" && rpm --dbpath "$dir/db" --import "$dir/key" || return`},
+				"key='https://example.com/key'", "set -- --profile web+mail --client-ip 203.0.113.7,2001:db8::/64"},
 		},
-		"profile = auto is bootstrap's own choice": {UserDataOptions{RPMURL: testRPM, Profile: "auto"}, []string{"set -- "}},
+		"a repository": {
+			UserDataOptions{RepoURL: "http://example.com/repo?a=b&c=$d", KeyURL: "https://example.com/key", ClientIP: "203.0.113.7"},
+			[]string{"repo='http://example.com/repo?a=b&c=$d'", "key='https://example.com/key'", "set -- --client-ip 203.0.113.7"},
+		},
+		"a repository without a key":    {UserDataOptions{RepoURL: "https://example.com/repo"}, []string{"repo='https://example.com/repo'", "key=''", "set -- "}},
+		"bootstrap chooses the profile": {UserDataOptions{RPMURL: testRPM, Profile: "auto"}, []string{"set -- "}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			data, err := UserData(tt.o)
@@ -66,19 +85,72 @@ func TestPrinted(t *testing.T) {
 				}
 			}
 			if len(data) > 16<<10 {
-				t.Errorf("%d bytes are more than some clouds take", len(data))
+				t.Errorf("%d bytes are more than some clouds accept", len(data))
 			}
-			for _, jinja := range []string{"{{", "{%", "{#"} {
-				if bytes.Contains(data, []byte(jinja)) {
-					t.Errorf("jinja would take %q for an instruction", jinja)
+			for _, text := range []string{"{{", "{%", "{#", "${", "%{"} {
+				if bytes.Contains(data, []byte(text)) {
+					t.Errorf("it contains %q, which jinja or Terraform interprets", text)
 				}
 			}
 			p := filepath.Join(t.TempDir(), "user-data")
-			if err := os.WriteFile(p, data, 0o600); err != nil {
-				t.Fatal(err)
+			for _, text := range [][]byte{data, bytes.ReplaceAll(data, []byte("\n"), []byte("\r\n"))} {
+				if err := os.WriteFile(p, text, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				checkSchema(t, p)
 			}
-			checkSchema(t, p)
+			same(t, p, data)
 		})
+	}
+}
+
+// same checks that cloud-init reads from a file what it would read from data, although the
+// file has other line ends, as a form in a browser sends them.
+func same(t *testing.T, file string, data []byte) {
+	t.Helper()
+	lab.NeedTools(t, "/usr/bin/python3")
+	const program = `
+import sys
+from cloudinit import handlers, util
+got = open(sys.argv[1], newline="").read()
+assert "\r\n" in got
+assert handlers.type_from_starts_with(got) == "text/cloud-config", got[:30]
+assert util.load_yaml(got) == util.load_yaml(sys.stdin.read())
+`
+	if _, err := (&system.System{}).Run(context.Background(), system.Command{Name: "/usr/bin/python3", Args: []string{"-c", program, file}, Stdin: data}); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestTerraform checks that a template and a heredoc of Terraform leave the user-data as it is.
+func TestTerraform(t *testing.T) {
+	lab.NeedTools(t, "terraform")
+	data, err := UserData(UserDataOptions{RPMURL: testRPM + "?a=$b", SHA256: testSum, KeyURL: "https://example.com/key", ClientIP: "203.0.113.7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	for name, text := range map[string]string{"user-data": string(data), "main.tf": "output \"file\" {\n  value = templatefile(\"user-data\", {})\n}\n" +
+		"output \"heredoc\" {\n  value = <<EOT\n" + string(data) + "EOT\n}\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(args ...string) string {
+		t.Helper()
+		res, err := (&system.System{}).Run(context.Background(), system.Command{Name: "terraform", Args: append([]string{"-chdir=" + dir}, args...)})
+		if err != nil {
+			t.Fatalf("%v\n%s%s", err, res.Stdout, res.Stderr)
+		}
+		return string(res.Stdout)
+	}
+	run("init", "-no-color")
+	run("apply", "-no-color", "-auto-approve")
+	for _, name := range []string{"file", "heredoc"} {
+		var got string
+		if err := json.Unmarshal([]byte(run("output", "-json", name)), &got); err != nil || got != string(data) {
+			t.Errorf("%s: %v\n%s", name, err, got)
+		}
 	}
 }
 
@@ -95,24 +167,28 @@ func TestUserDataRefuses(t *testing.T) {
 		o    UserDataOptions
 		want []string
 	}{
-		"no package":           {UserDataOptions{}, []string{"--rpm: where is it?"}},
-		"a file":               {UserDataOptions{RPMURL: "/tmp/a.rpm"}, []string{"is not a URL"}},
-		"another scheme":       {UserDataOptions{RPMURL: "ftp://example.com/a.rpm", SHA256: testSum}, []string{"is not a URL"}},
-		"no host":              {UserDataOptions{RPMURL: "https:///a.rpm"}, []string{"is not a URL"}},
-		"http, unchecked":      {UserDataOptions{RPMURL: "http://example.com/a.rpm"}, []string{"--sha256"}},
-		"http for the key":     {UserDataOptions{RPMURL: testRPM, SHA256: testSum, KeyURL: "http://example.com/key"}, []string{"--gpg-key"}},
-		"a password":           {UserDataOptions{RPMURL: "https://me:secret@example.com/a.rpm"}, []string{"password"}},
-		"a quote":              {UserDataOptions{RPMURL: "https://example.com/a'$(reboot)'.rpm"}, []string{"is not a URL"}},
-		"white space":          {UserDataOptions{RPMURL: "https://example.com/a.rpm\nruncmd: [reboot]"}, []string{"is not a URL"}},
-		"a brace":              {UserDataOptions{RPMURL: "https://example.com/{{v1.region}}.rpm"}, []string{"is not a URL"}},
-		"a fragment":           {UserDataOptions{RPMURL: testRPM + "#x"}, []string{"is not a URL"}},
-		"endless":              {UserDataOptions{RPMURL: testRPM + strings.Repeat("x", 2000)}, []string{"longer"}},
-		"half a checksum":      {UserDataOptions{RPMURL: testRPM, SHA256: testSum[:40]}, []string{"--sha256", "64 hexadecimal digits"}},
-		"no hex":               {UserDataOptions{RPMURL: testRPM, SHA256: strings.Repeat("g", 64)}, []string{"--sha256"}},
-		"a name as client":     {UserDataOptions{RPMURL: testRPM, ClientIP: "office.example.com"}, []string{"--client-ip", "names are not looked up"}},
-		"everybody as client":  {UserDataOptions{RPMURL: testRPM, ClientIP: "0.0.0.0/0"}, []string{"--client-ip"}},
-		"jinja that is missed": {UserDataOptions{RPMURL: testRPM, ClientIP: "CI_MISSING_JINJA_VAR/ip"}, []string{"template variable"}},
-		"no profile's name":    {UserDataOptions{RPMURL: testRPM, Profile: "web; reboot"}, []string{"--profile"}},
+		"no package":                     {UserDataOptions{}, []string{"--rpm: missing"}},
+		"a file":                         {UserDataOptions{RPMURL: "/tmp/a.rpm"}, []string{"is not a URL"}},
+		"another scheme":                 {UserDataOptions{RPMURL: "ftp://example.com/a.rpm", SHA256: testSum}, []string{"is not a URL"}},
+		"no host":                        {UserDataOptions{RPMURL: "https:///a.rpm"}, []string{"is not a URL"}},
+		"http, no checksum":              {UserDataOptions{RPMURL: "http://example.com/a.rpm"}, []string{"--sha256"}},
+		"http for the key":               {UserDataOptions{RPMURL: testRPM, SHA256: testSum, KeyURL: "http://example.com/key"}, []string{"--gpg-key"}},
+		"a password":                     {UserDataOptions{RPMURL: "https://me:secret@example.com/a.rpm"}, []string{"password"}},
+		"a quote":                        {UserDataOptions{RPMURL: "https://example.com/a'$(reboot)'.rpm"}, []string{"is not a URL"}},
+		"white space":                    {UserDataOptions{RPMURL: "https://example.com/a.rpm\nruncmd: [reboot]"}, []string{"is not a URL"}},
+		"a brace":                        {UserDataOptions{RPMURL: "https://example.com/{{v1.region}}.rpm"}, []string{"is not a URL"}},
+		"a fragment":                     {UserDataOptions{RPMURL: testRPM + "#x"}, []string{"is not a URL"}},
+		"a repository and an RPM":        {UserDataOptions{RPMURL: testRPM, RepoURL: "https://example.com/"}, []string{"--repo: it excludes --rpm"}},
+		"a repository and a checksum":    {UserDataOptions{RepoURL: "https://example.com/", SHA256: testSum}, []string{"--repo: it excludes --rpm and --sha256"}},
+		"a repository over http, no key": {UserDataOptions{RepoURL: "http://example.com/"}, []string{"--repo", "or --gpg-key in addition"}},
+		"a quote in a repository":        {UserDataOptions{RepoURL: "https://example.com/'"}, []string{"--repo", "is not a URL"}},
+		"too long":                       {UserDataOptions{RPMURL: testRPM + strings.Repeat("x", 2000)}, []string{"longer"}},
+		"half a checksum":                {UserDataOptions{RPMURL: testRPM, SHA256: testSum[:40]}, []string{"--sha256", "64 hexadecimal digits"}},
+		"not hexadecimal":                {UserDataOptions{RPMURL: testRPM, SHA256: strings.Repeat("g", 64)}, []string{"--sha256"}},
+		"a name as client":               {UserDataOptions{RPMURL: testRPM, ClientIP: "office.example.com"}, []string{"--client-ip", "names are not looked up"}},
+		"any address as client":          {UserDataOptions{RPMURL: testRPM, ClientIP: "0.0.0.0/0"}, []string{"--client-ip"}},
+		"unexpanded jinja":               {UserDataOptions{RPMURL: testRPM, ClientIP: "CI_MISSING_JINJA_VAR/ip"}, []string{"template variable"}},
+		"bad profile name":               {UserDataOptions{RPMURL: testRPM, Profile: "web; reboot"}, []string{"--profile"}},
 		"everything at once": {UserDataOptions{RPMURL: "x", SHA256: "y", KeyURL: "z", ClientIP: "a,b", Profile: "C"},
 			[]string{"--rpm", "--sha256", "--gpg-key", `"a"`, `"b"`, "--profile"}},
 	} {
@@ -124,56 +200,56 @@ func TestUserDataRefuses(t *testing.T) {
 		}
 		for _, want := range tt.want {
 			if !strings.Contains(err.Error(), want) {
-				t.Errorf("%s: the error says nothing of %q: %v", name, want, err)
+				t.Errorf("%s: the error does not contain %q: %v", name, want, err)
 			}
 		}
 	}
 }
 
-// values are where the options stand in what is printed; everything else is
-// the same for all.
-var values = regexp.MustCompile(`(?m)^      (rpm=|sha256=|set -- |  fetch ')([^\n]*)$`)
+// values matches the lines that hold the options; all other lines are the same
+// for all options.
+var values = regexp.MustCompile(`(?m)^ {4,6}(rpm=|sha256=|key=|repo=|set -- |baseurl: |gpgkey: )([^\n]*)$`)
 
-// FuzzUserData: whatever the options, what is accepted changes nothing but the
-// lines that are meant for it, and ends there.
+// FuzzUserData checks that accepted options change only the lines that hold
+// them.
 func FuzzUserData(f *testing.F) {
-	f.Add(testRPM, testSum, "", "203.0.113.7", "web-only")
-	f.Add("http://example.com/'\"$`\\a.rpm", testSum, "https://k/", "::1,2001:db8::/64\n", "web+mail")
-	f.Add("https://example.com/%0a%27?a='", "", "https://k/'", "1.2.3.4\n- reboot", "a\nb")
-	f.Add("https://é.example/ ", "", "https://k/\x00", "fe80::1%eth0", "--")
-	plain := map[bool]string{}
-	for _, key := range []bool{false, true} {
-		o := UserDataOptions{RPMURL: testRPM}
-		if key {
-			o.KeyURL = testRPM
-		}
+	f.Add(testRPM, "", testSum, "", "203.0.113.7", "web-only")
+	f.Add("http://example.com/'\"$`\\a.rpm", "", testSum, "https://k/", "::1,2001:db8::/64\n", "web+mail")
+	f.Add("https://example.com/%0a%27?a='", "", "", "https://k/'", "1.2.3.4\n- reboot", "a\nb")
+	f.Add("https://é.example/ ", "", "", "https://k/\x00", "fe80::1%eth0", "--")
+	f.Add("", "https://example.com/$(reboot)", "", "https://k/", "1.2.3.4", "")
+	f.Add("", "https://example.com/: a", "", "", "", "")
+	plain := map[[2]bool]string{}
+	for _, o := range []UserDataOptions{{RPMURL: testRPM}, {RepoURL: testRPM}, {RepoURL: testRPM, KeyURL: testRPM}} {
 		data, err := UserData(o)
 		if err != nil {
 			f.Fatal(err)
 		}
-		plain[key] = values.ReplaceAllString(string(data), "$1")
+		plain[[2]bool{o.RepoURL != "", o.KeyURL != ""}] = values.ReplaceAllString(string(data), "$1")
 	}
-	safe := regexp.MustCompile(`^(rpm='[!$&(-;=?-Z\[\]_a-z~%]*'|sha256='([0-9a-f]{64})?'|set -- [a-z0-9+._,:/ -]*|  fetch 'https://[!$&(-;=?-Z\[\]_a-z~%]*' "\$dir/key".*)$`)
-	f.Fuzz(func(t *testing.T, rpm, sum, key, client, profile string) {
-		data, err := UserData(UserDataOptions{RPMURL: rpm, SHA256: sum, KeyURL: key, ClientIP: client, Profile: profile})
+	plain[[2]bool{false, true}] = plain[[2]bool{}]
+	const url = `'https?://[!$&(-;=?-Z\[\]_a-z~%]*'`
+	safe := regexp.MustCompile(`^ {4,6}(rpm=` + url + `|repo=` + url + `|key=(''|` + url + `)|sha256='([0-9a-f]{64})?'|set -- [a-z0-9+._,:/ -]*|(baseurl|gpgkey): ` + url + `)$`)
+	f.Fuzz(func(t *testing.T, rpm, repo, sum, key, client, profile string) {
+		data, err := UserData(UserDataOptions{RPMURL: rpm, RepoURL: repo, SHA256: sum, KeyURL: key, ClientIP: client, Profile: profile})
 		if err != nil {
 			if data != nil {
-				t.Error("both user-data and an error")
+				t.Error("user-data is returned with an error")
 			}
 			return
 		}
-		if got := values.ReplaceAllString(string(data), "$1"); got != plain[key != ""] {
-			t.Errorf("more than the values changed:\n%s", data)
+		if got := values.ReplaceAllString(string(data), "$1"); got != plain[[2]bool{repo != "", key != ""}] {
+			t.Errorf("other lines than the options' changed:\n%s", data)
 		}
 		for _, line := range values.FindAllString(string(data), -1) {
-			if !safe.MatchString(strings.TrimPrefix(line, "      ")) {
-				t.Errorf("the line %q", line)
+			if !safe.MatchString(line) {
+				t.Errorf("unsafe line %q", line)
 			}
 		}
 	})
 }
 
-// TestRoundTrip: a real YAML parser and a real shell get out what went in.
+// TestRoundTrip checks that a real YAML parser and a real shell read the options unchanged.
 func TestRoundTrip(t *testing.T) {
 	lab.NeedTools(t, "/usr/bin/python3", "/usr/lib/python3/dist-packages/yaml/__init__.py")
 	type round struct {
@@ -199,7 +275,7 @@ func TestRoundTrip(t *testing.T) {
 		}
 	}
 	if len(rounds) < 50 {
-		t.Fatalf("only %d of them were accepted", len(rounds))
+		t.Fatalf("only %d URLs were accepted", len(rounds))
 	}
 	in, err := json.Marshal(rounds)
 	if err != nil {
@@ -214,7 +290,7 @@ for r in json.load(sys.stdin):
     assert doc["runcmd"] == doc["bootcmd"][1:], doc
     script = doc["runcmd"][0]
     assert script[:2] == ["sh", "-c"] and len(script) == 3, script
-    head = script[2].split("console()")[0].replace("[ -e", ": [ -e")
+    head = script[2].split("tell()")[0].replace("[ -e", ": [ -e")
     out = subprocess.run(["sh", "-c", head + "printf '%s\\n' \"$rpm\" \"$sha256\" \"$@\""], capture_output=True, text=True, check=True).stdout
     assert out == "".join(w + "\n" for w in r["Want"]), (out, r["Want"])
 print("fine")

@@ -1,4 +1,4 @@
-// Package docs_test holds the manual to what the program does.
+// Package docs_test compares the documentation with the program.
 package docs_test
 
 import (
@@ -12,12 +12,14 @@ import (
 	"testing"
 	"time"
 
-	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/exposure"
+	"github.com/basicfw/basicfw-agent/agent/report"
 	"github.com/basicfw/basicfw-agent/agent/selftest"
+	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// TestProgram holds the manual to what the program prints.
+// TestProgram compares the manual with what the program prints.
 func TestProgram(t *testing.T) {
 	binary := build(t)
 	t.Run("commands", func(t *testing.T) { testCommands(t, binary) })
@@ -25,7 +27,7 @@ func TestProgram(t *testing.T) {
 	t.Run("rules", func(t *testing.T) { testRules(t, binary) })
 }
 
-// build gives the program.
+// build compiles the program and returns its path.
 func build(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "basicfw-agent")
@@ -53,7 +55,7 @@ func read(t *testing.T, path string) string {
 	return string(data)
 }
 
-// page is the text of a man page by its sections: "COMMANDS" for .SH,
+// page returns the text of a man page by section: "COMMANDS" for .SH,
 // "COMMANDS/plan" for .SS.
 func page(t *testing.T, file string) map[string]string {
 	t.Helper()
@@ -78,8 +80,8 @@ var (
 	words = regexp.MustCompile(`"[^"]*"|[^ "]+`)
 )
 
-// plain gives a line of a man page as it is read. A macro of two fonts, such as
-// .BR, puts its words together.
+// plain returns the macro of a line of a man page, and its text as rendered. A macro
+// with two fonts, such as .BR, joins its words.
 func plain(line string) (macro, text string) {
 	line = strings.NewReplacer(`\-`, "-", `\e`, `\`).Replace(fonts.ReplaceAllString(line, ""))
 	if !strings.HasPrefix(line, ".") {
@@ -96,12 +98,12 @@ func plain(line string) (macro, text string) {
 	return macro, strings.Join(args, " ")
 }
 
-// explains tells whether a text has an entry for a flag, not only its name.
+// explains reports whether a text has an entry for a flag, not only its name.
 func explains(text, flag string) bool {
 	return regexp.MustCompile(`(?m)^(-[a-z], )?` + flag + `($|[ ,])`).MatchString(text)
 }
 
-// has tells whether a word stands in a text by itself.
+// has reports whether a text contains a whole word.
 func has(text, word string) bool {
 	return regexp.MustCompile(`(^|[^a-z0-9_-])` + regexp.QuoteMeta(word) + `($|[^a-z0-9_-])`).MatchString(text)
 }
@@ -111,7 +113,7 @@ var (
 	flagLine    = regexp.MustCompile(`(?m)^ +(?:-([a-z]), )? *--([a-z0-9-]+)`)
 )
 
-// help takes apart what --help prints.
+// help returns the commands and flags that --help lists.
 func help(text string) (commands, flags []string) {
 	text, _, _ = strings.Cut(text, "\nGlobal Flags:")
 	text, list, _ := strings.Cut(text, "\nFlags:\n")
@@ -129,23 +131,23 @@ func help(text string) (commands, flags []string) {
 	return commands, flags
 }
 
-// testCommands: every command and every flag that --help shows is in the manual,
-// and no other.
+// testCommands checks that the manual has exactly the commands and flags that --help
+// lists.
 func testCommands(t *testing.T, binary string) {
 	man := page(t, "basicfw-agent.8")
 	commands, flags := help(run(t, binary, "--help"))
 	if len(commands) < 10 || len(flags) < 5 {
-		t.Fatalf("--help shows commands %q, flags %q", commands, flags)
+		t.Fatalf("--help lists commands %q, flags %q", commands, flags)
 	}
 	for _, f := range flags {
 		if !explains(man["GLOBAL FLAGS"], f) {
-			t.Errorf("the manual does not have the flag %s", f)
+			t.Errorf("the manual lacks the flag %s", f)
 		}
 	}
 	for _, c := range commands {
 		text, ok := man["COMMANDS/"+c]
 		if !ok {
-			t.Errorf("the manual does not have the command %s", c)
+			t.Errorf("the manual lacks the command %s", c)
 		}
 		known := []string{}
 		var visit func(path []string)
@@ -153,12 +155,12 @@ func testCommands(t *testing.T, binary string) {
 			below, flags := help(run(t, binary, append(path, "--help")...))
 			for _, f := range flags {
 				if f != "--help" && f != "-h" && !explains(text, f) {
-					t.Errorf("the manual does not have %v %s", path, f)
+					t.Errorf("the manual lacks %v %s", path, f)
 				}
 			}
 			for _, b := range below {
 				if !has(text, b) {
-					t.Errorf("the manual does not have %v %s", path, b)
+					t.Errorf("the manual lacks %v %s", path, b)
 				}
 			}
 			known = append(known, flags...)
@@ -169,19 +171,19 @@ func testCommands(t *testing.T, binary string) {
 		visit([]string{c})
 		for _, f := range regexp.MustCompile(`(?m)^--[a-z0-9-]+`).FindAllString(text, -1) {
 			if !slices.Contains(known, f) && !slices.Contains(flags, f) {
-				t.Errorf("the manual has %s %s, and the program does not", c, f)
+				t.Errorf("the manual has %s %s, the program does not", c, f)
 			}
 		}
 	}
 	for name := range man {
 		if c, ok := strings.CutPrefix(name, "COMMANDS/"); ok && !slices.Contains(commands, c) {
-			t.Errorf("the manual has the command %s, and the program does not", c)
+			t.Errorf("the manual has the command %s, the program does not", c)
 		}
 	}
 }
 
-// TestSettings: every key of the settings that the package installs, with its
-// default, is in the manual, and no other.
+// TestSettings checks that the manual has exactly the keys, with their defaults, of
+// the settings file that the package installs.
 func TestSettings(t *testing.T) {
 	man := page(t, "basicfw-agent.ini.5")
 	entry := regexp.MustCompile(`(?m)^([a-z_]+) \(default: (.*)\)$`)
@@ -191,12 +193,18 @@ func TestSettings(t *testing.T) {
 			got[name+" "+m[1]] = m[2]
 		}
 	}
+	shipped := read(t, "../packaging/rpm/agent.ini")
+	defaults := settings.Defaults()
+	_, values, _ := strings.Cut(defaults.Set("agent", "backend", "unknown", "").Error(), "want ")
+	if !strings.Contains(shipped, ": "+values+"\n#backend") {
+		t.Errorf("agent.ini does not list the values of backend: %s", values)
+	}
 	section := ""
-	for _, line := range strings.Split(read(t, "../packaging/rpm/agent.ini"), "\n") {
+	for _, line := range strings.Split(shipped, "\n") {
 		if strings.HasPrefix(line, "[") {
 			section = line
 			if _, ok := man[section]; !ok {
-				t.Errorf("the manual does not have the section %s", section)
+				t.Errorf("the manual lacks the section %s", section)
 			}
 		}
 		if m := regexp.MustCompile(`^#([a-z_]+) = ?(.*)$`).FindStringSubmatch(line); m != nil {
@@ -211,43 +219,59 @@ func TestSettings(t *testing.T) {
 	}
 	for key, value := range want {
 		if got[key] != value {
-			t.Errorf("%s: the manual says %q by default, agent.ini %q", key, got[key], value)
+			t.Errorf("%s: the default is %q in the manual, %q in agent.ini", key, got[key], value)
 		}
 	}
 	for key := range got {
 		if _, ok := want[key]; !ok {
-			t.Errorf("%s: agent.ini does not have it", key)
+			t.Errorf("%s: agent.ini lacks it", key)
 		}
 	}
 }
 
-// TestStatus: every state and every key of status --json is in the manual.
+// TestStatus checks that the manual has every state, key and warning code of status --json.
 func TestStatus(t *testing.T) {
 	man := page(t, "basicfw-agent.8")
-	for _, state := range []string{agent.Protected, agent.Drifted, agent.Unprotected, agent.FailsafeState,
-		agent.PendingState, agent.Unlocked, agent.NotBootstrapped} {
+	for _, state := range report.Conditions {
 		if !has(man["STATUS/States"], state) {
-			t.Errorf("the manual does not have the state %s", state)
+			t.Errorf("the manual lacks the state %s", state)
 		}
 	}
-	for _, key := range keys(reflect.TypeFor[agent.Status]()) {
+	for _, code := range report.Codes() {
+		if !has(man["STATUS/JSON"], code) {
+			t.Errorf("the manual lacks the code %s", code)
+		}
+	}
+	for _, key := range keys(reflect.TypeFor[report.Status]()) {
 		if !has(man["STATUS/JSON"], key) {
-			t.Errorf("the manual does not have the key %s", key)
+			t.Errorf("the manual lacks the key %s", key)
 		}
 	}
 }
 
-// TestSelftest: every key of selftest --json is in the manual.
+// TestSelftest checks that the manual has every key of selftest --json.
 func TestSelftest(t *testing.T) {
 	text := page(t, "basicfw-agent.8")["COMMANDS/selftest"]
 	for _, key := range keys(reflect.TypeFor[selftest.Report]()) {
 		if !has(text, key) {
-			t.Errorf("the manual does not have the key %s", key)
+			t.Errorf("the manual lacks the key %s", key)
 		}
 	}
 }
 
-// TestStatusLines: every line of status is in the manual.
+// TestExposure checks that the manual has every key of exposure --json and explain --json.
+func TestExposure(t *testing.T) {
+	man := page(t, "basicfw-agent.8")
+	for command, typ := range map[string]reflect.Type{"exposure": reflect.TypeFor[exposure.Report](), "explain": reflect.TypeFor[exposure.Explanation]()} {
+		for _, key := range keys(typ) {
+			if !has(man["COMMANDS/"+command], key) {
+				t.Errorf("the manual of %s lacks the key %s", command, key)
+			}
+		}
+	}
+}
+
+// TestStatusLines checks that the manual has the label of every line of status.
 func TestStatusLines(t *testing.T) {
 	man := page(t, "basicfw-agent.8")
 	screens, err := filepath.Glob("../cmd/basicfw-agent/testdata/status/*.txt")
@@ -256,14 +280,14 @@ func TestStatusLines(t *testing.T) {
 	}
 	for _, screen := range screens {
 		for _, line := range strings.Split(read(t, screen), "\n")[1:] {
-			if label, _, _ := strings.Cut(line, " "); label != "" && !regexp.MustCompile(`(?m)^`+label+`$`).MatchString(man["STATUS"]) {
-				t.Errorf("the manual does not have the line %s", label)
+			if label := strings.TrimSpace(line[:min(len(line), 13)]); label != "" && !regexp.MustCompile(`(?m)^`+label+`$`).MatchString(man["STATUS"]) {
+				t.Errorf("the manual lacks the line %s", label)
 			}
 		}
 	}
 }
 
-// keys gives the names that a value of a type has in JSON, at every depth.
+// keys returns the JSON keys of a type, at every depth.
 func keys(typ reflect.Type) []string {
 	switch {
 	case typ == reflect.TypeFor[time.Time]():
@@ -284,7 +308,7 @@ func keys(typ reflect.Type) []string {
 	return list
 }
 
-// testExamples: the program takes the examples, and prints what they show.
+// testExamples checks that the program accepts the examples and prints what they show.
 func testExamples(t *testing.T, binary string) {
 	root := t.TempDir()
 	dir := filepath.Join(root, "etc/basicfw/profiles.d")
@@ -300,22 +324,22 @@ func testExamples(t *testing.T, binary string) {
 	_, text, _ := strings.Cut(page(t, "basicfw-profile.5")["EXAMPLE"], "[profile]")
 	example, shown, ok := strings.Cut("[profile]"+text, "\n$ basicfw-agent profile show shop\n")
 	if !ok {
-		t.Fatal("basicfw-profile.5 does not show its example")
+		t.Fatal("basicfw-profile.5 has no example of profile show")
 	}
 	write(filepath.Join(dir, "shop.ini"), example)
 	if got := run(t, binary, "--root", root, "profile", "show", "shop"); strings.TrimSpace(got) != strings.TrimSpace(shown) {
-		t.Errorf("profile show prints\n%s\nand the manual says\n%s", got, shown)
+		t.Errorf("profile show prints\n%s\nthe manual has\n%s", got, shown)
 	}
 	write(filepath.Join(root, "etc/basicfw/agent.ini"), page(t, "basicfw-agent.ini.5")["EXAMPLE"])
 	rules := run(t, binary, "--root", root, "render")
 	for _, comment := range []string{"basicfw-smtp", "basicfw-media", "basicfw-metrics"} {
 		if !strings.Contains(rules, comment) {
-			t.Errorf("the example of basicfw-agent.ini.5 gives no rule %s", comment)
+			t.Errorf("the example of basicfw-agent.ini.5 has no rule %s", comment)
 		}
 	}
 }
 
-// testRules: each comment that the rules have is explained.
+// testRules checks that the manual explains the comment of every rule.
 func testRules(t *testing.T, binary string) {
 	man := page(t, "basicfw-agent.8")
 	root := t.TempDir()
@@ -326,7 +350,7 @@ func testRules(t *testing.T, binary string) {
 	}
 }
 
-// TestPages: groff has nothing to say about any page.
+// TestPages checks that groff reports no warning about any page.
 func TestPages(t *testing.T) {
 	lab.NeedTools(t, "groff")
 	pages, err := filepath.Glob("*.[58]")
@@ -340,16 +364,16 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestReadme: the status that the README shows is what the program prints.
+// TestReadme checks that the README shows the status as the program prints it.
 func TestReadme(t *testing.T) {
 	const golden = "../cmd/basicfw-agent/testdata/status/protected.txt"
 	if !strings.Contains(read(t, "../README.md"), "# basicfw-agent status\n"+read(t, golden)+"```") {
-		t.Errorf("README.md shows another status than %s: copy that", golden)
+		t.Errorf("the status in README.md differs from %s: copy it from there", golden)
 	}
 }
 
-// TestLinks: what the README and the pages here link to is there, and so is
-// every target of make that they name.
+// TestLinks checks that every link and every make target in the README and the
+// documents here exists.
 func TestLinks(t *testing.T) {
 	files, err := filepath.Glob("*.md")
 	if err != nil {
@@ -372,7 +396,7 @@ func TestLinks(t *testing.T) {
 		}
 		for _, m := range regexp.MustCompile("(?m)(?:`|^ *)make ([a-z-]+)").FindAllStringSubmatch(text, -1) {
 			if !strings.Contains(makefile, "\n"+m[1]+":") {
-				t.Errorf("%s: there is no make %s", f, m[1])
+				t.Errorf("%s: make target %s does not exist", f, m[1])
 			}
 		}
 	}

@@ -11,35 +11,34 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
-// File is a profile as its file says it, before it is put together with the
-// one that it extends.
+// File is the content of one profile's file, not yet merged with the profile that it
+// extends.
 type File struct {
-	Path     string // "" where it is built in
+	Path     string // "" if it is built in
 	Name     string // NAME of NAME.ini
 	Title    string
 	Extends  string
-	Ping     *bool // nil is as the one that it extends, or yes
+	Ping     *bool // nil: as in the profile that it extends, or yes
 	Services []firewall.Service
 
 	extendsLine int
 }
 
-// maxTitle is how many characters a title may have: it is shown in one line.
+// maxTitle is the maximum length of a title in characters: it is shown in one line.
 const maxTitle = 60
 
-// Decode reads a profile from a document, whose file must be called NAME.ini.
-// The errors are those of its values; the file beside them holds everything
-// that was right.
+// Decode returns the profile in a document, whose file name must be NAME.ini.
+// The errors are those of its values; the returned file holds the valid values.
 func Decode(doc *settings.Document) (File, settings.Errors) {
 	var errs settings.Errors
 	name, isINI := strings.CutSuffix(filepath.Base(doc.File), ".ini")
 	f := File{Path: doc.File, Name: name}
-	err := settings.CheckProfileName(name)
+	err := firewall.CheckProfileName(name)
 	switch {
 	case !isINI:
-		err = fmt.Errorf("the file is called %s: want NAME.ini", firewall.Quote(name))
+		err = fmt.Errorf("file name %s: want NAME.ini", firewall.Quote(name))
 	case name == alias:
-		err = fmt.Errorf("%s is another name of the built-in %s: to replace that, call the file %s.ini", alias, aliasOf, aliasOf)
+		err = fmt.Errorf("%s is an alias of the built-in %s: to replace that, name the file %s.ini", alias, aliasOf, aliasOf)
 	}
 	errs.Add(doc.File, 1, "", err)
 
@@ -48,40 +47,32 @@ func Decode(doc *settings.Document) (File, settings.Errors) {
 		if p != nil {
 			line = p.Line
 		}
-		errs.Add(doc.File, line, "profile.name", fmt.Errorf("it is missing: want name = %s in the section [profile]", printableName(name)))
+		if firewall.CheckProfileName(name) != nil {
+			name = "NAME"
+		}
+		errs.Add(doc.File, line, "profile.name", fmt.Errorf("missing: want name = %s in the section [profile]", name))
 	}
+	readers := map[string]func(settings.Key) error{"profile": f.set, "open": f.open}
 	for _, section := range doc.Sections {
-		switch section.Name {
-		case "profile":
-			for _, k := range section.Keys {
-				errs.Add(doc.File, k.Line, "profile."+k.Name, f.set(k))
-			}
-		case "open":
-			for _, k := range section.Keys {
-				errs.Add(doc.File, k.Line, "open."+k.Name, f.open(k))
-			}
-		default:
-			errs.Add(doc.File, section.Line, "", fmt.Errorf("unknown section [%s]: there are [profile] and [open]", section.Name))
+		read, known := readers[section.Name]
+		if !known {
+			errs.Add(doc.File, section.Line, "", fmt.Errorf("unknown section [%s]: want [profile] or [open]", section.Name))
+			continue
+		}
+		for _, k := range section.Keys {
+			errs.Add(doc.File, k.Line, section.Name+"."+k.Name, read(k))
 		}
 	}
 	errs.Sort()
 	return f, errs
 }
 
-// printableName is a name to show in an example.
-func printableName(name string) string {
-	if settings.CheckProfileName(name) != nil {
-		return "NAME"
-	}
-	return name
-}
-
-// set takes one key of [profile]. An empty value is as good as none.
+// set sets one key of [profile]. An empty value counts as unset.
 func (f *File) set(k settings.Key) error {
 	switch k.Name {
 	case "name":
 		if k.Value != "" && k.Value != f.Name {
-			return fmt.Errorf("%s in a file called %s: want the same name in both", firewall.Quote(k.Value), firewall.Quote(filepath.Base(f.Path)))
+			return fmt.Errorf("%s does not match the file name %s", firewall.Quote(k.Value), firewall.Quote(filepath.Base(f.Path)))
 		}
 	case "title":
 		if utf8.RuneCountInString(k.Value) > maxTitle {
@@ -105,7 +96,7 @@ func (f *File) set(k settings.Key) error {
 	return nil
 }
 
-// open takes one service. An empty value is as good as none.
+// open adds one service. An empty value counts as unset.
 func (f *File) open(k settings.Key) error {
 	if k.Value == "" {
 		return firewall.CheckServiceName(k.Name)
@@ -115,7 +106,7 @@ func (f *File) open(k settings.Key) error {
 		return err
 	}
 	if !s.Until.IsZero() {
-		return fmt.Errorf("until: what a profile opens has no end: put it into [open] of the settings")
+		return fmt.Errorf("until is not allowed in a profile: put the service into [open] of the settings")
 	}
 	s.Source = fmt.Sprintf("%s:%d", f.Path, k.Line)
 	f.Services = append(f.Services, s)

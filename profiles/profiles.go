@@ -1,8 +1,9 @@
-// Package profiles knows what kinds of servers there are: those that are built
-// in, and those of the owner's files.
+// Package profiles provides the built-in profiles and those in the administrator's
+// files.
 package profiles
 
 import (
+	"cmp"
 	"embed"
 	"errors"
 	"fmt"
@@ -17,10 +18,10 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Dir is where the owner's profiles lie, each in NAME.ini.
+// Dir holds the administrator's profiles, each in NAME.ini.
 const Dir = "/etc/basicfw/profiles.d"
 
-// The names of what is built in.
+// The built-in profiles.
 const (
 	WebOnly = "web-only"
 	WebMail = "web+mail"
@@ -29,7 +30,7 @@ const (
 	BuiltIn = "built in"
 )
 
-// alias is for those to whom "+" is hard to type, or means a blank: in URLs.
+// alias avoids the "+", which can be hard to type and means a space in URLs.
 const (
 	alias   = "web-mail"
 	aliasOf = WebMail
@@ -38,7 +39,7 @@ const (
 //go:embed web-only.ini web+mail.ini
 var builtIn embed.FS
 
-// Set is the profiles that there are.
+// Set is a set of profiles.
 type Set struct {
 	profiles map[string]firewall.Profile
 	sources  map[string]string
@@ -50,26 +51,27 @@ type Entry struct {
 	Source      string // BuiltIn, or the file
 }
 
-// Load reads the owner's profiles and puts them together with those that are
-// built in, and with what they extend. A file replaces the built-in profile of
-// its name, also for those that extend that. Whatever is wrong in any file is
-// an error, whether its profile is used or not: the error is settings.Errors.
+// Load returns the built-in profiles and the administrator's, each merged with the
+// profile that it extends. A file replaces the built-in profile of the same name,
+// also for profiles that extend it. An invalid file is an error even if its profile
+// is not used: the error is settings.Errors.
 func Load(sys *system.System) (*Set, error) {
 	files, errs := readAll(sys)
 	set, problems := resolve(files)
 	errs = append(errs, problems...)
-	sortByFile(errs)
+	slices.SortStableFunc(errs, func(a, b settings.Problem) int { return strings.Compare(a.File, b.File) })
+	errs.Sort()
 	if err := errs.Err(); err != nil {
 		return nil, err
 	}
 	return set, nil
 }
 
-// Check tells what is wrong with a profile's file as if it lay in Dir, where
-// it would replace one of its name. The error is settings.Errors.
+// Check checks a profile's file as if it were in Dir, where it would replace one of
+// the same name. The error is settings.Errors.
 func Check(sys *system.System, path string) error {
 	f, errs := read(sys, path)
-	files, _ := readAll(sys) // what is wrong with others is not this one's
+	files, _ := readAll(sys) // errors in other files do not matter here
 	files[f.Name] = f
 	_, problems := resolve(files)
 	for _, p := range problems {
@@ -81,29 +83,29 @@ func Check(sys *system.System, path string) error {
 	return errs.Err()
 }
 
-// Get gives a profile, and where it is from: BuiltIn, or its file.
+// Get returns a profile and its source: BuiltIn, or its file.
 func (s *Set) Get(name string) (p firewall.Profile, source string, err error) {
 	if name == alias {
 		name = aliasOf
 	}
 	p, found := s.profiles[name]
 	if !found {
-		return firewall.Profile{}, "", noProfile(name, slices.Sorted(maps.Keys(s.profiles)))
+		return firewall.Profile{}, "", unknownProfile(name, slices.Sorted(maps.Keys(s.profiles)))
 	}
 	p.Services = slices.Clone(p.Services)
 	return p, s.sources[name], nil
 }
 
-// List gives all profiles, in the order of their names.
+// List returns all profiles, sorted by name.
 func (s *Set) List() []Entry {
 	var list []Entry
-	for _, name := range slices.Sorted(maps.Keys(s.profiles)) {
-		list = append(list, Entry{Name: name, Title: s.profiles[name].Title, Source: s.sources[name]})
+	for _, p := range s.All() {
+		list = append(list, Entry{Name: p.Name, Title: p.Title, Source: s.sources[p.Name]})
 	}
 	return list
 }
 
-// All gives what all profiles open, in the order of their names.
+// All returns all profiles with their services, sorted by name.
 func (s *Set) All() []firewall.Profile {
 	var list []firewall.Profile
 	for _, name := range slices.Sorted(maps.Keys(s.profiles)) {
@@ -112,11 +114,11 @@ func (s *Set) All() []firewall.Profile {
 	return list
 }
 
-func noProfile(name string, known []string) error {
-	return fmt.Errorf("no profile %s: there are %s", firewall.Quote(name), strings.Join(known, ", "))
+func unknownProfile(name string, known []string) error {
+	return fmt.Errorf("unknown profile %s: want one of %s", firewall.Quote(name), strings.Join(known, ", "))
 }
 
-// readAll reads what is built in and what lies in Dir, by name.
+// readAll returns the built-in files and those in Dir, by name.
 func readAll(sys *system.System) (map[string]File, settings.Errors) {
 	files := map[string]File{}
 	var errs settings.Errors
@@ -128,17 +130,17 @@ func readAll(sys *system.System) (map[string]File, settings.Errors) {
 		errs = append(append(errs, problems...), more...)
 		f.Path = ""
 		for i := range f.Services {
-			f.Services[i].Source = "profile " + name // its file is in the program
+			f.Services[i].Source = "profile " + name // the file is built into the program
 		}
 		files[name] = f
 	}
 	entries, err := sys.ReadDir(Dir)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, settings.Problem{File: Dir, Msg: "reading it: " + err.Error()})
+		errs = append(errs, settings.Problem{File: Dir, Msg: "cannot be read: " + err.Error()})
 	}
 	for _, e := range entries {
 		if strings.HasPrefix(e.Name(), ".") || !strings.HasSuffix(e.Name(), ".ini") {
-			continue // an editor's, or what rpm left: *.ini.rpmnew
+			continue // left by an editor or by rpm: *.ini.rpmnew
 		}
 		f, problems := read(sys, filepath.Join(Dir, e.Name()))
 		errs = append(errs, problems...)
@@ -150,14 +152,14 @@ func readAll(sys *system.System) (map[string]File, settings.Errors) {
 func read(sys *system.System, path string) (File, settings.Errors) {
 	doc, errs := settings.Read(sys, path)
 	f, problems := Decode(doc)
-	if len(errs) == 0 || len(doc.Sections) > 0 { // else its keys are not what is missing
+	if len(errs) == 0 || len(doc.Sections) > 0 { // otherwise missing keys are not the problem
 		errs = append(errs, problems...)
 	}
 	errs.Sort()
 	return f, errs
 }
 
-// resolve puts each profile together with the one that it extends.
+// resolve merges each profile with the one that it extends.
 func resolve(files map[string]File) (*Set, settings.Errors) {
 	var errs settings.Errors
 	for _, name := range slices.Sorted(maps.Keys(files)) {
@@ -169,16 +171,13 @@ func resolve(files map[string]File) (*Set, settings.Errors) {
 	}
 	set := &Set{profiles: map[string]firewall.Profile{}, sources: map[string]string{}}
 	for name, f := range files {
-		set.profiles[name] = combine(files, f)
-		set.sources[name] = BuiltIn
-		if f.Path != "" {
-			set.sources[name] = f.Path
-		}
+		set.profiles[name] = merge(files, f)
+		set.sources[name] = cmp.Or(f.Path, BuiltIn)
 	}
 	return set, nil
 }
 
-// parent gives what f extends, if there is such a profile.
+// parent returns the profile that f extends, if it exists.
 func parent(files map[string]File, f File) (File, bool) {
 	name := f.Extends
 	if name == alias {
@@ -188,8 +187,8 @@ func parent(files map[string]File, f File) (File, bool) {
 	return p, found && name != ""
 }
 
-// checkExtends says what is wrong with what f itself extends. What is wrong
-// further up is its parents' to answer for.
+// checkExtends checks the profile that f itself extends. Errors further up are
+// reported for its parents.
 func checkExtends(files map[string]File, f File) error {
 	if f.Extends == "" {
 		return nil
@@ -197,13 +196,13 @@ func checkExtends(files map[string]File, f File) error {
 	chain := []string{f.Name}
 	p, found := parent(files, f)
 	if !found {
-		return noProfile(f.Extends, slices.Sorted(maps.Keys(files)))
+		return unknownProfile(f.Extends, slices.Sorted(maps.Keys(files)))
 	}
 	for found {
 		again := slices.Contains(chain, p.Name)
 		chain = append(chain, p.Name)
 		if p.Name == f.Name {
-			return fmt.Errorf("it goes in a circle: %s", strings.Join(chain, " -> "))
+			return fmt.Errorf("circular reference: %s", strings.Join(chain, " -> "))
 		}
 		if again {
 			return nil
@@ -213,12 +212,12 @@ func checkExtends(files map[string]File, f File) error {
 	return nil
 }
 
-// combine puts f over what it extends: a service of the same name takes the
-// parent's place.
-func combine(files map[string]File, f File) firewall.Profile {
+// merge merges f into the profile that it extends: a service replaces the parent's
+// service of the same name.
+func merge(files map[string]File, f File) firewall.Profile {
 	profile := firewall.Profile{Ping: true}
 	if p, found := parent(files, f); found {
-		profile = combine(files, p)
+		profile = merge(files, p)
 	}
 	profile.Name, profile.Title = f.Name, f.Title
 	if f.Ping != nil {
@@ -233,9 +232,4 @@ func combine(files map[string]File, f File) firewall.Profile {
 		}
 	}
 	return profile
-}
-
-func sortByFile(errs settings.Errors) {
-	slices.SortStableFunc(errs, func(a, b settings.Problem) int { return strings.Compare(a.File, b.File) })
-	errs.Sort()
 }

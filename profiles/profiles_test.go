@@ -17,7 +17,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// machine is a system whose profiles.d has these files.
+// machine returns a system whose profiles.d has these files.
 func machine(t *testing.T, files map[string]string) *system.System {
 	t.Helper()
 	root := t.TempDir()
@@ -33,7 +33,7 @@ func machine(t *testing.T, files map[string]string) *system.System {
 	return &system.System{Root: root}
 }
 
-// show gives a profile in one line.
+// show returns a profile in one line.
 func show(p firewall.Profile) string {
 	s := fmt.Sprintf("%s %q ping=%v", p.Name, p.Title, p.Ping)
 	for _, o := range p.Services {
@@ -61,7 +61,7 @@ func TestBuiltIn(t *testing.T) {
 			t.Errorf("%s: %v, %s\ngot  %s\nwant %s", name, err, source, show(got), want)
 		}
 	}
-	if _, _, err := set.Get("mail\n"); err == nil || err.Error() != `no profile "mail\n": there are web+mail, web-only` {
+	if _, _, err := set.Get("mail\n"); err == nil || err.Error() != `unknown profile "mail\n": want one of web+mail, web-only` {
 		t.Errorf("got %v", err)
 	}
 	want := []Entry{{"web+mail", "Web and mail server", BuiltIn}, {"web-only", "Web server", BuiltIn}}
@@ -111,11 +111,11 @@ smtp    =
 	if diff := cmp.Diff(want, set.List()); diff != "" {
 		t.Error(diff)
 	}
-	// What a caller does to a profile stays with it.
+	// A caller cannot change the set's profiles.
 	p, _, _ := set.Get("db")
 	p.Services[0].From = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}
 	if p, _, _ := set.Get("db"); p.Services[0].From != nil {
-		t.Error("a profile was changed from outside")
+		t.Error("a caller changed a profile of the set")
 	}
 }
 
@@ -135,7 +135,7 @@ func TestPingIsInherited(t *testing.T) {
 	}
 }
 
-// wantLines wants an error whose lines begin with those of want.
+// wantLines checks that the lines of an error begin with those of want.
 func wantLines(t *testing.T, err error, want ...string) {
 	t.Helper()
 	var errs settings.Errors
@@ -155,7 +155,7 @@ func TestErrors(t *testing.T) {
 		"a.ini": "[profile]\nname = a\nextends = b\n",
 		"b.ini": "[profile]\nname = b\nextends = c\n",
 		"c.ini": "[profile]\nname = c\nextends = a\n",
-		"d.ini": "[profile]\nname = d\nextends = a\n", // runs into their circle, but is not of it
+		"d.ini": "[profile]\nname = d\nextends = a\n", // leads into their cycle, but is not part of it
 		"e.ini": "[profile]\nname = e\nextends = e\n",
 		"f.ini": "[profile]\nname = g\nextends = nobody\ntitle = " + strings.Repeat("x", 61) + "\nping = 1\ncolour = red\njunk\n" +
 			"[open]\nssh = 22/tcp\nweb = 8080\nbad = 0/tcp on lan\nbad = 1/tcp\n[log]\n",
@@ -170,30 +170,30 @@ func TestErrors(t *testing.T) {
 	}))
 	wantLines(t, err,
 		Dir+`/J.ini:1: profile name "J": want 1 to 40 of a-z`,
-		Dir+`/J.ini:2: profile.name: "j" in a file called "J.ini": want the same name in both`,
-		Dir+`/a.ini:3: profile.extends: it goes in a circle: a -> b -> c -> a`,
-		Dir+`/auto.ini:1: profile name "auto": it stands for the profile that the agent chooses`,
-		Dir+`/b.ini:3: profile.extends: it goes in a circle: b -> c -> a -> b`,
-		Dir+`/c.ini:3: profile.extends: it goes in a circle: c -> a -> b -> c`,
-		Dir+`/e.ini:3: profile.extends: it goes in a circle: e -> e`,
-		Dir+`/f.ini:2: profile.name: "g" in a file called "f.ini": want the same name in both`,
-		Dir+`/f.ini:3: profile.extends: no profile "nobody": there are J, a, auto, b, c, d, e, f, g, h, i, web+mail, web-mail, web-only, z`,
+		Dir+`/J.ini:2: profile.name: "j" does not match the file name "J.ini"`,
+		Dir+`/a.ini:3: profile.extends: circular reference: a -> b -> c -> a`,
+		Dir+`/auto.ini:1: profile name "auto": reserved for automatic selection`,
+		Dir+`/b.ini:3: profile.extends: circular reference: b -> c -> a -> b`,
+		Dir+`/c.ini:3: profile.extends: circular reference: c -> a -> b -> c`,
+		Dir+`/e.ini:3: profile.extends: circular reference: e -> e`,
+		Dir+`/f.ini:2: profile.name: "g" does not match the file name "f.ini"`,
+		Dir+`/f.ini:3: profile.extends: unknown profile "nobody": want one of J, a, auto, b, c, d, e, f, g, h, i, web+mail, web-mail, web-only, z`,
 		Dir+`/f.ini:4: profile.title: "xxxx`,
 		Dir+`/f.ini:5: profile.ping: "1": want yes or no`,
 		Dir+`/f.ini:6: profile.colour: unknown key: [profile] has name, title, extends, ping`,
 		Dir+`/f.ini:7: "junk": want KEY = VALUE`,
-		Dir+`/f.ini:9: open.ssh: service name "ssh" is a word of the baseline's own rules`,
+		Dir+`/f.ini:9: open.ssh: service name "ssh" is reserved for the baseline rules`,
 		Dir+`/f.ini:10: open.web: "8080": write 8080/tcp or 8080/udp`,
 		Dir+`/f.ini:11: open.bad: "0/tcp": ports are 1 to 65535`,
 		Dir+`/f.ini:11: open.bad: unknown zone "lan"`,
-		Dir+`/f.ini:12: open.bad: it is given twice, in line 11 too`,
-		Dir+`/f.ini:13: unknown section [log]: there are [profile] and [open]`,
-		Dir+`/g.ini: reading it: is a directory`,
-		Dir+`/h.ini:1: profile.name: it is missing: want name = h in the section [profile]`,
-		Dir+`/i.ini:1: profile.name: it is missing: want name = i in the section [profile]`,
-		Dir+`/web+mail.ini:3: profile.extends: it goes in a circle: web+mail -> web+mail`,
-		Dir+`/web-mail.ini:1: web-mail is another name of the built-in web+mail: to replace that, call the file web+mail.ini`,
-		Dir+`/z.ini:1: there is a control character (U+0000)`,
+		Dir+`/f.ini:12: open.bad: duplicate key, first set in line 11`,
+		Dir+`/f.ini:13: unknown section [log]: want [profile] or [open]`,
+		Dir+`/g.ini: cannot be read: is a directory`,
+		Dir+`/h.ini:1: profile.name: missing: want name = h in the section [profile]`,
+		Dir+`/i.ini:1: profile.name: missing: want name = i in the section [profile]`,
+		Dir+`/web+mail.ini:3: profile.extends: circular reference: web+mail -> web+mail`,
+		Dir+`/web-mail.ini:1: web-mail is an alias of the built-in web+mail: to replace that, name the file web+mail.ini`,
+		Dir+`/z.ini:1: control character (U+0000)`,
 	)
 }
 
@@ -212,7 +212,7 @@ func TestCheck(t *testing.T) {
 	}
 	for _, text := range []string{
 		"[profile]\nname = draft\nextends = web-only\n[open]\nalt = 8080/tcp\n",
-		"[profile]\nname = draft\nextends = broken\n", // which has its own errors
+		"[profile]\nname = draft\nextends = broken\n", // whose errors are its own
 	} {
 		if err := Check(sys, write("draft.ini", text)); err != nil {
 			t.Errorf("%q: %v", text, err)
@@ -221,18 +221,18 @@ func TestCheck(t *testing.T) {
 	draft := filepath.Join(dir, "draft.ini")
 	for _, tt := range []struct{ path, want string }{
 		{write("draft.ini", "[profile]\nname = draft\nextends = base\n[open]\nalt = 8080\n"),
-			draft + ":3: profile.extends: it goes in a circle: draft -> base -> draft\n" + draft + `:5: open.alt: "8080": write 8080/tcp`},
-		{write("other.ini", "[profile]\nname = draft\n"), filepath.Join(dir, "other.ini") + `:2: profile.name: "draft" in a file called "other.ini"`},
-		{write("draft.txt", "[profile]\nname = draft.txt\n"), filepath.Join(dir, "draft.txt") + `:1: the file is called "draft.txt": want NAME.ini`},
+			draft + ":3: profile.extends: circular reference: draft -> base -> draft\n" + draft + `:5: open.alt: "8080": write 8080/tcp`},
+		{write("other.ini", "[profile]\nname = draft\n"), filepath.Join(dir, "other.ini") + `:2: profile.name: "draft" does not match the file name "other.ini"`},
+		{write("draft.txt", "[profile]\nname = draft.txt\n"), filepath.Join(dir, "draft.txt") + `:1: file name "draft.txt": want NAME.ini`},
 		{write(".ini", "[profile]\nname = x\n"), filepath.Join(dir, ".ini") + ":1: profile name \"\"\n" + filepath.Join(dir, ".ini") + ":2: profile.name"},
-		{filepath.Join(dir, "none.ini"), filepath.Join(dir, "none.ini") + ": reading it: no such file or directory"},
+		{filepath.Join(dir, "none.ini"), filepath.Join(dir, "none.ini") + ": cannot be read: no such file or directory"},
 		{Dir + "/broken.ini", Dir + `/broken.ini:1: "junk": want KEY = VALUE`},
 	} {
 		wantLines(t, Check(sys, tt.path), strings.Split(tt.want, "\n")...)
 	}
 }
 
-// Nothing that a profile's file holds gets past the names and the grammar.
+// Only valid names and services are accepted from a profile's file.
 func FuzzDecode(f *testing.F) {
 	for _, name := range []string{WebOnly, WebMail} {
 		data, err := builtIn.ReadFile(name + ".ini")
@@ -252,7 +252,7 @@ func FuzzDecode(f *testing.F) {
 		if len(errs)+len(more) > 0 {
 			return
 		}
-		if settings.CheckProfileName(p.Name) != nil {
+		if firewall.CheckProfileName(p.Name) != nil {
 			t.Errorf("accepted the name %q", p.Name)
 		}
 		files := map[string]File{p.Name: p}

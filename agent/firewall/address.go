@@ -8,9 +8,8 @@ import (
 	"unicode/utf8"
 )
 
-// Quote makes text of a user's, of a file or of the network fit to be shown:
-// in quotes, with everything that does not print escaped, and cut if it is
-// long.
+// Quote returns untrusted text for display: quoted, with non-printable
+// characters escaped, and truncated if it is long.
 func Quote(text string) string {
 	const max = 60
 	if len(text) <= max {
@@ -23,8 +22,8 @@ func Quote(text string) string {
 	return strconv.Quote(text[:cut]) + "..."
 }
 
-// FormatPrefix is a network as people write it: a single address without its
-// bits.
+// FormatPrefix returns a network in CIDR form, or a single address without its
+// prefix length.
 func FormatPrefix(p netip.Prefix) string {
 	if p.IsSingleIP() {
 		return p.Addr().String()
@@ -32,7 +31,7 @@ func FormatPrefix(p netip.Prefix) string {
 	return p.String()
 }
 
-// FormatPrefixes is FormatPrefix of each of a list, which is never nil.
+// FormatPrefixes formats each network with FormatPrefix. The result is never nil.
 func FormatPrefixes(list []netip.Prefix) []string {
 	words := make([]string, len(list))
 	for i, p := range list {
@@ -41,24 +40,24 @@ func FormatPrefixes(list []netip.Prefix) []string {
 	return words
 }
 
-// ParseSource reads who may log in over SSH: an address, or a network in CIDR
-// form. White space around it is trimmed, since templates end in newlines; an
-// address becomes a network of one; IPv4-mapped IPv6 becomes IPv4. What cannot
-// be the source of a connection from outside is refused with the reason.
+// ParseSource reads an SSH source: an address, or a network in CIDR form.
+// Surrounding white space is trimmed, since templates end in newlines. An
+// IPv4-mapped IPv6 address becomes IPv4. An address that cannot be the source of
+// a connection from outside is refused with the reason.
 func ParseSource(text string) (netip.Prefix, error) {
 	p, err := parsePrefix(text)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	if why := neverASource(p.Masked()); why != "" {
+	if why := sourceProblem(p.Masked()); why != "" {
 		return netip.Prefix{}, fmt.Errorf("%s %s", Quote(strings.TrimSpace(text)), why)
 	}
 	return wholeNetwork(p)
 }
 
-// ParseNetwork reads where a service may be reached from: an address, or a
-// network in CIDR form, with the same spellings as ParseSource. Any network
-// will do, 0.0.0.0/0 too: it is all of IPv4 and nothing of IPv6.
+// ParseNetwork reads a source of a service: an address, or a network in CIDR
+// form, with the same spellings as ParseSource. Every network is accepted,
+// including 0.0.0.0/0, which is all of IPv4 and nothing of IPv6.
 func ParseNetwork(text string) (netip.Prefix, error) {
 	p, err := parsePrefix(text)
 	if err != nil {
@@ -67,15 +66,14 @@ func ParseNetwork(text string) (netip.Prefix, error) {
 	return wholeNetwork(p)
 }
 
-// ParseSources reads a list of what ParseSource reads, separated by commas,
-// white space or both. One that comes twice is kept once. Each bad one has its
-// own error; the good ones are given all the same. Blank text is an empty
-// list, but commas without an address are an error: "nobody" must not come of
-// a template that had nothing to fill in.
+// ParseSources reads a list of sources, separated by commas, white space or
+// both. Duplicates are removed. Each invalid source has its own error, and the
+// valid ones are returned as well. Blank text is an empty list. Commas without
+// an address are an error: a template without values must not block everyone.
 func ParseSources(list string) ([]netip.Prefix, []error) {
 	words := strings.FieldsFunc(list, func(r rune) bool { return r == ',' || strings.ContainsRune(" \t\r\n", r) })
 	if len(words) == 0 && strings.TrimSpace(list) != "" {
-		return nil, []error{fmt.Errorf("%s holds no address", Quote(list))}
+		return nil, []error{fmt.Errorf("%s contains no address", Quote(list))}
 	}
 	var (
 		sources []netip.Prefix
@@ -98,15 +96,14 @@ func ParseSources(list string) ([]netip.Prefix, []error) {
 // parsePrefix reads an address or a CIDR, whose host bits may be set.
 func parsePrefix(text string) (netip.Prefix, error) {
 	text = strings.TrimSpace(text)
-	// What cloud-init's handling of jinja templates puts in the place of a
-	// variable that it does not know.
+	// cloud-init replaces an unknown variable of a jinja template with this text.
 	if _, name, found := strings.Cut(text, "CI_MISSING_JINJA_VAR/"); found {
 		name, _, _ = strings.Cut(name, "/")
-		return netip.Prefix{}, fmt.Errorf("%s: cloud-init could not fill in the template variable %s: give the address itself, or leave it empty",
+		return netip.Prefix{}, fmt.Errorf("%s: cloud-init could not fill in the template variable %s: write the address, or leave the value empty",
 			Quote(text), Quote(name))
 	}
 	if strings.Contains(text, "%") {
-		return netip.Prefix{}, fmt.Errorf("%s has a zone id: want an address that is the same on every link", Quote(text))
+		return netip.Prefix{}, fmt.Errorf("%s has a zone ID: want an address without one", Quote(text))
 	}
 	host, _, hasBits := strings.Cut(text, "/")
 	addr, err := netip.ParseAddr(host)
@@ -119,45 +116,44 @@ func parsePrefix(text string) (netip.Prefix, error) {
 	}
 	p, err := netip.ParsePrefix(text)
 	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("%s: want a number from 0 to %d behind the \"/\"", Quote(text), addr.BitLen())
+		return netip.Prefix{}, fmt.Errorf("%s: want a number from 0 to %d after the \"/\"", Quote(text), addr.BitLen())
 	}
 	if addr.Is4In6() {
 		if p.Bits() < 96 {
-			return netip.Prefix{}, fmt.Errorf("%s is more than the IPv4-mapped addresses: write the IPv4 network, such as 198.51.100.0/24", Quote(text))
+			return netip.Prefix{}, fmt.Errorf("%s contains more than the IPv4-mapped addresses: write the IPv4 network, such as 198.51.100.0/24", Quote(text))
 		}
 		p = netip.PrefixFrom(addr.Unmap(), p.Bits()-96)
 	}
 	return p, nil
 }
 
-// wholeNetwork refuses a network in which host bits are set: what was meant,
-// the network or the one address, only the user knows.
+// wholeNetwork refuses a network in which host bits are set: it is unclear
+// whether the network or the single address is meant.
 func wholeNetwork(p netip.Prefix) (netip.Prefix, error) {
 	if p == p.Masked() {
 		return p, nil
 	}
-	return netip.Prefix{}, fmt.Errorf("%q has host bits set: the network is %s, the one address %s", p, p.Masked(), p.Addr())
+	return netip.Prefix{}, fmt.Errorf("%q has host bits set: the network is %s, the address is %s", p, p.Masked(), p.Addr())
 }
 
-// neverASource tells why no connection can come from p, or why p should not be
-// said to be a source; "" is no objection. A network that only touches such a
-// range is fine.
-func neverASource(p netip.Prefix) string {
+// sourceProblem returns why p cannot or should not be a source, or "" if it can.
+// A network that only overlaps such a range is accepted.
+func sourceProblem(p netip.Prefix) string {
 	if p.Bits() == 0 {
-		return "is everybody: if that is meant, use allow = any in [ssh] of the settings"
+		return "contains every address: to allow any, set allow = any in [ssh]"
 	}
 	if p.Addr().IsUnspecified() {
-		return "is the unspecified address: nobody comes from there"
+		return "is the unspecified address, which is never a source"
 	}
 	for _, r := range []struct{ network, why string }{
-		{"0.0.0.0/8", "is of the unspecified network 0.0.0.0/8: nobody comes from there"}, // RFC 6890
+		{"0.0.0.0/8", "is in the unspecified network 0.0.0.0/8, which is never a source"}, // RFC 6890
 		{"127.0.0.0/8", "is a loopback address: it is this machine itself"},
 		{"::1/128", "is the loopback address: it is this machine itself"},
-		{"169.254.0.0/16", "is a link-local address: it differs from link to link"}, // RFC 3927
-		{"fe80::/10", "is a link-local address: it differs from link to link"},      // RFC 4291
-		{"224.0.0.0/4", "is a multicast address: nobody comes from there"},          // RFC 5771
-		{"ff00::/8", "is a multicast address: nobody comes from there"},
-		{"255.255.255.255/32", "is the broadcast address: nobody comes from there"},
+		{"169.254.0.0/16", "is a link-local address, valid on one link only"}, // RFC 3927
+		{"fe80::/10", "is a link-local address, valid on one link only"},      // RFC 4291
+		{"224.0.0.0/4", "is a multicast address, which is never a source"},    // RFC 5771
+		{"ff00::/8", "is a multicast address, which is never a source"},
+		{"255.255.255.255/32", "is the broadcast address, which is never a source"},
 	} {
 		n := netip.MustParsePrefix(r.network)
 		if n.Bits() <= p.Bits() && n.Contains(p.Addr()) {
@@ -165,4 +161,16 @@ func neverASource(p netip.Prefix) string {
 		}
 	}
 	return ""
+}
+
+// TemporaryHint returns a warning if a client's address looks like a temporary one of IPv6
+// (RFC 8981), and "" otherwise. Its host part is random: no group of it is small, and it is
+// not made from a MAC address (ff:fe in the middle).
+func TemporaryHint(p netip.Prefix) string {
+	b := p.Addr().As16()
+	if !p.Addr().Is6() || !p.IsSingleIP() || b[11] == 0xff && b[12] == 0xfe || b[8] == 0 || b[10] == 0 || b[12] == 0 || b[14] == 0 {
+		return ""
+	}
+	return fmt.Sprintf("client %s: may be a temporary address, which changes within days; if so, allow its network: %s",
+		FormatPrefix(p), netip.PrefixFrom(p.Addr(), 64).Masked())
 }

@@ -7,12 +7,12 @@ import (
 	"time"
 )
 
-// Tracked is what conntrack makes of one packet. The State of a rule is a list
-// of these.
+// Tracked is the conntrack state of one packet. The State of a rule is a list of
+// these.
 type Tracked string
 
-// What a packet can be to conntrack. Untracked are, of what comes from outside,
-// neighbour discovery and MLD (nf_conntrack_icmpv6_error): no State has them.
+// The conntrack states. Of packets from outside, neighbour discovery and MLD are
+// untracked (nf_conntrack_icmpv6_error): no State matches them.
 const (
 	TrackedNew         Tracked = "NEW"
 	TrackedEstablished Tracked = "ESTABLISHED"
@@ -21,28 +21,29 @@ const (
 	Untracked          Tracked = "UNTRACKED"
 )
 
-// DstTypes of rules, and of packets, where "" is unicast.
+// Values of DstType. In a packet, "" is unicast.
 const (
 	Broadcast = "BROADCAST"
 	Multicast = "MULTICAST"
 )
 
-// Packet is what of a packet that comes to INPUT a rule can ask for.
+// Packet holds the properties of a packet in INPUT that a rule can match.
 type Packet struct {
 	In       string // interface
 	Src      netip.Addr
 	Dst      netip.Addr // of the same family
-	Proto    Proto      // or the name, or number, of one that no rule knows
+	Proto    Proto      // or the name or number of a protocol that no rule uses
 	SrcPort  uint16
 	DstPort  uint16
-	Flags    uint8 // all eight of TCP: rules see the low six
+	Flags    uint8 // all eight TCP flags; rules match the low six
 	ICMPType uint8
 	State    Tracked
 	HopLimit uint8  // TTL in IPv4
 	DstType  string // Broadcast, Multicast, or "" for unicast
+	DNAT     bool   // Dst is not the original destination
 }
 
-// Family is the IP version of the packet.
+// Family returns the IP version of the packet.
 func (p Packet) Family() Family {
 	if p.Src.Is4() {
 		return IPv4
@@ -50,14 +51,14 @@ func (p Packet) Family() Family {
 	return IPv6
 }
 
-// Verdict is what becomes of a packet.
+// Verdict is the result for a packet.
 type Verdict struct {
 	Accepted bool
-	// By is the comment of the rule that decided; empty is the policy of INPUT.
+	// By is the comment of the deciding rule; empty is the policy of INPUT.
 	By string
 }
 
-// Decide tells what becomes of a packet at a time, where no limit is reached.
+// Decide returns the verdict for a packet at a time, if no rate limit is exceeded.
 func (r Ruleset) Decide(p Packet, now time.Time) Verdict {
 	chains := map[string][]Rule{}
 	for _, c := range r.Chains(p.Family()) {
@@ -67,8 +68,8 @@ func (r Ruleset) Decide(p Packet, now time.Time) Verdict {
 	return v
 }
 
-// decide goes through a chain; false is that the packet returned from it. No
-// chain is entered twice: the kernel refuses a loop.
+// decide evaluates a chain; it returns false if the packet returns from it. No
+// chain is entered twice: the kernel refuses loops.
 func decide(chains map[string][]Rule, name string, p Packet, now time.Time) (Verdict, bool) {
 	rules := chains[name]
 	delete(chains, name)
@@ -90,7 +91,7 @@ func decide(chains map[string][]Rule, name string, p Packet, now time.Time) (Ver
 	return Verdict{}, false
 }
 
-// matches tells whether a rule is about a packet at a time.
+// matches reports whether a rule matches a packet at a time.
 func (r Rule) matches(p Packet, now time.Time) bool {
 	ports := r.Proto == TCP || r.Proto == UDP
 	switch {
@@ -102,7 +103,8 @@ func (r Rule) matches(p Packet, now time.Time) bool {
 		ports && !r.DstPort.IsZero() && !r.DstPort.Contains(p.DstPort),
 		r.Flags != nil && !r.Flags.matches(p.Flags),
 		r.ICMPType != nil && *r.ICMPType != p.ICMPType,
-		r.State != "" && !slices.Contains(strings.Split(string(r.State), ","), string(p.State)),
+		r.State == StateNotDNAT && p.DNAT,
+		r.State != "" && r.State != StateNotDNAT && !slices.Contains(strings.Split(string(r.State), ","), string(p.State)),
 		r.DstType != "" && r.DstType != p.DstType,
 		r.HopLimit != 0 && r.HopLimit != p.HopLimit,
 		// Both ends are included (xt_time.c).

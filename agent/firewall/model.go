@@ -1,6 +1,5 @@
-// Package firewall is the meaning of the firewall: what is wanted, the rules
-// that follow from it, and how two sets of rules differ. It is pure: values in,
-// values out, no files, no programs, no clock.
+// Package firewall defines the desired state, compiles it to rules and compares
+// rulesets. It is pure: it uses no files, programs or clock.
 package firewall
 
 import (
@@ -12,7 +11,7 @@ import (
 	"time"
 )
 
-// Family is an IP version. Its value is the version's number.
+// Family is an IP version. Its value is the version number.
 type Family uint8
 
 // The two families. Every ruleset has both.
@@ -24,11 +23,19 @@ const (
 // Families lists both families in the order in which they are loaded.
 var Families = [2]Family{IPv4, IPv6}
 
-// String gives "ipv4" or "ipv6", the words of the command line and of JSON.
+// String returns "ipv4" or "ipv6", as in the command line and in JSON.
 func (f Family) String() string { return "ipv" + strconv.Itoa(int(f)) }
 
-// FamilyOf tells the family of a prefix. An IPv4-mapped IPv6 address counts as
-// IPv6 here; whoever reads addresses unmaps them first.
+// ByFamily returns the value for a family.
+func ByFamily[T any](f Family, v4, v6 T) T {
+	if f == IPv4 {
+		return v4
+	}
+	return v6
+}
+
+// FamilyOf returns the family of a prefix. An IPv4-mapped IPv6 address counts as
+// IPv6 here; the parsers unmap addresses first.
 func FamilyOf(p netip.Prefix) Family {
 	if p.Addr().Is4() {
 		return IPv4
@@ -39,18 +46,19 @@ func FamilyOf(p netip.Prefix) Family {
 // Proto is a transport protocol, or "" for any.
 type Proto string
 
-// The protocols that rules know, in the words of iptables-save.
+// The protocols that rules use, named as in iptables-save.
 const (
 	TCP    Proto = "tcp"
 	UDP    Proto = "udp"
 	ICMP   Proto = "icmp"
 	ICMPv6 Proto = "ipv6-icmp"
+	IGMP   Proto = "2" // whose name iptables takes from /etc/protocols, which may be missing
 )
 
-// Zone says what kind of network an interface leads to.
+// Zone is the kind of network that an interface is connected to.
 type Zone string
 
-// The zones. AnyZone is only a service's wish, never an interface's zone.
+// The zones. AnyZone is valid for services only, never for an interface.
 const (
 	AnyZone      Zone = "any"
 	LoopbackZone Zone = "loopback"
@@ -60,28 +68,28 @@ const (
 	TrustedZone  Zone = "trusted"
 )
 
-// PortRange is an inclusive range of ports. The zero value is no port at all;
-// First == Last is a single port.
+// PortRange is an inclusive range of ports. The zero value is no port; First ==
+// Last is a single port.
 type PortRange struct {
 	First uint16 `json:"first"`
 	Last  uint16 `json:"last"`
 }
 
-// Port is the range of one port.
+// Port returns the range of a single port.
 func Port(p uint16) PortRange { return PortRange{p, p} }
 
-// IsZero tells whether r is no port at all.
+// IsZero reports whether r is no port.
 func (r PortRange) IsZero() bool { return r == PortRange{} }
 
-// Contains tells whether p is in r.
+// Contains reports whether p is in r.
 func (r PortRange) Contains(p uint16) bool { return r.First <= p && p <= r.Last && !r.IsZero() }
 
-// Overlaps tells whether r and o have a port in common.
+// Overlaps reports whether r and o have a port in common.
 func (r PortRange) Overlaps(o PortRange) bool {
 	return !r.IsZero() && !o.IsZero() && r.First <= o.Last && o.First <= r.Last
 }
 
-// String gives "80" or "40000-40100", the words of the settings.
+// String returns "80" or "40000-40100", as in the settings.
 func (r PortRange) String() string {
 	if r.First == r.Last {
 		return strconv.Itoa(int(r.First))
@@ -89,42 +97,36 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.First, r.Last)
 }
 
-// Service is something that may be reached: a named port or range of ports,
-// on some interfaces, from some sources.
+// Service is an open service: a named port or port range, on some interfaces, from
+// some sources.
 type Service struct {
-	// Name is what the service's rules, counters and comments are called:
+	// Name is part of the names of the service's chains and comments:
 	// [a-z0-9-]{1,20} and none of ReservedNames.
 	Name  string    `json:"name"`
 	Proto Proto     `json:"proto"` // TCP or UDP
 	Ports PortRange `json:"ports"`
 	// On is AnyZone, PublicZone, PrivateZone, VirtualZone, or the name of an
-	// interface, where a last "*" stands for any rest of the name.
+	// interface, in which a trailing "*" matches any suffix.
 	On string `json:"on"`
-	// From are the networks that may reach it; empty means anywhere. Their
-	// host bits are zero.
+	// From lists the allowed source networks; empty means any. Their host bits
+	// are zero.
 	From []netip.Prefix `json:"from,omitempty"`
-	// Until is when it ends, in whole seconds of UTC; zero is never.
+	// Until is when the service expires, in whole seconds of UTC; zero is never.
 	Until time.Time `json:"until,omitzero"`
-	// Source says where the service was asked for: "profile web-only" for one
-	// that is built in, "/etc/basicfw/local.ini:12". It decides nothing.
+	// Source is where the service is configured: "profile web-only" for a
+	// built-in profile, "/etc/basicfw/local.ini:12". It has no effect on rules.
 	Source string `json:"source,omitempty"`
 }
 
-// String gives the service's value as the settings write it:
-// "5432/tcp on private from 10.0.0.0/8".
+// String returns the service as in the settings: "5432/tcp on private from 10.0.0.0/8".
 func (s Service) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s/%s", s.Ports, s.Proto)
 	if s.On != "" && s.On != string(AnyZone) {
 		fmt.Fprintf(&b, " on %s", s.On)
 	}
-	for i, p := range s.From {
-		if i == 0 {
-			b.WriteString(" from ")
-		} else {
-			b.WriteString(", ")
-		}
-		b.WriteString(FormatPrefix(p))
+	if len(s.From) > 0 {
+		b.WriteString(" from " + strings.Join(FormatPrefixes(s.From), ", "))
 	}
 	if !s.Until.IsZero() {
 		b.WriteString(" until " + FormatTime(s.Until))
@@ -132,7 +134,7 @@ func (s Service) String() string {
 	return b.String()
 }
 
-// Profile is what a kind of server offers.
+// Profile is the set of services of a kind of server.
 type Profile struct {
 	Name     string    `json:"name"`
 	Title    string    `json:"title,omitempty"`
@@ -147,17 +149,28 @@ type Interface struct {
 	Reason       string         `json:"reason,omitempty"` // why this zone
 	Addresses    []netip.Prefix `json:"addresses,omitempty"`
 	MAC          string         `json:"mac,omitempty"`
-	Kind         string         `json:"kind,omitempty"` // "device", "veth", "bridge", ...
+	Kind         string         `json:"kind,omitempty"`   // "device", "veth", "bridge", ...
+	Master       string         `json:"master,omitempty"` // the bridge, bond or VRF that it belongs to
 	DefaultRoute bool           `json:"default_route"`
-	// ServesGuests is set on a bridge of this host's own behind which
-	// containers or virtual machines ask this host for DNS and DHCP.
+	// IPv4 is Permanent, Leased (at least one address has a limited lifetime) or NoIPv4;
+	// link-local addresses do not count. Earlier versions left it empty.
+	IPv4 string `json:"ipv4,omitempty"`
+	// ServesGuests is set on a bridge of this host whose containers or virtual
+	// machines use this host for DNS and DHCP.
 	ServesGuests bool `json:"serves_guests,omitempty"`
 }
 
-// Unit is the time that a Rate counts in.
+// Values of Interface.IPv4.
+const (
+	Permanent = "permanent"
+	Leased    = "leased"
+	NoIPv4    = "none"
+)
+
+// Unit is the time unit of a Rate.
 type Unit string
 
-// The units, in the words of iptables-save.
+// The units, named as in iptables-save.
 const (
 	Second Unit = "sec"
 	Minute Unit = "min"
@@ -165,87 +178,99 @@ const (
 	Day    Unit = "day"
 )
 
-// Rate is a number of packets, or of new connections, in a unit of time. The
-// zero value is no limit.
+// Rate is a number of packets or new connections per unit of time. The zero value
+// is no limit.
 type Rate struct {
 	N   uint32 `json:"n"`
 	Per Unit   `json:"per"`
 }
 
-// IsZero tells whether r is no limit.
+// IsZero reports whether r is no limit.
 func (r Rate) IsZero() bool { return r.N == 0 }
 
-// String gives "30/min".
+// String returns the rate, such as "30/min".
 func (r Rate) String() string { return fmt.Sprintf("%d/%s", r.N, r.Per) }
 
-// SSHMode says who may open an SSH session.
+// SSHMode determines which sources may open an SSH session.
 type SSHMode string
 
 const (
-	// SSHPinned lets in the Allow list and nobody else.
+	// SSHPinned accepts only the Allow list.
 	SSHPinned SSHMode = "pinned"
-	// SSHLimited lets in the Allow list without a limit and everybody else
-	// within Limit per source.
+	// SSHLimited accepts the Allow list without a limit and every other source
+	// within Limit.
 	SSHLimited SSHMode = "limited"
 )
 
-// SSH says where sshd listens and who may reach it.
+// SSH is sshd's ports and the sources that may reach them.
 type SSH struct {
 	Ports []uint16       `json:"ports"`
 	Mode  SSHMode        `json:"mode"`
 	Allow []netip.Prefix `json:"allow,omitempty"`
-	// Timed are let in like Allow, each until its time. They alone pin nothing:
-	// when the last one's time is over, nobody would be left.
+	// Timed are temporary Allow entries. They alone do not pin SSH: no source
+	// would be left after the last one expires.
 	Timed []TimedSource `json:"timed,omitempty"`
-	// Nobody is set where an empty Allow is meant: SSH is pinned to nobody.
+	// Nobody is set if an empty Allow is intended: no source may use SSH.
 	Nobody bool `json:"nobody,omitempty"`
-	// Probation is set where SSH is pinned to a client that may be the wrong one.
+	// Probation is set if SSH is pinned to a client that may be the wrong one.
 	Probation *Probation `json:"probation,omitempty"`
-	// Limit is for each source, an IPv4 address or an IPv6 /64, where Mode is
-	// SSHLimited. Zero is none.
+	// Limit applies per source, an IPv4 address or an IPv6 /64, if Mode is
+	// SSHLimited. Zero is no limit.
 	Limit Rate `json:"limit"`
 }
 
-// Probation is the time in which a client that was detected, not named, has to
-// show that it is the owner's. When it is over, SSH is for everybody, within
-// the limit: the rules say so from the beginning, so that nothing has to run.
+// Probation is the time in which a detected client must prove to be the
+// administrator's. After it, SSH is open to any address, within the rate limit. The
+// rules contain that change from the beginning, so that it needs no running program.
 type Probation struct {
 	Window
-	// NoRule is set where the kernel cannot begin a rule at a time. Then only
-	// the agent ends it.
+	// NoRule is set if the kernel cannot activate a rule at a given time. Then
+	// only the agent ends the probation.
 	NoRule bool `json:"no_rule,omitempty"`
 }
 
-// TimedSource is a network that is let in until a time.
+// TimedSource is a network that is allowed until a time.
 type TimedSource struct {
 	From  netip.Prefix `json:"from"`
 	Until time.Time    `json:"until"`
 }
 
-// Nobodys gives the families over which nobody may log in though somebody may
-// over the other.
-func (s SSH) Nobodys() []Family {
-	if s.Mode != SSHPinned || len(s.Allow)+len(s.Timed) == 0 {
-		return nil
-	}
-	somebody := map[Family]bool{}
+// Sources returns Allow, which never expires, followed by Timed.
+func (s SSH) Sources() []TimedSource {
+	var out []TimedSource
 	for _, p := range s.Allow {
-		somebody[FamilyOf(p)] = true
+		out = append(out, TimedSource{From: p})
 	}
-	for _, t := range s.Timed {
-		somebody[FamilyOf(t.From)] = true
-	}
-	var out []Family
-	for _, f := range Families {
-		if !somebody[f] {
-			out = append(out, f)
-		}
-	}
-	return out
+	return append(out, s.Timed...)
 }
 
-// AllowedBy gives the network of the Allow list that an address is in; where
-// there is none, the one of Timed that lets it in the longest, and until when.
+// BlockedFamilies returns the families over which SSH is blocked although an address
+// of the other family is allowed.
+func (s SSH) BlockedFamilies() []Family {
+	sources := s.Sources()
+	if s.Mode != SSHPinned || len(sources) == 0 {
+		return nil
+	}
+	return without(Families[:], func(f Family) bool {
+		return slices.ContainsFunc(sources, func(t TimedSource) bool { return FamilyOf(t.From) == f })
+	})
+}
+
+// SSHNeedsIPv4 reports whether SSH is blocked over IPv6 although this host has a global
+// address, which clients prefer to IPv4: ssh waits for it, two minutes as a rule.
+func (d Desired) SSHNeedsIPv4() bool {
+	return slices.Contains(d.SSH.BlockedFamilies(), IPv6) && slices.ContainsFunc(d.Interfaces, func(i Interface) bool {
+		return slices.ContainsFunc(i.Addresses, func(p netip.Prefix) bool {
+			return p.Addr().Is6() && p.Addr().IsGlobalUnicast() && !p.Addr().IsPrivate()
+		})
+	})
+}
+
+// SSHOverIPv4 is the hint for that.
+const SSHOverIPv4 = "if ssh to this host's name hangs, use ssh -4"
+
+// AllowedBy returns the network of the Allow list that contains an address, or else
+// the one of Timed that expires last.
 func (s SSH) AllowedBy(a netip.Addr) (by TimedSource, ok bool) {
 	for _, p := range s.Allow {
 		if p.Contains(a.Unmap()) {
@@ -260,95 +285,99 @@ func (s SSH) AllowedBy(a netip.Addr) (by TimedSource, ok bool) {
 	return by, ok
 }
 
-// Desired is everything that the ruleset follows from.
+// Desired is the desired state, from which the ruleset is compiled.
 type Desired struct {
 	Profile Profile   `json:"profile"`
-	Open    []Service `json:"open,omitempty"` // besides the profile's
-	// Closed are names of services that stay closed, whatever the profile says.
+	Open    []Service `json:"open,omitempty"` // in addition to the profile's
+	// Closed lists services of the profile that stay closed.
 	Closed     []string    `json:"closed,omitempty"`
 	Interfaces []Interface `json:"interfaces,omitempty"`
-	// Trusted are names of interfaces where everything is accepted; a last
-	// "*" stands for any rest of the name.
+	// Trusted lists interfaces on which everything is accepted. A trailing "*" matches
+	// those of Interfaces that are in TrustedZone.
 	Trusted  []string `json:"trusted,omitempty"`
 	SSH      SSH      `json:"ssh"`
 	LogDrops bool     `json:"log_drops"`
-	// Unlock lets somebody in for a while, besides all that.
+	// Unlock is temporary access in addition to the above.
 	Unlock *Unlock `json:"unlock,omitempty"`
+	Timers []Timer `json:"timers,omitempty"`
 }
 
-// Unlock lets in over SSH, or with All to everything, until a time.
+// Unlock is temporary access to SSH, or with All to everything.
 type Unlock struct {
-	From []netip.Prefix `json:"from,omitempty"` // empty is anywhere, limited as SSH is
+	From []netip.Prefix `json:"from,omitempty"` // empty is any source, with the SSH rate limit
 	All  bool           `json:"all,omitempty"`
 	Window
 }
 
-// Services are the profile's services, less those that are closed, and those
-// opened besides. A name that both have is the latter's.
+// Services returns the services that are open: the configured ones without sshd's ports,
+// which have rules of their own. A service with one of these in the middle is two.
 func (d Desired) Services() []Service {
-	var all []Service
-	for _, s := range d.Profile.Services {
-		if !hasService(d.Open, s.Name) && !slices.Contains(d.Closed, s.Name) {
-			all = append(all, s)
+	all := d.configured()
+	for _, p := range d.SSH.Ports {
+		for i := 0; i < len(all); i++ {
+			s := all[i]
+			if s.Proto != TCP || !s.Ports.Contains(p) {
+				continue
+			}
+			var parts []Service
+			for _, r := range []PortRange{{s.Ports.First, p - 1}, {p + 1, s.Ports.Last}} {
+				if s.Ports = r; r.First <= r.Last && r.First > 0 && r.Last > 0 {
+					parts = append(parts, s)
+				}
+			}
+			all = slices.Replace(all, i, i+1, parts...)
+			i += len(parts) - 1
 		}
 	}
-	return append(all, d.Open...)
+	return all
 }
 
-// Reachable tells whether anybody outside may reach a port, be it from some
-// networks or on some interfaces only.
-func (d Desired) Reachable(proto Proto, port uint16) bool {
-	if proto == TCP {
+// SSHOverlaps returns an error for each configured service that contains a port of sshd.
+func (d Desired) SSHOverlaps() (list []*SSHPortError) {
+	for _, s := range d.configured() {
 		for _, p := range d.SSH.Ports {
-			if p == port {
-				return true
+			if s.Proto == TCP && s.Ports.Contains(p) {
+				open := slices.ContainsFunc(d.Open, func(o Service) bool { return o.Name == s.Name })
+				list = append(list, &SSHPortError{Service: s, Port: p, Open: open})
 			}
 		}
 	}
-	for _, s := range d.Services() {
-		if s.Proto == proto && s.Ports.Contains(port) {
-			return true
-		}
-	}
-	return false
+	return list
 }
 
-func hasService(list []Service, name string) bool {
-	for _, s := range list {
-		if s.Name == name {
-			return true
-		}
-	}
-	return false
+// configured returns the profile's services except the closed ones, followed by Open.
+// An entry of Open replaces the profile's service of the same name.
+func (d Desired) configured() []Service {
+	offered := without(d.Profile.Services, func(s Service) bool {
+		return slices.Contains(d.Closed, s.Name) || slices.ContainsFunc(d.Open, func(o Service) bool { return o.Name == s.Name })
+	})
+	return append(offered, d.Open...)
 }
 
-// ReservedNames are the words that comments of the baseline's own rules use
-// behind "basicfw-". No service may be called one of them.
+// ReservedNames are the words after "basicfw-" in the comments of the baseline
+// rules. No service may have such a name.
 var ReservedNames = []string{
 	"broadcast", "dhcp", "established", "guest-dhcp", "guest-dns", "icmp-error",
-	"input", "invalid", "log", "loopback", "mld", "multicast", "nd",
+	"igmp", "input", "invalid", "log", "loopback", "mld", "multicast", "nd",
 	"new-not-syn", "null", "ping", "spoofed-loopback", "ssh", "ssh-drop",
 	"ssh-limit", "ssh-log", "trusted", "unlock", "xmas",
 }
 
-// CheckServiceName says what is wrong with a service's name, or nil.
+// CheckServiceName returns an error if a service name is invalid.
 func CheckServiceName(name string) error {
 	if name == "" || len(name) > 20 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
 		return fmt.Errorf("service name %q: want 1 to 20 of a-z, 0-9 and \"-\"", name)
 	}
-	for _, r := range ReservedNames {
-		if r == name {
-			return fmt.Errorf("service name %q is a word of the baseline's own rules: choose another", name)
-		}
+	if slices.Contains(ReservedNames, name) {
+		return fmt.Errorf("service name %q is reserved for the baseline rules: choose another", name)
 	}
 	return nil
 }
 
-// CheckInterfaceName says what is wrong with an interface's name, or nil. A
-// last "*" is allowed where pattern is set. Names follow the kernel's
-// dev_valid_name (15 bytes, no "/", no ":" and no white space), and further
-// leave out what a shell, an INI file or iptables would take for something
-// else.
+// CheckInterfaceName returns an error if an interface name is invalid. A trailing
+// "*" is allowed if pattern is set. Names follow the kernel's dev_valid_name (15
+// bytes, no "/", no ":" and no white space). In addition, characters that are special
+// to a shell, an INI file or iptables are refused.
 func CheckInterfaceName(name string, pattern bool) error {
 	base := name
 	if pattern {
@@ -361,19 +390,15 @@ func CheckInterfaceName(name string, pattern bool) error {
 		return fmt.Errorf("interface name %q: want a name such as eth0, not an option", name)
 	case len(base) > 15:
 		return fmt.Errorf("interface name %q: longer than the kernel's 15 characters", name)
-	}
-	for _, c := range []byte(base) {
-		ok := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || strings.IndexByte("._-@", c) >= 0
-		if !ok {
-			return fmt.Errorf("interface name %q: want letters, digits, \".\", \"_\", \"-\" and \"@\"%s", name,
-				map[bool]string{true: ", and a \"*\" only at the end"}[pattern])
-		}
+	case strings.Trim(base, alphanumeric+"._-@") != "":
+		return fmt.Errorf("interface name %q: want letters, digits, \".\", \"_\", \"-\" and \"@\"%s", name,
+			map[bool]string{true: ", and a \"*\" only at the end"}[pattern])
 	}
 	return nil
 }
 
-// MatchInterface tells whether name is pattern, or begins with what stands
-// before pattern's last "*".
+// MatchInterface reports whether name equals pattern, or has the prefix before its
+// trailing "*".
 func MatchInterface(pattern, name string) bool {
 	if base, ok := strings.CutSuffix(pattern, "*"); ok {
 		return strings.HasPrefix(name, base)

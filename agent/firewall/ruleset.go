@@ -5,41 +5,49 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 )
 
-// InputChain is the chain that INPUT jumps to. Every chain of ours begins with
-// ChainPrefix, and no other program's does.
+// InputChain is the chain that INPUT jumps to. The names of our chains begin with
+// ChainPrefix; those of other programs do not.
 const (
 	ChainPrefix = "BASICFW-"
 	InputChain  = ChainPrefix + "INPUT"
 	SSHChain    = ChainPrefix + "SSH"
 )
 
-// Targets of rules; any other target is the name of one of the ruleset's own
-// chains.
+// Targets of rules. Any other target is the name of a chain of the ruleset.
 const (
 	Accept = "ACCEPT"
 	Drop   = "DROP"
 	Log    = "LOG"
 )
 
-// State is what conntrack knows about a packet, as iptables-save writes it.
+// State is a list of conntrack states, as iptables-save prints it.
 type State string
 
-// The states that rules ask for.
+// The states that rules match.
 const (
 	StateNew         State = "NEW"
+	StateOpen        State = "NEW,UNTRACKED" // of a service, which may be exempt from conntrack
 	StateInvalid     State = "INVALID"
-	StateEstablished State = "RELATED,ESTABLISHED"
+	StateEstablished State = "ESTABLISHED"
+	StateUntracked   State = "UNTRACKED"
+	StateNone        State = "INVALID,UNTRACKED" // of no connection
+	StateNotDNAT     State = "!DNAT"             // with its original destination
+	// StateRelated is in the rules of older states.
+	StateRelated State = "RELATED,ESTABLISHED"
 )
+
+var states = []State{StateNew, StateOpen, StateInvalid, StateEstablished, StateUntracked, StateNone, StateNotDNAT, StateRelated}
 
 // FlagMatch compares the TCP flags in Mask with Set.
 type FlagMatch struct {
 	Mask   TCPFlags `json:"mask"`
 	Set    TCPFlags `json:"set"`
-	Invert bool     `json:"invert,omitempty"` // match where they differ
+	Invert bool     `json:"invert,omitempty"` // match if they differ
 }
 
 // TCPFlags are the low six bits of a TCP header's flags (RFC 9293, 3.1).
@@ -55,27 +63,38 @@ const (
 	URG
 )
 
+// Names returns the names of the flags as iptables prints them, or "" if none is set.
+func (f TCPFlags) Names() string {
+	var names []string
+	for i, name := range []string{"FIN", "SYN", "RST", "PSH", "ACK", "URG"} {
+		if f&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ",")
+}
+
 // AllFlags are the six that iptables calls ALL.
 const AllFlags = FIN | SYN | RST | PSH | ACK | URG
 
-// Limit lets a number of packets through and then no longer matches. It counts
-// all packets together, or where Name is set, each source on its own.
+// Limit matches packets up to a rate. It counts all packets together, or each source
+// separately if Name is set.
 type Limit struct {
 	Rate  Rate   `json:"rate"`
 	Burst uint32 `json:"burst"`
-	// Name is the kernel's table of sources: 15 characters at most. The
-	// kernel keeps the parameters of a table that exists under a name, so the
-	// name encodes them.
+	// Name is the name of the kernel's table of sources: 15 characters at most.
+	// The kernel keeps the parameters of an existing table, so the name encodes
+	// them.
 	Name string `json:"name,omitempty"`
-	// SourceBits is how much of an address counts as one source.
+	// SourceBits is the prefix length that identifies a source.
 	SourceBits int `json:"source_bits,omitempty"`
 }
 
-// Rule is one rule. A zero field does not restrict the match.
+// Rule is one rule. A field with the zero value does not restrict the match.
 type Rule struct {
 	Src      netip.Prefix `json:"src,omitzero"`
 	Dst      netip.Prefix `json:"dst,omitzero"`
-	In       string       `json:"in,omitempty"` // interface; a last "*" stands for any rest
+	In       string       `json:"in,omitempty"` // interface; a trailing "*" matches any suffix
 	Proto    Proto        `json:"proto,omitempty"`
 	SrcPort  PortRange    `json:"src_port,omitzero"`
 	DstPort  PortRange    `json:"dst_port,omitzero"`
@@ -85,54 +104,49 @@ type Rule struct {
 	DstType  string       `json:"dst_type,omitempty"` // "BROADCAST" or "MULTICAST"
 	Limit    *Limit       `json:"limit,omitempty"`
 	HopLimit uint8        `json:"hop_limit,omitempty"` // IPv6 only
-	// Since is the first second, UTC, in which the rule matches, and Until the
-	// last; zero is always.
+	// Since is the first second (UTC) in which the rule matches, and Until the
+	// last; zero is no restriction.
 	Since   time.Time `json:"since,omitzero"`
 	Until   time.Time `json:"until,omitzero"`
 	Comment string    `json:"comment"`
 	Target  string    `json:"target"`
-	// LogPrefix stands before each line that a Log target writes, at level
+	// LogPrefix is the prefix of each line that a Log target writes, at level
 	// debug (7).
 	LogPrefix string `json:"log_prefix,omitempty"`
 }
 
-// Chain is a list of rules with a name. A packet that no rule decides returns
-// to the chain that it came from.
+// Chain is a named list of rules. A packet that no rule accepts or drops returns to
+// the calling chain.
 type Chain struct {
 	Name  string `json:"name"`
 	Rules []Rule `json:"rules"`
 }
 
-// Ruleset is what is loaded: for each family the chains, InputChain first. The
-// rest of a ruleset is always the same: INPUT ends in a jump to InputChain and
-// its policy is DROP, OUTPUT's policy is ACCEPT.
+// Ruleset is the chains that are loaded for each family, InputChain first. The rest
+// is always the same: INPUT ends in a jump to InputChain and its policy is DROP;
+// OUTPUT's policy is ACCEPT.
 type Ruleset struct {
 	IPv4 []Chain `json:"ipv4"`
 	IPv6 []Chain `json:"ipv6"`
 }
 
-// Chains gives one family's chains.
-func (r Ruleset) Chains(f Family) []Chain {
-	if f == IPv4 {
-		return r.IPv4
-	}
-	return r.IPv6
-}
+// Chains returns the chains of a family.
+func (r Ruleset) Chains(f Family) []Chain { return ByFamily(f, r.IPv4, r.IPv6) }
 
-// IsZero tells whether r is no ruleset at all.
+// IsZero reports whether r is no ruleset.
 func (r Ruleset) IsZero() bool { return r.IPv4 == nil && r.IPv6 == nil }
 
-// Equal tells whether r and o are the same rules in the same order.
+// Equal reports whether r and o are the same rules in the same order.
 func (r Ruleset) Equal(o Ruleset) bool { return reflect.DeepEqual(r, o) }
 
 const (
 	maxChainName = 28 // XT_EXTENSION_MAXNAMELEN less the NUL (linux/netfilter/x_tables.h)
-	maxHashName  = 15 // what iptables 1.4.7 and hashlimit revision 0 take
+	maxHashName  = 15 // the maximum of iptables 1.4.7 and hashlimit revision 0
 )
 
-// Check tells whether r can be handed to a kernel: every text in it is of the
-// letters that it may have, every jump has its chain, every match fits its
-// family. What comes from Compile passes; what was read from a file may not.
+// Check returns an error if r cannot be loaded: every text must consist of allowed
+// characters, every jump must have a chain, and every match must fit its family. The
+// result of Compile passes; a ruleset that was read from a file may not.
 func (r Ruleset) Check() error {
 	var errs []error
 	for _, f := range Families {
@@ -144,7 +158,7 @@ func (r Ruleset) Check() error {
 		known := map[string]bool{}
 		for _, c := range chains {
 			if !isWord(c.Name, maxChainName) || !strings.HasPrefix(c.Name, ChainPrefix) || known[c.Name] {
-				errs = append(errs, fmt.Errorf("%v: chain %q: bad or double name", f, c.Name))
+				errs = append(errs, fmt.Errorf("%v: chain %q: invalid or duplicate name", f, c.Name))
 			}
 			known[c.Name] = true
 		}
@@ -162,7 +176,7 @@ func (r Ruleset) Check() error {
 func (r Rule) check(f Family, chains map[string]bool) error {
 	for _, p := range []netip.Prefix{r.Src, r.Dst} {
 		if p.IsValid() && (FamilyOf(p) != f || p.Masked() != p || p.Addr().Zone() != "" || p.Addr().Is4In6()) {
-			return fmt.Errorf("network %q is not one of %v", p, f)
+			return fmt.Errorf("network %q is invalid in %v", p, f)
 		}
 	}
 	if r.In != "" {
@@ -172,34 +186,34 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 	}
 	ports := !r.SrcPort.IsZero() || !r.DstPort.IsZero()
 	switch {
-	case r.Proto != "" && r.Proto != TCP && r.Proto != UDP && r.Proto != icmpOf(f):
-		return fmt.Errorf("protocol %q is not one of %v", r.Proto, f)
+	case r.Proto != "" && r.Proto != TCP && r.Proto != UDP && r.Proto != icmpOf(f) && (r.Proto != IGMP || f != IPv4):
+		return fmt.Errorf("protocol %q is invalid in %v", r.Proto, f)
 	case ports && r.Proto != TCP && r.Proto != UDP:
 		return fmt.Errorf("ports without TCP or UDP")
 	case r.SrcPort.First > r.SrcPort.Last || r.DstPort.First > r.DstPort.Last:
-		return fmt.Errorf("reversed range of ports")
+		return fmt.Errorf("reversed port range")
 	case r.Flags != nil && (r.Proto != TCP || r.Flags.Mask == 0 || r.Flags.Mask&^AllFlags != 0 || r.Flags.Set&^r.Flags.Mask != 0):
-		return fmt.Errorf("bad match of TCP flags")
+		return fmt.Errorf("invalid match of TCP flags")
 	case r.ICMPType != nil && r.Proto != icmpOf(f):
 		return fmt.Errorf("ICMP type without ICMP")
 	case r.HopLimit != 0 && f != IPv6:
-		return fmt.Errorf("hop limit in %v", f)
-	case r.State != "" && r.State != StateNew && r.State != StateInvalid && r.State != StateEstablished:
+		return fmt.Errorf("hop limit is invalid in %v", f)
+	case r.State != "" && !slices.Contains(states, r.State):
 		return fmt.Errorf("unknown state %q", r.State)
 	case r.DstType != "" && r.DstType != "BROADCAST" && r.DstType != "MULTICAST":
-		return fmt.Errorf("unknown type of destination %q", r.DstType)
+		return fmt.Errorf("unknown destination type %q", r.DstType)
 	case !isWord(r.Comment, 60):
-		return fmt.Errorf("bad comment %q", r.Comment)
+		return fmt.Errorf("invalid comment %q", r.Comment)
 	case !r.Since.IsZero() && CheckTime(r.Since) != nil:
 		return CheckTime(r.Since)
 	case !r.Until.IsZero() && CheckTime(r.Until) != nil:
 		return CheckTime(r.Until)
 	case r.Target == Log && (r.LogPrefix == "" || len(r.LogPrefix) > 29 || strings.Trim(r.LogPrefix, "abcdefghijklmnopqrstuvwxyz: ") != ""):
-		return fmt.Errorf("bad log prefix %q", r.LogPrefix)
+		return fmt.Errorf("invalid log prefix %q", r.LogPrefix)
 	case r.Target != Log && r.LogPrefix != "":
-		return fmt.Errorf("a log prefix without %s", Log)
+		return fmt.Errorf("log prefix without target %s", Log)
 	case r.Target != Accept && r.Target != Drop && r.Target != Log && !chains[r.Target]:
-		return fmt.Errorf("no chain %q to jump to", r.Target)
+		return fmt.Errorf("jump to unknown chain %q", r.Target)
 	}
 	if l := r.Limit; l != nil {
 		if err := l.Rate.check(); err != nil {
@@ -207,11 +221,11 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		}
 		switch {
 		case l.Burst == 0 || l.Burst > 10000:
-			return fmt.Errorf("a limit outside 1 to 10000")
+			return fmt.Errorf("burst outside 1 to 10000")
 		case l.Name != "" && !isWord(l.Name, maxHashName):
-			return fmt.Errorf("bad name of a limit %q", l.Name)
+			return fmt.Errorf("invalid rate limit name %q", l.Name)
 		case l.SourceBits < 0 || l.SourceBits > 128 || l.SourceBits > 32 && f == IPv4:
-			return fmt.Errorf("%d bits of a source", l.SourceBits)
+			return fmt.Errorf("invalid source prefix length %d", l.SourceBits)
 		}
 	}
 	return nil
@@ -220,22 +234,18 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 func (r Rate) check() error {
 	switch {
 	case r.N == 0 || r.N > 10000:
-		return fmt.Errorf("a limit outside 1 to 10000")
-	case r.Per != Second && r.Per != Minute && r.Per != Hour && r.Per != Day:
+		return fmt.Errorf("rate limit outside 1 to 10000")
+	case seconds[r.Per] == 0:
 		return fmt.Errorf("unknown unit %q", r.Per)
 	}
 	return nil
 }
 
-func icmpOf(f Family) Proto {
-	if f == IPv4 {
-		return ICMP
-	}
-	return ICMPv6
-}
+func icmpOf(f Family) Proto { return ByFamily(f, ICMP, ICMPv6) }
 
-// isWord tells whether s is of letters that iptables-save never quotes.
+const alphanumeric = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+// isWord reports whether s consists of characters that iptables-save never quotes.
 func isWord(s string, max int) bool {
-	return s != "" && len(s) <= max &&
-		strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") == ""
+	return s != "" && len(s) <= max && strings.Trim(s, alphanumeric+"_-") == ""
 }

@@ -11,21 +11,18 @@ import (
 
 const (
 	serviceForm = "PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]"
-	zonesForm   = "any, public, private, virtual or an interface's name"
+	zonesForm   = "any, public, private, virtual or an interface name"
 )
 
-// ParseService reads a service as settings and profiles write it:
+// ParseService parses a service in the syntax of settings and profiles:
 //
 //	PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]] [until TIME]
 //
-// with a TIME as ParseTime reads it, which only settings may have. The error joins everything that is wrong with it (errors.Join).
+// TIME is in the format of ParseTime, and allowed in settings only. The error joins
+// all errors (errors.Join).
 func ParseService(name, value string) (Service, error) {
 	var errs []error
-	note := func(err error) {
-		if err != nil {
-			errs = append(errs, err)
-		}
-	}
+	note := func(err error) { errs = append(errs, err) } // errors.Join drops nil
 	s := Service{Name: name, On: string(AnyZone)}
 	if len(name) > 20 {
 		note(fmt.Errorf("service name %s: longer than 20 characters", Quote(name)))
@@ -50,7 +47,7 @@ func ParseService(name, value string) (Service, error) {
 	}
 	if len(rest) > 0 && rest[0] == "on" {
 		if len(rest) < 2 || rest[1] == "," || rest[1] == "from" {
-			note(fmt.Errorf("nothing stands behind \"on\": want %s", zonesForm))
+			note(fmt.Errorf("\"on\" has no value: want %s", zonesForm))
 			rest = rest[1:]
 		} else {
 			s.On = rest[1]
@@ -66,14 +63,14 @@ func ParseService(name, value string) (Service, error) {
 	case len(rest) > 0:
 		note(fmt.Errorf("%s is out of place: want %s", Quote(strings.Join(rest, " ")), serviceForm))
 	}
-	if len(errs) > 0 {
-		return Service{}, errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil {
+		return Service{}, err
 	}
 	return s, nil
 }
 
-// ParsePorts reads PORT[-PORT]/tcp|udp. Its errors show the right form with
-// the user's own numbers where that can be.
+// ParsePorts parses PORT[-PORT]/tcp|udp. Its errors show the correct form, with the
+// given numbers if possible.
 func ParsePorts(text string) (PortRange, Proto, error) {
 	ports, proto, hasProto := strings.Cut(text, "/")
 	if lower := strings.ToLower(ports); lower == "tcp" || lower == "udp" { // tcp/80
@@ -82,7 +79,7 @@ func ParsePorts(text string) (PortRange, Proto, error) {
 	}
 	first, last, isRange := strings.Cut(ports, "-")
 	if !isRange {
-		if f, l, found := strings.Cut(ports, ":"); found { // iptables' own form
+		if f, l, found := strings.Cut(ports, ":"); found { // the syntax of iptables
 			first, last, isRange = f, l, true
 			hasProto = false
 		}
@@ -91,60 +88,55 @@ func ParsePorts(text string) (PortRange, Proto, error) {
 		last = first
 	}
 	if !isNumber(first) || !isNumber(last) {
-		return PortRange{}, "", fmt.Errorf("%s: want a port or a range of ports and a protocol, such as 8080/tcp or 40000-40100/udp", Quote(text))
+		return PortRange{}, "", fmt.Errorf("%s: want a port or port range and a protocol, such as 8080/tcp or 40000-40100/udp", Quote(text))
 	}
 	a, errA := strconv.ParseUint(first, 10, 16)
 	b, errB := strconv.ParseUint(last, 10, 16)
 	if errA != nil || errB != nil || a == 0 || b == 0 {
 		return PortRange{}, "", fmt.Errorf("%s: ports are 1 to 65535, such as 8080/tcp or 40000-40100/udp", Quote(text))
 	}
-	r := PortRange{uint16(a), uint16(b)}
+	r, p := PortRange{uint16(a), uint16(b)}, Proto(proto)
 	if a > b {
-		return PortRange{}, "", fmt.Errorf("%s: the range is reversed: write %d-%d/%s", Quote(text), b, a, orTCP(proto))
+		if p != UDP {
+			p = TCP
+		}
+		return PortRange{}, "", fmt.Errorf("%s: the range is reversed: write %d-%d/%s", Quote(text), b, a, p)
 	}
-	p := Proto(proto)
 	if !hasProto || p != TCP && p != UDP {
 		return PortRange{}, "", fmt.Errorf("%s: write %s/tcp or %s/udp", Quote(text), r, r)
 	}
 	return r, p, nil
 }
 
-func orTCP(proto string) Proto {
-	if Proto(proto) == UDP {
-		return UDP
-	}
-	return TCP
-}
-
-// isNumber tells whether text is a decimal number as people write it: no sign,
-// no leading zero that somebody might take for octal.
+// isNumber reports whether text is a plain decimal number, without a sign or a leading
+// zero, which could mean octal.
 func isNumber(text string) bool {
 	return text != "" && strings.Trim(text, "0123456789") == "" && (text == "0" || text[0] != '0')
 }
 
-// CheckOn says what is wrong with the word behind "on", or nil. Almost every
-// interface's name has a digit in it, and no zone's has. So a word of letters
-// alone that is no zone counts as a misspelt zone, which would otherwise be an
-// interface that never comes, and a service that silently stays closed.
+// CheckOn returns an error if the word after "on" is invalid. Almost every interface
+// name contains a digit, and no zone does. Other words of letters only are therefore
+// refused as misspelt zones: as interfaces they would never appear, and the service
+// would silently stay closed.
 func CheckOn(word string) error {
 	switch Zone(word) {
 	case AnyZone, PublicZone, PrivateZone, VirtualZone:
 		return nil
 	}
 	if len(word) > 16 { // 15 characters and a "*"
-		return fmt.Errorf("%s is neither a zone nor an interface's name: want %s", Quote(word), zonesForm)
+		return fmt.Errorf("%s is neither a zone nor an interface name: want %s", Quote(word), zonesForm)
 	}
 	if IsZoneWord(word) {
 		return fmt.Errorf("unknown zone %q: want %s", word, zonesForm)
 	}
 	if strings.Trim(strings.ToLower(word), "abcdefghijklmnopqrstuvwxyz") == "" {
-		return fmt.Errorf("unknown zone %q: want %s (an interface that is really called so: %s*)", word, zonesForm, word)
+		return fmt.Errorf("unknown zone %q: want %s (for an interface of this name: %s*)", word, zonesForm, word)
 	}
 	return CheckInterfaceName(word, true)
 }
 
-// IsZoneWord tells whether word is the name of a zone here or in other
-// firewalls, in any case, so that it is hardly meant as an interface's name.
+// IsZoneWord reports whether word is a zone of this program or of other firewalls,
+// in any letter case, so that it is unlikely to be an interface name.
 func IsZoneWord(word string) bool {
 	switch strings.ToLower(word) {
 	case "any", "loopback", "public", "private", "virtual", "trusted",
@@ -154,7 +146,7 @@ func IsZoneWord(word string) bool {
 	return false
 }
 
-// parseFrom reads networks with a comma between each two.
+// parseFrom parses networks separated by commas.
 func parseFrom(words []string) ([]netip.Prefix, []error) {
 	var (
 		list []netip.Prefix
@@ -171,7 +163,7 @@ func parseFrom(words []string) ([]netip.Prefix, []error) {
 			continue
 		}
 		if !wantNetwork {
-			errs = append(errs, fmt.Errorf("%s: want a \",\" between two networks, and nothing behind the last: %s", Quote(w), serviceForm))
+			errs = append(errs, fmt.Errorf("%s: want a \",\" between two networks, and nothing after the last: %s", Quote(w), serviceForm))
 			break
 		}
 		wantNetwork = false
@@ -190,51 +182,60 @@ func parseFrom(words []string) ([]netip.Prefix, []error) {
 	return list, errs
 }
 
-// Canonical gives a rate as iptables-save prints it: 60/min comes back as
-// 1/sec. It is false for a rate that does not come back as the same: iptables
-// keeps the time between two packets as a whole number of 1/10000 s, and since
-// hashlimit's revision 2 of 1/1000000 s (XT_HASHLIMIT_SCALE), and prints what
-// follows from that, so that 7000/sec becomes 7042/sec.
+// Canonical returns a rate as iptables-save prints it: 60/min becomes 1/sec. It
+// returns false for a rate that iptables changes. It stores the time between two
+// packets in units of 1/10000 s, and since hashlimit revision 2 of 1/1000000 s
+// (XT_HASHLIMIT_SCALE). It prints the rate computed from that: 7000/sec becomes
+// 7042/sec.
 func (r Rate) Canonical() (Rate, bool) {
 	if r.IsZero() {
 		return Rate{}, true
 	}
 	old, recent := r.printed(10_000), r.printed(1_000_000)
-	same := uint64(r.N)*seconds(old.Per) == uint64(old.N)*seconds(r.Per)
+	same := uint64(r.N)*seconds[old.Per] == uint64(old.N)*seconds[r.Per]
 	return old, same && old == recent && !old.IsZero()
 }
 
-// printed is what iptables makes of a rate at a scale: print_rate of
-// libxt_hashlimit.c.
+// printed returns the rate that iptables prints at a scale (print_rate of
+// libxt_hashlimit.c).
 func (r Rate) printed(scale uint64) Rate {
-	if seconds(r.Per) == 0 || r.N == 0 {
+	if seconds[r.Per] == 0 || r.N == 0 {
 		return Rate{}
 	}
-	period := scale * seconds(r.Per) / uint64(r.N)
+	period := scale * seconds[r.Per] / uint64(r.N)
 	if period == 0 {
 		return Rate{}
 	}
 	best := Day
 	for _, unit := range []Unit{Hour, Minute, Second} {
-		whole := scale * seconds(unit)
+		whole := scale * seconds[unit]
 		if period > whole || whole/period < whole%period {
 			break
 		}
 		best = unit
 	}
-	return Rate{uint32(scale * seconds(best) / period), best}
+	return Rate{uint32(scale * seconds[best] / period), best}
 }
 
-func seconds(u Unit) uint64 {
-	switch u {
-	case Second:
-		return 1
-	case Minute:
-		return 60
-	case Hour:
-		return 60 * 60
-	case Day:
-		return 24 * 60 * 60
+var seconds = map[Unit]uint64{Second: 1, Minute: 60, Hour: 60 * 60, Day: 24 * 60 * 60}
+
+// Exists reports whether an interface matches the "on" of a service. For any it is
+// always true.
+func (d Desired) Exists(on string) bool {
+	return slices.ContainsFunc(d.InterfacesOf(on), func(name string) bool {
+		return name == "" || slices.ContainsFunc(d.Interfaces, func(i Interface) bool { return MatchInterface(name, i.Name) })
+	})
+}
+
+// CheckProfileName returns an error if name is no valid profile name, which is also
+// the name of a file: NAME.ini.
+func CheckProfileName(name string) error {
+	const alphanumeric = "abcdefghijklmnopqrstuvwxyz0123456789"
+	switch {
+	case name == "" || len(name) > 40 || strings.Trim(name, alphanumeric+"+._-") != "" || !strings.ContainsRune(alphanumeric, rune(name[0])):
+		return fmt.Errorf("profile name %s: want 1 to 40 of a-z, 0-9, \"+\", \".\", \"_\" and \"-\", a letter or digit first", Quote(name))
+	case name == "auto":
+		return fmt.Errorf("profile name %q: reserved for automatic selection", name)
 	}
-	return 0
+	return nil
 }

@@ -40,7 +40,7 @@ func TestParseService(t *testing.T) {
 		t.Errorf("got %+v, %v", got, err)
 	}
 	if got, _ := ParseService("web", "80/tcp"); got.On != "any" || got.From != nil {
-		t.Errorf("got %+v, want it on any, from anywhere", got)
+		t.Errorf("got %+v, want on any, without sources", got)
 	}
 }
 
@@ -75,20 +75,20 @@ func TestParseServiceErrors(t *testing.T) {
 		{"80 /tcp", []string{"write 80/tcp or 80/udp", `"/tcp" is out of place: want ` + form}},
 		{"80/tcp 81/tcp", []string{`"81/tcp" is out of place`}},
 		{"80/tcp public", []string{`"public" is out of place`}},
-		{"80/tcp from 10.0.0.0/8 on public", []string{`"on": want a "," between two networks, and nothing behind the last`}},
-		{"80/tcp on", []string{`nothing stands behind "on": want any, public, private, virtual or an interface's name`}},
-		{"80/tcp on from 10.0.0.0/8", []string{`nothing stands behind "on"`}},
+		{"80/tcp from 10.0.0.0/8 on public", []string{`"on": want a "," between two networks, and nothing after the last`}},
+		{"80/tcp on", []string{`"on" has no value: want any, public, private, virtual or an interface name`}},
+		{"80/tcp on from 10.0.0.0/8", []string{`"on" has no value`}},
 		{"80/tcp on public, private", []string{"out of place"}},
 		{"80/tcp on loopback", []string{`unknown zone "loopback": want any, public, private, virtual or`}},
 		{"80/tcp on trusted", []string{`unknown zone "trusted"`}},
 		{"80/tcp on lan", []string{`unknown zone "lan"`}},
 		{"80/tcp on Public", []string{`unknown zone "Public"`}},
-		{"80/tcp on privat", []string{`unknown zone "privat": want any, public, private, virtual or an interface's name (an interface that is really called so: privat*)`}},
+		{"80/tcp on privat", []string{`unknown zone "privat": want any, public, private, virtual or an interface name (for an interface of this name: privat*)`}},
 		{"80/tcp on eth/0", []string{"want letters, digits"}},
 		{"80/tcp on e*h0", []string{`"*" only at the end`}},
 		{"80/tcp on *", []string{"want a name such as eth0"}},
 		{"80/tcp on eth0123456789012", []string{"longer than the kernel's 15"}},
-		{"80/tcp on " + strings.Repeat("x", 1000), []string{`"... is neither a zone nor an interface's name`}},
+		{"80/tcp on " + strings.Repeat("x", 1000), []string{`"... is neither a zone nor an interface name`}},
 		{"80/tcp from", []string{"a network is missing at the end"}},
 		{"80/tcp from 10.0.0.0/8,", []string{"a network is missing at the end"}},
 		{"80/tcp from , 10.0.0.0/8", []string{"a network is missing before"}},
@@ -131,7 +131,7 @@ func FuzzParseService(f *testing.F) {
 		text := s.String()
 		again, err := ParseService(s.Name, text)
 		if err != nil || !reflect.DeepEqual(again, s) {
-			t.Errorf("%q: %q reads back as %+v, %v; want %+v", value, text, again, err, s)
+			t.Errorf("%q: %q parses as %+v, %v; want %+v", value, text, again, err, s)
 		}
 		if strings.ContainsFunc(s.Name+text, func(r rune) bool {
 			return r > unicode.MaxASCII || unicode.IsControl(r) || strings.ContainsRune("\"'\\`$;#!", r)
@@ -141,7 +141,7 @@ func FuzzParseService(f *testing.F) {
 	})
 }
 
-// What is exact is what iptables 1.8.9 printed, legacy and nft alike.
+// The exact rates are as iptables 1.8.9 printed them, both legacy and nft.
 func TestRateCanonical(t *testing.T) {
 	for _, tt := range []struct {
 		in, want Rate
@@ -171,7 +171,7 @@ func TestRateCanonical(t *testing.T) {
 			t.Errorf("%s: got %s, %v; want %s, %v", tt.in, got, exact, tt.want, tt.exact)
 		}
 		if again, ok := got.Canonical(); exact && (again != got || !ok) {
-			t.Errorf("%s: %s is not canonical, but %s", tt.in, got, again)
+			t.Errorf("%s: %s is not canonical, want %s", tt.in, got, again)
 		}
 	}
 }

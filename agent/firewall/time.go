@@ -1,27 +1,29 @@
 package firewall
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
 
-// maxTime is the last second that the kernel's time match counts to: its dates
-// have 32 bits, of which iptables uses 31, and takes the largest for "no end".
+// maxTime is the last second that the kernel's time match supports: its dates have
+// 32 bits, of which iptables uses 31. The largest value means "no end".
 const maxTime = 1<<31 - 2
 
-// MaxTime is the last second that a rule can begin or end in.
+// MaxTime is the last second in which a rule can begin or end.
 var MaxTime = time.Unix(maxTime, 0).UTC()
 
-// timeForm is how times are written: RFC 3339 in UTC.
+// timeForm is the format of times: RFC 3339 in UTC.
 const timeForm = "2006-01-02T15:04:05Z"
 
-// FormatTime writes a time as ParseTime reads it.
+// FormatTime returns a time in the format of ParseTime.
 func FormatTime(t time.Time) string { return t.UTC().Format(timeForm) }
 
-// ParseTime reads when something ends, to the second. Times are of UTC, so that
-// a change of the machine's time zone moves none.
+// ParseTime parses a time in whole seconds. Times are in UTC, so that they do not
+// depend on the machine's time zone.
 func ParseTime(text string) (time.Time, error) {
 	t, err := time.Parse(timeForm, text)
 	if err != nil {
@@ -30,7 +32,7 @@ func ParseTime(text string) (time.Time, error) {
 	return t, CheckTime(t)
 }
 
-// CheckTime says why the kernel cannot count to a time, or nil.
+// CheckTime returns an error if the kernel does not support a time.
 func CheckTime(t time.Time) error {
 	if s := t.Unix(); s < 1 || s > maxTime || t.Nanosecond() != 0 || t.Location() != time.UTC {
 		return fmt.Errorf("%s: want a time in whole seconds from 1970 to %s", t.Format(time.RFC3339Nano), FormatTime(MaxTime))
@@ -38,32 +40,62 @@ func CheckTime(t time.Time) error {
 	return nil
 }
 
-// over tells whether what ends at a time has ended. The kernel's match includes
-// the last second (xt_time.c), and so does this.
+// EndAfter returns the end of a period that begins now, in whole seconds as the kernel
+// counts. A length of zero is no end.
+func EndAfter(now time.Time, length time.Duration) (time.Time, error) {
+	if length == 0 {
+		return time.Time{}, nil
+	}
+	end := now.Add(length).UTC().Truncate(time.Second)
+	if err := CheckTime(end); err != nil {
+		return time.Time{}, fmt.Errorf("--for %s: %w", FormatDuration(length), err)
+	}
+	return end, nil
+}
+
+// over reports whether an expiry time has passed. The last second is included, as in
+// the kernel's match (xt_time.c).
 func over(until, now time.Time) bool { return !until.IsZero() && now.Unix() > until.Unix() }
 
-// At gives d without what has ended by a moment. Rules of what has ended match
-// nothing any more, so it means the same from then on.
-func (d Desired) At(m Moment) Desired {
-	d.Open = without(d.Open, func(s Service) bool { return over(s.Until, m.Time) })
-	d.SSH = d.SSH.At(m.Time)
-	if p := d.SSH.Probation; p != nil && p.Over(m) {
+// At returns d without what has expired at a moment. Expired rules match nothing, so
+// the meaning from then on is the same. In the boot in which a part began, uptime decides,
+// and else the clock.
+func (d Desired) At(m Moment) Desired { return d.at(m, true) }
+
+// clockSettles is the uptime after which the clock is trusted: at boot it may be hours
+// ahead or behind, until it is synchronized.
+const clockSettles = time.Hour
+
+// Settled is At, but only removes what has certainly expired: early in a boot, the clock
+// alone is no proof.
+func (d Desired) Settled(m Moment) Desired {
+	return d.at(m, m.Boot == "" || m.Uptime >= clockSettles)
+}
+
+// at is At. The clock alone decides only if trusted.
+func (d Desired) at(m Moment, trusted bool) Desired {
+	past := func(until time.Time) bool {
+		if t := d.timer(until); t != nil && t.here(m) {
+			return t.Over(m)
+		}
+		return trusted && over(until, m.Time)
+	}
+	gone := func(w Window) bool { return (trusted || w.here(m)) && w.Over(m) }
+	d.Open = without(d.Open, func(s Service) bool { return past(s.Until) })
+	d.SSH.Timed = without(d.SSH.Timed, func(t TimedSource) bool { return past(t.Until) })
+	if p := d.SSH.Probation; p != nil && gone(p.Window) {
 		d.SSH.Mode, d.SSH.Probation = SSHLimited, nil
 	}
-	if d.Unlock != nil && d.Unlock.Over(m) {
+	if d.Unlock != nil && gone(d.Unlock.Window) {
 		d.Unlock = nil
 	}
+	left := d.untils()
+	d.Timers = without(d.Timers, func(t Timer) bool { return !slices.ContainsFunc(left, t.For.Equal) })
 	return d
 }
 
-// At gives s without what has ended by a time.
-func (s SSH) At(now time.Time) SSH {
-	s.Timed = without(s.Timed, func(t TimedSource) bool { return over(t.Until, now) })
-	return s
-}
-
-// without is a new list without some; where none is left it is nil, as an
-// absent list is once it was in JSON.
+// without returns a new list without some elements. An empty result is nil, as is an
+// absent list that was read from JSON.
 func without[T any](list []T, drop func(T) bool) []T {
 	var left []T
 	for _, v := range list {
@@ -74,7 +106,7 @@ func without[T any](list []T, drop func(T) bool) []T {
 	return left
 }
 
-// Ends gives when the next thing of d ends, as a moment sees it; zero is never.
+// Ends returns when the next part of d expires, as seen from a moment; zero is never.
 func (d Desired) Ends(m Moment) time.Time {
 	var first time.Time
 	earlier := func(t time.Time) {
@@ -82,11 +114,11 @@ func (d Desired) Ends(m Moment) time.Time {
 			first = t
 		}
 	}
-	for _, s := range d.Open {
-		earlier(s.Until)
-	}
-	for _, t := range d.SSH.Timed {
-		earlier(t.Until)
+	for _, until := range d.untils() {
+		if t := d.timer(until); t != nil {
+			until = t.End(m)
+		}
+		earlier(until)
 	}
 	if p := d.SSH.Probation; p != nil {
 		earlier(p.End(m))
@@ -97,35 +129,69 @@ func (d Desired) Ends(m Moment) time.Time {
 	return first
 }
 
-// At gives r without the rules that have ended by a time, and without the
-// chains that only they led to; what has begun, it has without its beginning.
-// It is what Compile makes of Desired.At.
-func (r Ruleset) At(now time.Time) Ruleset {
-	return r.without(func(rule Rule) bool { return over(rule.Until, now) }).begun(func(rule Rule) bool { return over(rule.Since, now) })
+// Of returns r, compiled from a predecessor of d, without what d no longer has: rules with
+// an end, the chains that only they used, and the begin times of a probation. It equals the
+// compiled d.
+func (r Ruleset) Of(d Desired) Ruleset {
+	timed := func(c Chain) bool {
+		return slices.ContainsFunc(c.Rules, func(rule Rule) bool { return !rule.Until.IsZero() || !rule.Since.IsZero() })
+	}
+	if !slices.ContainsFunc(r.IPv4, timed) && !slices.ContainsFunc(r.IPv6, timed) {
+		return r
+	}
+	var ends []time.Time
+	for _, end := range d.ends() {
+		ends = append(ends, end)
+	}
+	r = r.without(func(rule Rule) bool {
+		return !rule.Until.IsZero() && !slices.ContainsFunc(ends, rule.Until.Equal) || rule.Comment == unlockComment && d.Unlock == nil
+	})
+	if d.SSH.Probation == nil {
+		r = r.Begun()
+	}
+	return r
 }
 
-// Begun gives r with all that was to begin at a time, begun.
-func (r Ruleset) Begun() Ruleset { return r.begun(func(Rule) bool { return true }) }
+// Retimed returns r with other begin and end times, each by the one that it replaces.
+func (r Ruleset) Retimed(moved map[time.Time]time.Time) Ruleset {
+	if len(moved) == 0 {
+		return r
+	}
+	return r.each(func(rule Rule) Rule {
+		for _, t := range []*time.Time{&rule.Since, &rule.Until} {
+			if now, ok := moved[t.UTC()]; ok && !t.IsZero() {
+				*t = now
+			}
+		}
+		return rule
+	})
+}
 
-// begun gives r without the beginnings of some rules.
-func (r Ruleset) begun(has func(Rule) bool) Ruleset {
-	begun := func(chains []Chain) []Chain {
+// Begun returns r without begin times, so that all its rules are active.
+func (r Ruleset) Begun() Ruleset {
+	return r.each(func(rule Rule) Rule {
+		rule.Since = time.Time{}
+		return rule
+	})
+}
+
+// each returns r with changed rules.
+func (r Ruleset) each(change func(Rule) Rule) Ruleset {
+	changed := func(chains []Chain) []Chain {
 		chains = slices.Clone(chains)
 		for i := range chains {
 			rules := slices.Clone(chains[i].Rules)
-			for j, rule := range rules {
-				if has(rule) {
-					rules[j].Since = time.Time{}
-				}
+			for j := range rules {
+				rules[j] = change(rules[j])
 			}
 			chains[i].Rules = rules
 		}
 		return chains
 	}
-	return Ruleset{IPv4: begun(r.IPv4), IPv6: begun(r.IPv6)}
+	return Ruleset{IPv4: changed(r.IPv4), IPv6: changed(r.IPv6)}
 }
 
-// Locked gives r without the rules of an unlocking.
+// Locked returns r without the rules of an unlock.
 func (r Ruleset) Locked() Ruleset {
 	return r.without(func(rule Rule) bool { return rule.Comment == unlockComment })
 }
@@ -154,27 +220,37 @@ func (r Ruleset) without(drop func(Rule) bool) Ruleset {
 	return Ruleset{IPv4: left(r.IPv4), IPv6: left(r.IPv6)}
 }
 
-// ParseFor reads how long something is to last: "90m", "8h", "7d", in one or
-// several units, from a second to thirty days.
-func ParseFor(text string) (time.Duration, error) {
-	const day = 24 * time.Hour
-	var days time.Duration
-	rest := text
-	if number, behind, found := strings.Cut(text, "d"); found && isNumber(number) && len(number) < 4 {
-		for _, c := range number {
-			days = days*10 + time.Duration(c-'0')
-		}
-		rest = behind
-		if rest == "" {
-			rest = "0s"
-		}
+// day is the longest unit of durations.
+const day = 24 * time.Hour
+
+// ParseDuration parses a duration from 1s to 30d, in one or more units, the longest
+// first: "90m", "8h", "1h30m", "7d".
+func ParseDuration(text string) (time.Duration, error) {
+	days, rest := 0, text
+	if number, after, found := strings.Cut(text, "d"); found && isNumber(number) {
+		days, _ = strconv.Atoi(number) // the largest int on overflow
+		rest = cmp.Or(after, "0s")
 	}
 	d, err := time.ParseDuration(rest)
-	if err == nil {
-		d += days * day
-	}
+	d += time.Duration(min(days, 31)) * day
 	if err != nil || rest[0] == '-' || rest[0] == '+' || d < time.Second || d > 30*day {
 		return 0, fmt.Errorf("%s: want a time from 1s to 30d, such as 90m, 8h or 7d", Quote(text))
 	}
 	return d, nil
+}
+
+// FormatDuration returns a duration in the format of ParseDuration, rounded to seconds.
+func FormatDuration(d time.Duration) string {
+	d = d.Round(time.Second)
+	text := ""
+	for _, u := range []struct {
+		unit time.Duration
+		name string
+	}{{day, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}} {
+		if n := d / u.unit; n > 0 {
+			text += fmt.Sprintf("%d%s", n, u.name)
+			d -= n * u.unit
+		}
+	}
+	return cmp.Or(text, "0s")
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// What has ended goes from the rules in the same way whether they are compiled
-// anew or only looked through.
+// Compiling the remaining desired state and filtering the compiled rules remove
+// expired rules alike.
 func TestAt(t *testing.T) {
 	now := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
 	nets := []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32")}
@@ -49,13 +49,13 @@ func TestAt(t *testing.T) {
 			t.Errorf("after %v: %q, %v", c.at, names, left.SSH.Timed)
 		}
 		if ends := left.Ends(Moment{Time: now.Add(c.at)}); c.ends == 0 != ends.IsZero() || c.ends > 0 && !ends.Equal(now.Add(c.ends)) {
-			t.Errorf("after %v: the next end is %v", c.at, ends)
+			t.Errorf("after %v: the next expiry is %v", c.at, ends)
 		}
 		want, err := Compile(left)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := rules.At(now.Add(c.at)); !got.Equal(want) {
+		if got := rules.Of(left); !got.Equal(want) {
 			t.Errorf("after %v (-compiled +left):\n%s", c.at, cmp.Diff(want, got, cmpopts.EquateComparable(netip.Prefix{})))
 		}
 	}
@@ -75,18 +75,31 @@ func TestParseTime(t *testing.T) {
 	}
 }
 
-func TestParseFor(t *testing.T) {
+func TestParseDuration(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"1s": time.Second, "90m": 90 * time.Minute, "8h": 8 * time.Hour, "1h30m": 90 * time.Minute, "7d": 7 * 24 * time.Hour,
 		"1d12h": 36 * time.Hour, "30d": 30 * 24 * time.Hour, "720h": 30 * 24 * time.Hour,
 	} {
-		if got, err := ParseFor(text); err != nil || got != want {
+		if got, err := ParseDuration(text); err != nil || got != want {
 			t.Errorf("%q: %v, %v", text, got, err)
 		}
 	}
 	for _, text := range []string{"", "0", "0s", "none", "-1h", "+1h", "1d-1h", "31d", "1y", "8760h", "999999999999d", "d", "1", "500ms", "7days", "1d ", "9999999h"} {
-		if got, err := ParseFor(text); err == nil {
+		if got, err := ParseDuration(text); err == nil {
 			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+func TestFormatDuration(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 400 * time.Millisecond: "0s", 15 * time.Minute: "15m", 90 * time.Minute: "1h30m", 7 * 24 * time.Hour: "7d",
+		30 * 24 * time.Hour: "30d", 36*time.Hour + time.Second: "1d12h1s", 9*time.Minute + 59*time.Second + 600*time.Millisecond: "10m",
+	} {
+		if got := FormatDuration(d); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		} else if read, err := ParseDuration(got); d >= time.Second && (err != nil || read != d.Round(time.Second)) {
+			t.Errorf("%q: %v, %v", got, read, err)
 		}
 	}
 }
@@ -105,8 +118,8 @@ func TestParseServiceUntil(t *testing.T) {
 	}
 }
 
-// An unlocking ends by the clock and, in the boot in which it began, by the
-// time that went by, whatever happens to the clock.
+// An unlock expires by uptime in the boot in which it began, regardless of clock changes, and
+// by the clock after that.
 func TestUnlockEnds(t *testing.T) {
 	begin := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
 	u := &Unlock{Window: NewWindow(Moment{Time: begin, Boot: "a", Uptime: time.Hour}, 15*time.Minute)}
@@ -118,26 +131,26 @@ func TestUnlockEnds(t *testing.T) {
 		uptime time.Duration
 		open   bool
 	}{
-		{"at once", 0, "a", time.Hour, true},
-		{"its last second", 15 * time.Minute, "a", time.Hour + 15*time.Minute, true},
-		{"over", 15*time.Minute + time.Second, "a", time.Hour + 15*time.Minute + time.Second, false},
+		{"beginning", 0, "a", time.Hour, true},
+		{"last second", 15 * time.Minute, "a", time.Hour + 15*time.Minute, true},
+		{"expired", 15*time.Minute + time.Second, "a", time.Hour + 15*time.Minute + time.Second, false},
 		{"the clock was set back", time.Minute, "a", time.Hour + 16*time.Minute, false},
-		{"the clock was set back before its beginning", -time.Minute, "a", time.Hour + time.Minute, false},
-		{"the clock was set forward", time.Hour, "a", time.Hour + time.Minute, false},
+		{"the clock was set back before its beginning", -time.Minute, "a", time.Hour + time.Minute, true},
+		{"the clock was set forward", time.Hour, "a", time.Hour + time.Minute, true},
 		{"another boot", 5 * time.Minute, "b", time.Minute, true},
 		{"another boot, later", 16 * time.Minute, "b", time.Minute, false},
-		{"another boot that was up for long", 5 * time.Minute, "b", 2 * time.Hour, true},
-		{"another boot with a clock of the past", -time.Hour, "b", time.Minute, false},
-		{"nothing but the clock is known", 5 * time.Minute, "", 0, true},
+		{"another boot with a long uptime", 5 * time.Minute, "b", 2 * time.Hour, true},
+		{"another boot with the clock in the past", -time.Hour, "b", time.Minute, false},
+		{"only the clock is known", 5 * time.Minute, "", 0, true},
 	} {
 		m := Moment{Time: begin.Add(tt.clock), Boot: tt.boot, Uptime: tt.uptime}
 		if open := d.At(m).Unlock != nil; open != tt.open {
 			t.Errorf("%s: open is %v", tt.what, open)
 		}
 	}
-	// The next end is the nearer of both.
+	// By the clock as it shows then.
 	if ends := d.Ends(Moment{Time: begin.Add(-time.Hour), Boot: "a", Uptime: time.Hour + 5*time.Minute}); !ends.Equal(begin.Add(-50 * time.Minute)) {
-		t.Errorf("with a clock that was set back it ends at %v", ends)
+		t.Errorf("with the clock set back it ends at %v", ends)
 	}
 	if ends := d.Ends(Moment{Time: begin, Boot: "b"}); !ends.Equal(u.Until) {
 		t.Errorf("in another boot it ends at %v", ends)
@@ -156,14 +169,14 @@ func TestUnlockEnds(t *testing.T) {
 			t.Fatal(err)
 		}
 		if rules.Equal(want) || !rules.Locked().Equal(want) {
-			t.Errorf("with all %v, locked rules are not those that were never unlocked", all)
+			t.Errorf("all %v: the rules without the unlock differ from those never unlocked", all)
 		}
 	}
 }
 
-// A probation ends like an unlocking, and then SSH is open to any address: by
-// the rules alone, by those that are compiled anew, and where the clock is no
-// help, by those that are made to begin.
+// A probation expires like an unlock, and then SSH is open to any address: by its own
+// rules, by newly compiled ones and, if the clock is wrong, by rules whose begin time
+// is removed.
 func TestProbationEnds(t *testing.T) {
 	begin := time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
 	p := &Probation{Window: NewWindow(Moment{Time: begin, Boot: "a", Uptime: time.Hour}, 30*time.Minute)}
@@ -180,11 +193,12 @@ func TestProbationEnds(t *testing.T) {
 		over   bool
 		mode   SSHMode
 	}{
-		{"at once", 0, time.Hour, false, SSHPinned},
-		{"its last second", 30 * time.Minute, 90 * time.Minute, false, SSHPinned},
-		{"over", 30*time.Minute + time.Second, 90*time.Minute + time.Second, true, SSHLimited},
+		{"beginning", 0, time.Hour, false, SSHPinned},
+		{"last second", 30 * time.Minute, 90 * time.Minute, false, SSHPinned},
+		{"expired", 30*time.Minute + time.Second, 90*time.Minute + time.Second, true, SSHLimited},
 		{"the clock was set back", time.Minute, 91 * time.Minute, true, SSHLimited},
-		{"the clock was set forward", time.Hour, time.Hour + time.Minute, true, SSHLimited},
+		{"the clock was set back before its beginning", -time.Minute, time.Hour + time.Minute, false, SSHPinned},
+		{"the clock was set forward", time.Hour, time.Hour + time.Minute, false, SSHPinned},
 	} {
 		m := Moment{Time: begin.Add(tt.clock), Boot: "a", Uptime: tt.uptime}
 		now := d.At(m)
@@ -195,11 +209,7 @@ func TestProbationEnds(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		left := rules.At(m.Time)
-		if tt.over {
-			left = left.Begun()
-		}
-		if !left.Equal(want) {
+		if left := rules.Of(now); !left.Equal(want) {
 			t.Errorf("%s (-compiled +left):\n%s", tt.what, cmp.Diff(want, left, cmpopts.EquateComparable(netip.Prefix{})))
 		}
 	}
@@ -207,7 +217,7 @@ func TestProbationEnds(t *testing.T) {
 		t.Errorf("it ends at %v", ends)
 	}
 
-	// Where no rule opens SSH, they are those of who is pinned.
+	// Without a rule that opens SSH, the rules equal those of pinned SSH.
 	p.NoRule = true
 	silent, err := Compile(d)
 	if err != nil {

@@ -4,62 +4,137 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Backend loads rulesets with the iptables programs.
+// Backend loads rulesets through the iptables programs.
 type Backend struct {
 	sys      *system.System
 	families []firewall.Family
-	// lockWait bounds how long a load waits for another program to let go of
-	// the xtables lock, in whole seconds.
+	// lockWait is how long a load waits for another program to release the
+	// xtables lock, in whole seconds.
 	lockWait time.Duration
+	// Misprinted, if set, reports whether the nft variant's text of a family leaves out
+	// matches of rules in INPUT.
+	Misprinted func(f firewall.Family, text []byte) (bool, error)
+	// known is the last known version of the programs.
+	known tools
+	// If held is set, last is the last snapshot, or nil after a change, and hung the error of
+	// a program that did not end: it is not run again.
+	held bool
+	last snapshot
+	hung error
 }
 
-// New gives a backend for the families that the kernel has.
+// New returns a backend for the kernel's families.
 func New(sys *system.System, families []firewall.Family) *Backend {
 	return &Backend{sys: sys, families: families, lockWait: 10 * time.Second}
 }
 
-// MissingError says that an iptables program is not on this machine.
-type MissingError struct{ err *system.NotFoundError }
-
-func (e *MissingError) Error() string {
-	return fmt.Sprintf("%v: install iptables (\"dnf install iptables\", or \"apt-get install iptables\") and run this again", e.err)
+// Hold makes Inspect use the last snapshot until release is called. After a change by
+// this backend it reads again, unless the change was read back. The version of the
+// programs is read only once. Changes by another program are not seen until release:
+// use it only if none are expected. Within another Hold it has no effect.
+func (b *Backend) Hold() (release func()) {
+	if b.held {
+		return func() {}
+	}
+	b.held, b.last, b.known = true, nil, tools{}
+	return func() { b.held, b.last, b.hung = false, nil, nil }
 }
 
+// HoldEmpty is Hold for a network namespace known to have no rules. version is the
+// Version of another backend with the same programs.
+func (b *Backend) HoldEmpty(version string) {
+	b.Hold()
+	b.known, b.last = parseTools(version), snapshot{}
+	for _, f := range b.families {
+		b.last[f] = dump{}
+	}
+}
+
+// Version returns the version as the programs print it, or "" if it was not read yet.
+func (b *Backend) Version() string { return b.known.version() }
+
+// MissingError is the error for an iptables program that is not installed.
+type MissingError struct{ err *system.NotFoundError }
+
+func (e *MissingError) Error() string { return e.err.Error() }
 func (e *MissingError) Unwrap() error { return e.err }
 
-// There tells whether there are programs of iptables.
+// IncompatibleError is the error for a table filter with rules that iptables cannot print:
+// other programs added them over nf_tables. What iptables prints is then not what is there.
+type IncompatibleError struct{ Family firewall.Family }
+
+func (e *IncompatibleError) Error() string {
+	return fmt.Sprintf("table %s filter has rules that %s cannot print: \"nft list table %[1]s filter\" shows them", firewall.ByFamily(e.Family, "ip", "ip6"), program(e.Family, "-save"))
+}
+
+func incompatible(f firewall.Family) error {
+	return hint.Wrap(&IncompatibleError{f}, "set \"backend = nftables\" in [agent], then run: basicfw-agent apply")
+}
+
+// misprinted reports whether INPUT has a rule of another program that decides, and whose
+// text is wrong. Without such rules the kernel is not asked.
+func (b *Backend) misprinted(f firewall.Family, d dump) bool {
+	e := effectsOf(d.table(filter))
+	if b.Misprinted == nil || !d.nft || !slices.ContainsFunc(e.chain(input).Rules, e.decides) {
+		return false
+	}
+	wrong, err := b.Misprinted(f, d.text)
+	return wrong && err == nil
+}
+
+// Permanent reports that another attempt fails, too.
+func (e *IncompatibleError) Permanent() bool { return true }
+
+// hinted returns the error with a hint.
+func (e *MissingError) hinted() error {
+	return hint.Wrap(e, "install iptables (\"dnf install iptables\" or \"apt-get install iptables\")")
+}
+
+// There reports whether the iptables programs are installed.
 func (b *Backend) There() bool {
 	_, err := b.sys.LookPath(program(firewall.IPv4, "-save"))
 	return err == nil
 }
 
-// LegacyInUse tells whether the legacy variant has any table in this network
-// namespace. It asks no program.
+// LegacyInUse reports whether the legacy variant has any table in this network
+// namespace. It runs no program.
 func (b *Backend) LegacyInUse() bool {
-	for _, path := range []string{"/proc/net/ip_tables_names", "/proc/net/ip6_tables_names"} {
-		if data, err := b.sys.ReadLimited(path, 4096); err == nil && len(data) > 0 {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(firewall.Families[:], func(f firewall.Family) bool { return len(b.legacyTables(f)) > 0 })
 }
 
-// Prepare has the legacy variant load the kernel's tables. It asks modprobe for
-// them itself, which not every process that reads and loads rules may do. It
-// does not where no table is named.
+// legacyTables returns the names of the legacy variant's tables in this network
+// namespace, or none if the kernel's list cannot be read.
+func (b *Backend) legacyTables(f firewall.Family) []string {
+	data, err := b.sys.ReadLimited("/proc/net/"+firewall.ByFamily(f, "ip_tables_names", "ip6_tables_names"), 4096)
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(data))
+}
+
+// Prepare makes the legacy variant load the kernel's table modules: if a table is
+// named, it runs modprobe, which not every process that loads rules may do. The nft
+// variant is not run: the kernel loads its modules.
 func (b *Backend) Prepare(ctx context.Context) error {
 	var errs []error
 	for _, f := range b.families {
-		_, err := b.run(ctx, system.Command{Name: program(f, "-save"), Args: []string{"-t", filter}})
+		name := program(f, "-save")
+		if path, err := b.sys.LookPath(name); err == nil && isNft(path) {
+			continue
+		}
+		_, err := b.run(ctx, system.Command{Name: name, Args: []string{"-t", filter}})
 		if err != nil {
 			errs = append(errs, fmt.Errorf("preparing the %v tables: %w", f, err))
 		}
@@ -67,8 +142,14 @@ func (b *Backend) Prepare(ctx context.Context) error {
 	return inOneLine(errs)
 }
 
-// inOneLine joins the errors of the families, of which each may have one. What a
-// command says of why it failed is a line.
+// isNft reports whether a program is of the nft variant, whose programs are all links
+// to one file since 1.8.0.
+func isNft(path string) bool {
+	file, err := filepath.EvalSymlinks(path)
+	return err == nil && filepath.Base(file) == "xtables-nft-multi"
+}
+
+// inOneLine joins the errors of the families to a single line.
 func inOneLine(errs []error) error {
 	errs = slices.DeleteFunc(errs, func(err error) bool { return err == nil })
 	if len(errs) < 2 {
@@ -77,113 +158,171 @@ func inOneLine(errs []error) error {
 	return fmt.Errorf("%w; %w", errs[0], errs[1])
 }
 
-// snapshot is both families' rules as they were read at one time.
+// snapshot is the rules of both families at one time.
 type snapshot map[firewall.Family]dump
 
-// program gives the name of a family's program: iptables-save, ip6tables-restore.
+// seen is a snapshot and the backend that read it.
+type seen struct {
+	b    *Backend
+	snap snapshot
+}
+
+// program returns the name of a family's program: iptables-save, ip6tables-restore.
 func program(f firewall.Family, suffix string) string {
-	if f == firewall.IPv4 {
-		return "iptables" + suffix
-	}
-	return "ip6tables" + suffix
+	return firewall.ByFamily(f, "iptables", "ip6tables") + suffix
 }
 
 func (b *Backend) run(ctx context.Context, c system.Command) (system.Result, error) {
 	res, err := b.sys.Run(ctx, c)
 	var missing *system.NotFoundError
 	if errors.As(err, &missing) {
-		return res, &MissingError{missing}
+		return res, (&MissingError{missing}).hinted()
 	}
 	return res, err
 }
 
-// read takes both families' rules, at the same time.
+// read reads the rules of both families in parallel. With an [*IncompatibleError] it also
+// returns the tables that could be read.
 func (b *Backend) read(ctx context.Context) (snapshot, error) {
+	if b.hung != nil {
+		return nil, b.hung
+	}
 	dumps := make([]dump, len(b.families))
 	errs := make([]error, len(b.families))
 	var wg sync.WaitGroup
-	for i, f := range b.families {
-		wg.Add(1)
-		go func() {
-			defer wg.Done()
-			name := program(f, "-save")
-			res, err := b.run(ctx, system.Command{Name: name})
-			if err == nil {
-				dumps[i], err = parse(res.Stdout)
-			}
-			if err != nil {
-				errs[i] = fmt.Errorf("reading the %v rules with %s: %w", f, name, err)
-			}
-		}()
+	read := func(i int) {
+		defer wg.Done()
+		f := b.families[i]
+		name := program(f, "-save")
+		res, err := b.run(ctx, system.Command{Name: name})
+		if err == nil {
+			dumps[i], err = parse(res.Stdout)
+		}
+		if err == nil && dumps[i].incompatible {
+			errs[i] = incompatible(f)
+			return
+		}
+		if err != nil {
+			errs[i] = fmt.Errorf("reading the %v rules with %s: %w", f, name, err)
+		}
 	}
+	wg.Add(len(b.families))
+	for i := range b.families[1:] {
+		go read(i + 1)
+	}
+	read(0) // in this goroutine, whose stack has already grown
 	wg.Wait()
 	snap := snapshot{}
 	for i, f := range b.families {
+		if errs[i] == nil && b.misprinted(f, dumps[i]) {
+			errs[i] = incompatible(f)
+		}
 		var missing *MissingError
 		if errors.As(errs[i], &missing) {
-			return nil, missing // one is enough said
+			return nil, missing.hinted() // one is enough
 		}
 		snap[f] = dumps[i]
 	}
-	return snap, inOneLine(errs)
+	if err := inOneLine(errs); err != nil {
+		if b.held && errors.Is(err, context.DeadlineExceeded) {
+			b.hung = err
+		}
+		return snap, err
+	}
+	if b.held {
+		b.last = snap
+	}
+	return snap, nil
+}
+
+// current returns the held snapshot, or reads one.
+func (b *Backend) current(ctx context.Context) (snapshot, error) {
+	if b.last != nil {
+		return b.last, nil
+	}
+	return b.read(ctx)
 }
 
 // Inspect reads the kernel's rules and compares them with want.
-func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
-	snap, err := b.read(ctx)
+func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (backend.Inspection, error) {
+	snap, err := b.current(ctx)
 	if err != nil {
-		return firewall.Inspection{}, err
+		return backend.Inspection{}, err
 	}
 	in := inspect(snap, b.families, texts(want))
 	t, err := b.tools(ctx, snap)
 	if err != nil {
-		return firewall.Inspection{}, err
+		return backend.Inspection{}, err
 	}
-	in.Backend = t.String()
+	in.Backend, in.Snapshot = t.String(), seen{b, snap}
 	if t.nft {
-		in.Warnings = b.legacyBeside()
+		in.Warnings = b.legacyWarnings()
 	}
 	return in, nil
 }
 
-// legacyBeside says where iptables-legacy has rules while we use the nft
-// variant: those are two sets of rules, and both decide. The kernel lists the
-// legacy tables of this network namespace in /proc/net/ip_tables_names.
-func (b *Backend) legacyBeside() []string {
+// legacyWarnings returns a warning for each family with iptables-legacy rules, if we
+// use the nft variant: both sets of rules apply.
+func (b *Backend) legacyWarnings() []string {
 	var out []string
 	for _, f := range b.families {
-		path := "/proc/net/ip_tables_names"
-		if f == firewall.IPv6 {
-			path = "/proc/net/ip6_tables_names"
-		}
-		data, err := b.sys.ReadLimited(path, 4096)
-		if tables := strings.Fields(string(data)); err == nil && slices.Contains(tables, filter) {
-			out = append(out, fmt.Sprintf("iptables-legacy has %v rules too, and both decide: see %s", f, program(f, "-legacy-save")))
+		if slices.Contains(b.legacyTables(f), filter) {
+			out = append(out, fmt.Sprintf("iptables-legacy also has %v rules, and both sets apply: see %s", f, program(f, "-legacy-save")))
 		}
 	}
 	return out
 }
 
-// Load makes the kernel's rules be want: one transaction a family, read back
-// and compared. Where anything fails, both families are as was says they were.
-// With clear, the rules of others in INPUT that decide by themselves are taken
-// out.
-func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.Inspection, clear bool) error {
+// Load loads want in one transaction per family, reads it back and compares it. If
+// anything fails, both families are rolled back. With clear, other programs'
+// terminal rules are removed from INPUT.
+func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error {
 	if err := want.Check(); err != nil {
 		return err
 	}
-	if err := few(want); err != nil {
+	if err := checkNetworks(want); err != nil {
 		return err
 	}
-	return b.load(ctx, texts(want), was, clear)
+	b, chains := s.b, texts(want)
+	t, err := b.tools(ctx, s.snap)
+	if err != nil {
+		return err
+	}
+	// Before 1.4.11, times are in the process's time zone, and off by an hour due to
+	// an uninitialised tm_isdst (netfilter commits b1319cc0, 8ad33a34). An unreliable
+	// expiry is refused.
+	timed := func(c chain) bool {
+		return slices.ContainsFunc(c.Rules, func(r string) bool { return strings.Contains(r, "-m time ") })
+	}
+	if !t.atLeast(1, 4, 11) && (slices.ContainsFunc(chains[firewall.IPv4], timed) || slices.ContainsFunc(chains[firewall.IPv6], timed)) {
+		return hint.Wrap(fmt.Errorf("%v does not support temporary rules, which need 1.4.11", t), "open it without --for, and close it later")
+	}
+	for i, f := range b.families {
+		old := s.snap[f].table(filter)
+		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return loadLines(old, chains[f], clear, rewrite) }); err != nil {
+			err = fmt.Errorf("loading the %v rules: %w", f, err)
+			if i > 0 {
+				err = b.rollBack(ctx, s.snap, backend.Backup{}, err)
+			}
+			return err
+		}
+	}
+	now, err := b.read(ctx)
+	if err != nil {
+		return b.rollBack(ctx, s.snap, backend.Backup{}, fmt.Errorf("reading back the loaded rules: %w", err))
+	}
+	if in := inspect(now, b.families, chains); len(in.Drift) > 0 {
+		return b.rollBack(ctx, s.snap, backend.Backup{}, loadError(in.Drift[0], now))
+	}
+	return nil
 }
 
-// maxNetworks is how many networks one list may have here, where each is a rule
-// and costs every packet that comes so far.
+// maxNetworks is the maximum number of networks in a list. Each is a rule, which every
+// packet that reaches it has to pass.
 const maxNetworks = 500
 
-// few refuses a ruleset with a longer list.
-func few(r firewall.Ruleset) error {
+// checkNetworks returns an error if a list is longer.
+func checkNetworks(r firewall.Ruleset) error {
 	for _, f := range firewall.Families {
 		for _, c := range r.Chains(f) {
 			networks := map[string]int{}
@@ -192,8 +331,8 @@ func few(r firewall.Ruleset) error {
 					networks[rule.Comment]++
 				}
 				if networks[rule.Comment] > maxNetworks {
-					return fmt.Errorf("%s has more than %d networks that may reach it, and iptables has a rule for each: the backend nftables takes them as one set (\"backend = nftables\" in [agent])",
-						strings.TrimPrefix(rule.Comment, "basicfw-"), maxNetworks)
+					return hint.Wrap(fmt.Errorf("%s is open to more than %d networks, and iptables needs a rule for each", strings.TrimPrefix(rule.Comment, "basicfw-"), maxNetworks),
+						"set \"backend = nftables\" in [agent]: nftables stores them in one set")
 				}
 			}
 		}
@@ -201,86 +340,37 @@ func few(r firewall.Ruleset) error {
 	return nil
 }
 
-// LoadFiles is Load of the rules that persisted files hold. Only our part of
-// them is taken; it is an error for a file not to have it.
-func (b *Backend) LoadFiles(ctx context.Context, files map[firewall.Family][]byte, was firewall.Inspection) error {
-	want := map[firewall.Family][]chain{}
-	for _, f := range b.families {
-		d, err := parse(files[f])
-		if err != nil {
-			return fmt.Errorf("the persisted %v rules: %w", f, err)
-		}
-		want[f] = d.table(filter).ours()
-		if len(want[f]) == 0 || want[f][0].Name != firewall.InputChain || len(want[f][0].Rules) == 0 {
-			return fmt.Errorf("the persisted %v rules have no chain %s", f, firewall.InputChain)
+// loadError returns the error for rules that were read back differently. If none of
+// our chains exists although the program reported success, iptables does not work on
+// this machine. Otherwise the difference may be an unknown spelling.
+func loadError(first firewall.Drift, now snapshot) error {
+	mismatch := &backend.MismatchError{First: first}
+	for f, d := range now {
+		if len(d.table(filter).ours()) == 0 {
+			return fmt.Errorf("%s reported success but loaded nothing: %s", program(f, "-restore"), mismatch.Error())
 		}
 	}
-	return b.load(ctx, want, was, false)
+	return mismatch
 }
 
-func (b *Backend) load(ctx context.Context, want map[firewall.Family][]chain, was firewall.Inspection, clear bool) error {
-	snap := was.Snapshot.(snapshot)
-	t, err := b.tools(ctx, snap)
-	if err != nil {
-		return err
-	}
-	// Before 1.4.11 times are of the process's time zone, and off by the hour of
-	// an uninitialised tm_isdst (netfilter's b1319cc0, 8ad33a34): no end at
-	// all is better than one that nobody can count on.
-	if !t.atLeast(1, 4, 11) && haveTimes(want) {
-		return fmt.Errorf("%v cannot begin or end a rule at a time, 1.4.11 can: open it for good (without --for), and close it again", t)
-	}
-	for i, f := range b.families {
-		old := snap[f].table(filter)
-		if err := b.change(ctx, t, f, old, func(anew bool) []string { return loadLines(old, want[f], clear, anew) }); err != nil {
-			err = fmt.Errorf("loading the %v rules: %w", f, err)
-			if i > 0 {
-				err = b.back(ctx, was, firewall.Before{}, err)
-			}
-			return err
-		}
-	}
-	now, err := b.read(ctx)
-	if err != nil {
-		return b.back(ctx, was, firewall.Before{}, fmt.Errorf("reading back what was loaded: %w", err))
-	}
-	if in := inspect(now, b.families, want); len(in.Drift) > 0 {
-		return b.back(ctx, was, firewall.Before{}, fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0]))
-	}
-	return nil
-}
-
-// haveTimes tells whether a rule is to begin or end by itself.
-func haveTimes(want map[firewall.Family][]chain) bool {
-	for _, chains := range want {
-		for _, c := range chains {
-			if slices.ContainsFunc(c.Rules, func(r string) bool { return strings.Contains(r, "-m time ") }) {
-				return true
-			}
-		}
-	}
-	return false
-}
-
-// back gives the rules back as they were, for the sake of err. Of added, the
-// rules that were put into INPUT since go too.
-func (b *Backend) back(ctx context.Context, was firewall.Inspection, added firewall.Before, err error) error {
-	// The way back must not be cut short by what ended the way there.
+// rollBack restores the rules of a snapshot after err, and returns err. It also
+// removes the rules of added that were since restored to INPUT.
+func (b *Backend) rollBack(ctx context.Context, was snapshot, added backend.Backup, err error) error {
+	// The end of the caller's context must not interrupt the rollback.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()
-	if e := b.Revert(ctx, was, added); e != nil {
-		return fmt.Errorf("%w; and the former rules could not be brought back: %w", err, e)
+	if e := (seen{b, was}).Restore(ctx, added); e != nil {
+		return fmt.Errorf("%w; and restoring the previous rules failed: %w", err, e)
 	}
 	return err
 }
 
-// change loads lines, which take single rules out of INPUT; where that is
-// refused, it loads those that write INPUT anew. Some matches, "recent" among
-// them, are not found again by what iptables-save prints of them, and the nft
-// variant of 1.8.2 stumbles over what stands behind a deletion. But a rule may
-// also be refused because another program took it out since INPUT was read as
-// it is in old; then all stays as it is, so that none of its work is undone.
-func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old table, lines func(anew bool) []string) error {
+// change loads lines that delete single rules of INPUT. If that is refused, it loads
+// the lines that rewrite INPUT. Some matches, such as "recent", cannot be deleted by
+// the text that iptables-save prints, and the nft variant of 1.8.2 fails on lines after
+// a deletion. A deletion is also refused if another program removed the rule since
+// INPUT was read. Then nothing is changed, so that no other change is undone.
+func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old table, lines func(rewrite bool) []string) error {
 	text := lines(false)
 	err := b.restore(ctx, t, f, text)
 	var refused *system.ExitError
@@ -296,11 +386,11 @@ func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old ta
 	return b.restore(ctx, t, f, lines(true))
 }
 
-// Revert gives both families back as was says they were: our chains, INPUT and
-// the policies. What others changed elsewhere meanwhile stays, but for what
-// Remove gave back of before.
-func (b *Backend) Revert(ctx context.Context, was firewall.Inspection, before firewall.Before) error {
-	snap := was.Snapshot.(snapshot)
+// Restore restores our chains, INPUT and the policies in both families. Later changes
+// by other programs elsewhere stay. The rules of added that Remove restored are
+// removed.
+func (s seen) Restore(ctx context.Context, added backend.Backup) error {
+	b, snap := s.b, s.snap
 	t, err := b.tools(ctx, snap)
 	if err != nil {
 		return err
@@ -314,16 +404,16 @@ func (b *Backend) Revert(ctx context.Context, was firewall.Inspection, before fi
 		if sameParts(now[f].table(filter), snap[f].table(filter)) {
 			continue
 		}
-		lines := revertLines(now[f].table(filter), snap[f].table(filter), before.Family(f).Removed)
+		lines := revertLines(now[f].table(filter), snap[f].table(filter), added.Family(f).Removed)
 		if err := b.restore(ctx, t, f, lines); err != nil {
-			errs = append(errs, fmt.Errorf("bringing back the %v rules: %w", f, err))
+			errs = append(errs, fmt.Errorf("restoring the %v rules: %w", f, err))
 		}
 	}
 	return inOneLine(errs)
 }
 
-// Yield sets INPUT's policy to ACCEPT and leaves all else, for a moment in which
-// something beside iptables filters.
+// Yield sets INPUT's policy to ACCEPT and changes nothing else, for a moment in which
+// the guard filters.
 func (b *Backend) Yield(ctx context.Context) error {
 	snap, err := b.read(ctx)
 	if err != nil {
@@ -341,10 +431,9 @@ func (b *Backend) Yield(ctx context.Context) error {
 	return nil
 }
 
-// Remove takes our part out of the kernel: our chains and the jump go, the
-// rules that Load took out return behind the rules that are there now, and the
-// policies are as before.
-func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
+// Remove removes our chains and the jump. It restores the policies and, after the
+// present rules, the rules that Load removed.
+func (b *Backend) Remove(ctx context.Context, before backend.Backup) error {
 	snap, err := b.read(ctx)
 	if err != nil {
 		return err
@@ -353,24 +442,23 @@ func (b *Backend) Remove(ctx context.Context, before firewall.Before) error {
 	if err != nil {
 		return err
 	}
-	was := firewall.Inspection{Snapshot: snap}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
-		if err := b.change(ctx, t, f, old, func(anew bool) []string { return removeLines(old, *before.Family(f), anew) }); err != nil {
-			err = fmt.Errorf("taking out the %v rules: %w", f, err)
+		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return removeLines(old, *before.Family(f), rewrite) }); err != nil {
+			err = fmt.Errorf("removing the %v rules: %w", f, err)
 			if i > 0 {
-				err = b.back(ctx, was, before, err)
+				err = b.rollBack(ctx, snap, before, err)
 			}
 			return err
 		}
 	}
 	now, err := b.read(ctx)
 	if err != nil {
-		return b.back(ctx, was, before, err)
+		return b.rollBack(ctx, snap, before, err)
 	}
 	for _, f := range b.families {
 		if left := now[f].table(filter).ours(); len(left) > 0 {
-			return b.back(ctx, was, before, fmt.Errorf("%v: chain %s is still there", f, left[0].Name))
+			return b.rollBack(ctx, snap, before, fmt.Errorf("%v: chain %s still exists", f, left[0].Name))
 		}
 	}
 	return nil

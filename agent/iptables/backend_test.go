@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,18 +14,21 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// versions are programs that the agent meets, those before and behind each
-// change that matters to it.
+// versions are the versions before and after each relevant change in iptables.
 var versions = []struct {
 	name    string
 	fake    fake
 	backend string
 	args    string // of a restore
-	asks    string // what is asked besides: the version, or whether restore waits
+	query   string // what else is run: "version", or "wait" for a test of --wait
 }{
 	{"1.4.7", fake{Version: "1.4.7"}, "iptables 1.4.7 (legacy)", "--noflush", ""},
 	{"1.4.19.1", fake{Version: "1.4.19.1"}, "iptables 1.4.19.1 (legacy)", "--noflush", ""},
@@ -41,7 +45,7 @@ var versions = []struct {
 	{"1.8.13 nft", fake{Version: "1.8.13", NFT: true}, "iptables 1.8.13 (nf_tables)", "--noflush", ""},
 }
 
-// old gives the programs of a version.
+// old returns the fake programs of a version.
 func old(t *testing.T, name string) fake {
 	t.Helper()
 	for _, v := range versions {
@@ -53,8 +57,7 @@ func old(t *testing.T, name string) fake {
 	return fake{}
 }
 
-// ruleset has what versions print each in its own way, and not the match on a
-// type of IPv6 address, which ip6tables 1.4.7 does not have.
+// ruleset returns rules that the versions print differently.
 func ruleset(t *testing.T) firewall.Ruleset {
 	t.Helper()
 	d := webMail()
@@ -63,13 +66,10 @@ func ruleset(t *testing.T) firewall.Ruleset {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, c := range r.IPv6 {
-		r.IPv6[i].Rules = slices.DeleteFunc(c.Rules, func(r firewall.Rule) bool { return r.DstType != "" })
-	}
 	return r
 }
 
-func (m *machine) inspect(want firewall.Ruleset) firewall.Inspection {
+func (m *machine) inspect(want firewall.Ruleset) backend.Inspection {
 	m.t.Helper()
 	in, err := m.Inspect(context.Background(), want)
 	if err != nil {
@@ -78,16 +78,16 @@ func (m *machine) inspect(want firewall.Ruleset) firewall.Inspection {
 	return in
 }
 
-func (m *machine) load(want firewall.Ruleset, clear bool) firewall.Inspection {
+func (m *machine) load(want firewall.Ruleset, clear bool) backend.Inspection {
 	m.t.Helper()
 	was := m.inspect(want)
-	if err := m.Load(context.Background(), want, was, clear); err != nil {
+	if err := was.Snapshot.Load(context.Background(), want, clear); err != nil {
 		m.t.Fatal(err)
 	}
 	return was
 }
 
-// theirs are the rules of others that a machine has before us.
+// theirs adds other programs' rules.
 func (m *machine) theirs() {
 	m.has(firewall.IPv4, "*nat", ":DOCKER -", "-A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80",
 		"*filter", ":FORWARD DROP", ":DOCKER -", ":f2b-sshd -", "-A DOCKER -j RETURN", "-A FORWARD -j DOCKER",
@@ -98,7 +98,7 @@ func (m *machine) theirs() {
 	m.has(firewall.IPv6, ":INPUT DROP", ":OUTPUT DROP", "-A INPUT -p ipv6-icmp -j ACCEPT")
 }
 
-// Every version: load, read back, nothing to do, repair, and give back.
+// With every version: load, read back, no change, repair, and remove.
 func TestVersions(t *testing.T) {
 	for _, v := range versions {
 		t.Run(v.name, func(t *testing.T) {
@@ -111,19 +111,19 @@ func TestVersions(t *testing.T) {
 				t.Errorf("backend %q, want %q", was.Backend, v.backend)
 			}
 			var restores []string
-			asks := ""
+			query := ""
 			for _, r := range m.runs() {
 				switch {
 				case strings.Contains(r, "--test"):
-					asks = "wait"
+					query = "wait"
 				case strings.Contains(r, "-restore"):
 					restores = append(restores, r)
 				case strings.Contains(r, "--version"):
-					asks = "version"
+					query = "version"
 				}
 			}
-			if asks != v.asks {
-				t.Errorf("asked for %q, want %q", asks, v.asks)
+			if query != v.query {
+				t.Errorf("ran a query for %q, want %q", query, v.query)
 			}
 			if diff := cmp.Diff([]string{"iptables-restore " + v.args, "ip6tables-restore " + v.args}, restores); diff != "" {
 				t.Errorf("restores (-want +got):\n%s", diff)
@@ -151,23 +151,23 @@ func TestVersions(t *testing.T) {
 			if got := m.holds(); got != loaded {
 				t.Errorf("repaired (-want +got):\n%s", cmp.Diff(loaded, got))
 			}
-			if err := m.Remove(context.Background(), was.Before); err != nil {
+			if err := m.Remove(context.Background(), was.Backup); err != nil {
 				t.Fatal(err)
 			}
 			if got := m.holds(); got != before {
-				t.Errorf("given back (-want +got):\n%s", cmp.Diff(before, got))
+				t.Errorf("removed (-want +got):\n%s", cmp.Diff(before, got))
 			}
 		})
 	}
 }
 
-// What the versions print of our rules is the same once it is read; others' stay
-// as they are printed.
+// Our rules are equal after parsing, whatever the version; other programs' rules stay
+// as printed.
 func TestParsePrinted(t *testing.T) {
 	const theirs = "-p tcp -m hashlimit --hashlimit-upto 1/sec --hashlimit-burst 5 --hashlimit-mode srcip --hashlimit-name theirs -j ACCEPT"
 	for _, tt := range []struct {
 		file, version string
-		nft           bool // as far as the header says
+		nft           bool // according to the header
 		theirs        string
 	}{
 		{"save-1.4.7", "1.4.7", false, strings.Replace(theirs, " --hashlimit-burst 5", "", 1)},
@@ -208,7 +208,7 @@ func TestParsePrinted(t *testing.T) {
 	}
 }
 
-// A kernel without any table has no header to tell the version by.
+// With a kernel without tables there is no header with the version.
 func TestVersionOfEmptyKernel(t *testing.T) {
 	for _, v := range versions {
 		m := newMachine(t, v.fake)
@@ -222,9 +222,67 @@ func TestVersionOfEmptyKernel(t *testing.T) {
 	}
 }
 
+// A held snapshot and the version are not read again.
+func TestHold(t *testing.T) {
+	m := newMachine(t, versions[0].fake)
+	release := m.Hold()
+	want := ruleset(t)
+	for range 2 {
+		if in := m.inspect(want); len(in.Drift) == 0 {
+			t.Error("no drift in an empty kernel")
+		}
+	}
+	read := []string{"ip6tables-save", "iptables --version", "iptables-save"}
+	if got := m.runs(); !slices.Equal(slices.Sorted(slices.Values(got)), read) {
+		t.Errorf("two inspections ran %q, want %q", got, read)
+	}
+	m.load(want, false)
+	m.runs()
+	in := m.inspect(want)
+	if ran := m.runs(); len(in.Drift) > 0 || len(ran) > 0 {
+		t.Errorf("after loading: drift %v, and another inspection ran %q", in.Drift, ran)
+	}
+	if tables, err := m.Live(context.Background()); err != nil || len(tables) == 0 {
+		t.Errorf("%d tables, %v", len(tables), err)
+	}
+	if ran := m.runs(); len(ran) > 0 {
+		t.Errorf("reading the rules of all programs ran %q", ran)
+	}
+	m.Hold()() // within another one
+	m.has(firewall.IPv4, ":INPUT ACCEPT")
+	if in := m.inspect(want); len(in.Drift) > 0 {
+		t.Errorf("another program's change was seen before release: %v", in.Drift)
+	}
+	release()
+	if in := m.inspect(want); len(in.Drift) == 0 {
+		t.Error("another program's change was not seen after release")
+	}
+}
+
+// For a namespace known to be empty, no program is run to inspect it.
+func TestHoldEmpty(t *testing.T) {
+	m := newMachine(t, versions[0].fake)
+	m.inspect(ruleset(t))
+	version := m.Version()
+	m.runs()
+	m.HoldEmpty(version)
+	was := m.inspect(ruleset(t))
+	if ran := m.runs(); was.Present || was.Backend != versions[0].backend || len(ran) > 0 {
+		t.Errorf("found %v of %s, and ran %q", was.Present, was.Backend, ran)
+	}
+	if err := was.Snapshot.Load(context.Background(), ruleset(t), false); err != nil {
+		t.Error(err)
+	}
+	for _, run := range m.runs() {
+		if strings.Contains(run, "--version") {
+			t.Errorf("loading ran %s", run)
+		}
+	}
+}
+
 func TestToolsText(t *testing.T) {
 	m := newMachine(t, fake{Version: "none"})
-	if _, err := m.Inspect(context.Background(), ruleset(t)); err == nil || !strings.Contains(err.Error(), `prints no version, but "iptables vnone`) {
+	if _, err := m.Inspect(context.Background(), ruleset(t)); err == nil || !strings.Contains(err.Error(), `printed no version, but "iptables vnone`) {
 		t.Errorf("got %v", err)
 	}
 	for _, name := range []string{"iptables-save", "ip6tables-save"} {
@@ -234,16 +292,16 @@ func TestToolsText(t *testing.T) {
 	}
 	_, err := m.Inspect(context.Background(), ruleset(t))
 	var missing *MissingError
-	if !errors.As(err, &missing) || !strings.Contains(err.Error(), "tables-save in ") || !strings.Contains(err.Error(), "install iptables") || strings.Contains(err.Error(), "\n") {
+	if !errors.As(err, &missing) || !strings.Contains(err.Error(), "tables-save in ") || !strings.Contains(hint.Of(err), "install iptables") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// The lock that another program holds is waited for, but not for ever.
+// A load waits for the lock that another program holds, for a limited time.
 func TestLock(t *testing.T) {
 	for _, tt := range []struct {
 		name        string
-		waits, long bool // whether it waits, and whether we see how long
+		waits, long bool // whether it waits, and whether to test the time limit
 	}{
 		{"1.4.7", false, false}, {"1.4.21", true, true}, {"1.4.21 of EL7", true, false}, {"1.6.1", true, false},
 		{"1.6.2", true, true}, {"1.8.9 legacy", true, false}, {"1.8.13 nft", false, false},
@@ -264,13 +322,13 @@ func TestLock(t *testing.T) {
 			const held = 100 * time.Millisecond
 			start := time.Now()
 			time.AfterFunc(held, unlock)
-			if err := m.Load(context.Background(), want, was, true); err != nil {
+			if err := was.Snapshot.Load(context.Background(), want, true); err != nil {
 				t.Fatal(err)
 			}
 			if took := time.Since(start); tt.waits && took < held {
-				t.Errorf("did not wait for the lock, but took %v", took)
+				t.Errorf("did not wait for the lock: took %v", took)
 			}
-			if err := m.Remove(context.Background(), was.Before); err != nil {
+			if err := m.Remove(context.Background(), was.Backup); err != nil {
 				t.Fatal(err)
 			}
 			if !tt.long {
@@ -279,12 +337,12 @@ func TestLock(t *testing.T) {
 			unlock = hold()
 			defer unlock()
 			m.runs()
-			err := m.Load(context.Background(), want, was, true)
+			err := was.Snapshot.Load(context.Background(), want, true)
 			if err == nil || !strings.Contains(err.Error(), "another program held the xtables lock (/run/xtables.lock) for more than 1s") {
 				t.Errorf("got %v", err)
 			}
 			if got := m.holds(); got != before {
-				t.Errorf("changed all the same:\n%s", cmp.Diff(before, got))
+				t.Errorf("changed without the lock:\n%s", cmp.Diff(before, got))
 			}
 			n := 0
 			for _, r := range m.runs() {
@@ -297,7 +355,7 @@ func TestLock(t *testing.T) {
 			}
 		})
 	}
-	t.Run("ended meanwhile", func(t *testing.T) {
+	t.Run("canceled", func(t *testing.T) {
 		m := newMachine(t, old(t, "1.4.21"))
 		unlock, err := m.sys.Lock(context.Background(), lockFile, "")
 		if err != nil {
@@ -308,14 +366,14 @@ func TestLock(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		time.AfterFunc(50*time.Millisecond, cancel)
 		var locked *lockError
-		if err := m.Load(ctx, ruleset(t), was, false); !errors.Is(err, context.Canceled) || errors.As(err, &locked) {
+		if err := was.Snapshot.Load(ctx, ruleset(t), false); !errors.Is(err, context.Canceled) || errors.As(err, &locked) {
 			t.Errorf("got %v", err)
 		}
 	})
 }
 
-// What is refused is named, by whomever and in whichever way, and nothing has
-// changed.
+// The error names the refused rule, whichever program or kernel refused it, and
+// nothing has changed.
 func TestRefused(t *testing.T) {
 	const ping = `"-A BASICFW-INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -m hashlimit`
 	for _, version := range []string{"1.4.7", "1.4.21", "1.6.2", "1.8.2 nft", "1.8.7 nft", "1.8.13 nft"} {
@@ -335,7 +393,7 @@ func TestRefused(t *testing.T) {
 				m := newMachine(t, f)
 				m.theirs()
 				before, want := m.holds(), ruleset(t)
-				err := m.Load(context.Background(), want, m.inspect(want), true)
+				err := m.inspect(want).Snapshot.Load(context.Background(), want, true)
 				if err == nil || !strings.HasPrefix(err.Error(), tt.want) {
 					t.Errorf("got %v, want %s", err, tt.want)
 				}
@@ -347,15 +405,16 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// A chain of ours that another program's rule jumps to cannot go.
+// One of our chains that another program's rule jumps to cannot be removed.
 func TestChainInUse(t *testing.T) {
 	for _, name := range []string{"1.4.21", "1.8.7 nft"} {
 		m := newMachine(t, old(t, name))
 		was := m.load(ruleset(t), false)
 		m.has(firewall.IPv6, "-A FORWARD -j BASICFW-SSH")
 		before := m.holds()
-		err := m.Remove(context.Background(), was.Before)
-		if err == nil || !strings.Contains(err.Error(), `taking out the ipv6 rules: "-X BASICFW-SSH": a rule of another chain jumps to BASICFW-SSH: delete that rule ("ip6tables-save | grep -w BASICFW-SSH" shows it)`) {
+		err := m.Remove(context.Background(), was.Backup)
+		if err == nil || !strings.Contains(err.Error(), `removing the ipv6 rules: "-X BASICFW-SSH": a rule of another chain jumps to BASICFW-SSH: `) ||
+			!strings.Contains(hint.Of(err), `delete that rule ("ip6tables-save | grep -w BASICFW-SSH" shows it)`) {
 			t.Errorf("%s: %v", name, err)
 		}
 		if got := m.holds(); got != before {
@@ -364,12 +423,12 @@ func TestChainInUse(t *testing.T) {
 	}
 }
 
-// No rule by itself is refused: then there is nothing to name but what was said.
+// If no single rule is refused, the error names none.
 func TestRefusedTogether(t *testing.T) {
 	m := newMachine(t, fake{Version: "1.4.21", MaxRules: 20})
 	m.theirs()
 	before, want := m.holds(), ruleset(t)
-	err := m.Load(context.Background(), want, m.inspect(want), false)
+	err := m.inspect(want).Snapshot.Load(context.Background(), want, false)
 	if err == nil || !strings.HasPrefix(err.Error(), "loading the ipv4 rules: iptables-restore --noflush: exit status 1: iptables-restore: line ") {
 		t.Errorf("got %v", err)
 	}
@@ -378,8 +437,8 @@ func TestRefusedTogether(t *testing.T) {
 	}
 }
 
-// A table that another program changed between its reading and its loading is
-// refused whole, and tried again.
+// A table that another program changed between reading and loading is refused as a
+// whole, and loading is retried.
 func TestBusy(t *testing.T) {
 	for _, name := range []string{"1.4.7", "1.4.21", "1.8.9 legacy"} {
 		f := old(t, name)
@@ -392,68 +451,68 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// A deletion that is refused is made by writing INPUT anew, unless another
-// program changed INPUT since it was read.
+// If a deletion is refused, INPUT is rewritten, unless another program changed it since
+// it was read.
 func TestNoDelete(t *testing.T) {
 	const recent = "-p tcp -m tcp --dport 22 -m recent --update --seconds 60 --name DEFAULT --rsource -j DROP"
 	want := ruleset(t)
-	setup := func(t *testing.T) (*machine, firewall.Inspection, string) {
+	setup := func(t *testing.T) (*machine, backend.Inspection, string) {
 		m := newMachine(t, fake{Version: "1.8.9", NFT: true, NoDelete: "-m recent"})
 		m.has(firewall.IPv4, ":f2b -", "-A INPUT -p tcp -j f2b", "-A INPUT "+recent, "-A INPUT -m mark --mark 0x1 -j f2b")
 		m.has(firewall.IPv6)
 		return m, m.inspect(want), m.holds()
 	}
-	t.Run("written anew", func(t *testing.T) {
+	t.Run("rewritten", func(t *testing.T) {
 		m, was, before := setup(t)
-		if err := m.Load(context.Background(), want, was, true); err != nil {
+		if err := was.Snapshot.Load(context.Background(), want, true); err != nil {
 			t.Fatal(err)
 		}
 		if got := m.holds(); !strings.Contains(got, "-A INPUT -p tcp -j f2b\nipv4 filter -A INPUT -m mark --mark 0x1 -j f2b\nipv4 filter -A INPUT -j BASICFW-INPUT\n") {
 			t.Errorf("INPUT is\n%s", got)
 		}
 		m.become(fake{Version: "1.8.9", NFT: true, NoDelete: jump})
-		if err := m.Remove(context.Background(), was.Before); err != nil {
+		if err := m.Remove(context.Background(), was.Backup); err != nil {
 			t.Fatal(err)
 		}
 		if got := m.holds(); got != before {
-			t.Errorf("given back (-want +got):\n%s", cmp.Diff(before, got))
+			t.Errorf("removed (-want +got):\n%s", cmp.Diff(before, got))
 		}
 	})
 	t.Run("changed meanwhile", func(t *testing.T) {
 		m, was, _ := setup(t)
 		m.has(firewall.IPv4, "-A INPUT -p udp -j f2b")
 		before := m.holds()
-		err := m.Load(context.Background(), want, was, true)
+		err := was.Snapshot.Load(context.Background(), want, true)
 		if err == nil || !strings.Contains(err.Error(), `"-D INPUT `+recent) {
 			t.Errorf("got %v", err)
 		}
 		if got := m.holds(); got != before {
-			t.Errorf("changed all the same (-want +got):\n%s", cmp.Diff(before, got))
+			t.Errorf("changed despite the error (-want +got):\n%s", cmp.Diff(before, got))
 		}
 	})
-	t.Run("gone meanwhile", func(t *testing.T) {
+	t.Run("removed meanwhile", func(t *testing.T) {
 		m, was, _ := setup(t)
 		m.become(fake{Version: "1.8.9", NFT: true})
 		writeTables(m.file(firewall.IPv4), fakeTables{"filter": {{"INPUT", "ACCEPT", nil}, {"FORWARD", "ACCEPT", nil}, {"OUTPUT", "ACCEPT", nil}}})
 		before := m.holds()
-		if err := m.Load(context.Background(), want, was, true); err == nil {
+		if err := was.Snapshot.Load(context.Background(), want, true); err == nil {
 			t.Error("no error")
 		}
 		if got := m.holds(); got != before {
-			t.Errorf("changed all the same (-want +got):\n%s", cmp.Diff(before, got))
+			t.Errorf("changed despite the error (-want +got):\n%s", cmp.Diff(before, got))
 		}
 	})
 }
 
-// What the kernel holds is not what was loaded: both families go back.
+// If the rules are read back differently, both families are rolled back.
 func TestReadBack(t *testing.T) {
 	f := old(t, "1.8.9 legacy")
 	f.Alter = [2]string{"--dport 443", "--dport 444"}
 	m := newMachine(t, f)
 	m.theirs()
 	before, want := m.holds(), ruleset(t)
-	err := m.Load(context.Background(), want, m.inspect(want), true)
-	if err == nil || !strings.Contains(err.Error(), "the kernel does not hold what was loaded: ipv4 BASICFW-INPUT: altered: -p tcp -m tcp --dport 444") {
+	err := m.inspect(want).Snapshot.Load(context.Background(), want, true)
+	if err == nil || !strings.Contains(err.Error(), "the kernel's rules differ from those that were loaded: ipv4 BASICFW-INPUT: altered: -p tcp -m tcp --dport 444") {
 		t.Errorf("got %v", err)
 	}
 	if got := m.holds(); got != before {
@@ -461,31 +520,31 @@ func TestReadBack(t *testing.T) {
 	}
 }
 
-// Each run of a program fails once, in loading, repairing, going back and
-// giving back: the rules are then as before or as wanted, in both families.
+// Each run of a program fails once, during load, repair and removal. Both families
+// then have the previous rules.
 func TestEachRunFails(t *testing.T) {
 	want := ruleset(t)
 	broken := errors.New("broken")
 	for _, op := range []struct {
 		name  string
-		setup func(*machine) firewall.Inspection
-		do    func(*machine, firewall.Inspection) error
+		setup func(*machine) backend.Inspection
+		do    func(*machine, backend.Inspection) error
 	}{
-		{"load", func(m *machine) firewall.Inspection { m.theirs(); return m.inspect(want) },
-			func(m *machine, was firewall.Inspection) error {
-				return m.Load(context.Background(), want, was, true)
+		{"load", func(m *machine) backend.Inspection { m.theirs(); return m.inspect(want) },
+			func(m *machine, was backend.Inspection) error {
+				return was.Snapshot.Load(context.Background(), want, true)
 			}},
-		{"repair", func(m *machine) firewall.Inspection {
+		{"repair", func(m *machine) backend.Inspection {
 			m.theirs()
 			m.load(want, true)
 			m.has(firewall.IPv6, "-A BASICFW-INPUT -j ACCEPT")
 			m.has(firewall.IPv4, ":BASICFW-OLD -", "-A BASICFW-SSH -j BASICFW-OLD", "-A INPUT -j BASICFW-OLD")
 			return m.inspect(want)
-		}, func(m *machine, was firewall.Inspection) error {
-			return m.Load(context.Background(), want, was, false)
+		}, func(m *machine, was backend.Inspection) error {
+			return was.Snapshot.Load(context.Background(), want, false)
 		}},
-		{"remove", func(m *machine) firewall.Inspection { m.theirs(); return m.load(want, true) },
-			func(m *machine, was firewall.Inspection) error { return m.Remove(context.Background(), was.Before) }},
+		{"remove", func(m *machine) backend.Inspection { m.theirs(); return m.load(want, true) },
+			func(m *machine, was backend.Inspection) error { return m.Remove(context.Background(), was.Backup) }},
 	} {
 		t.Run(op.name, func(t *testing.T) {
 			failed := 0
@@ -494,7 +553,7 @@ func TestEachRunFails(t *testing.T) {
 				was := op.setup(m)
 				before := m.holds()
 				count := 0
-				m.sys.Step = system.Before(func(string, string) error {
+				m.sys.Step = lab.Before(func(string, string) error {
 					if count++; count == n {
 						return broken
 					}
@@ -503,11 +562,11 @@ func TestEachRunFails(t *testing.T) {
 				err := op.do(m, was)
 				m.sys.Step = nil
 				if err == nil && count < n {
-					break // there is no such run
+					break // there was no run n
 				}
 				failed++
 				if !errors.Is(err, broken) {
-					t.Fatalf("run %d fails, and the error is %v", n, err)
+					t.Fatalf("run %d fails: the error is %v", n, err)
 				}
 				if got := m.holds(); got != before {
 					t.Errorf("run %d fails: %v; not as before (-want +got):\n%s", n, err, cmp.Diff(before, got))
@@ -520,16 +579,16 @@ func TestEachRunFails(t *testing.T) {
 	}
 }
 
-// Where even the way back is barred, the error says so.
-func TestNoWayBack(t *testing.T) {
+// If the rollback fails as well, the error says so.
+func TestRollbackFails(t *testing.T) {
 	want := ruleset(t)
 	m := newMachine(t, old(t, "1.8.13 nft"))
 	m.theirs()
 	was := m.inspect(want)
 	broken := errors.New("broken")
-	m.sys.Step = system.Before(func(_, name string) error {
+	m.sys.Step = lab.Before(func(_, name string) error {
 		if strings.HasPrefix(name, "ip6tables-restore") {
-			m.sys.Step = system.Before(func(_, name string) error {
+			m.sys.Step = lab.Before(func(_, name string) error {
 				if strings.HasPrefix(name, "iptables-restore") {
 					return broken
 				}
@@ -539,64 +598,30 @@ func TestNoWayBack(t *testing.T) {
 		}
 		return nil
 	})
-	err := m.Load(context.Background(), want, was, true)
-	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "loading the ipv6 rules: ip6tables-restore --noflush: first; and the former rules could not be brought back: bringing back the ipv4 rules") {
+	err := was.Snapshot.Load(context.Background(), want, true)
+	if !errors.Is(err, broken) || !strings.Contains(err.Error(), "loading the ipv6 rules: ip6tables-restore --noflush: first; and restoring the previous rules failed: restoring the ipv4 rules") {
 		t.Errorf("got %v", err)
 	}
 }
 
-// The caller's end does not bar the way back.
-func TestEndedMeanwhile(t *testing.T) {
+// A canceled context does not prevent the rollback.
+func TestRollbackAfterCancel(t *testing.T) {
 	want := ruleset(t)
 	m := newMachine(t, old(t, "1.6.2"))
 	m.theirs()
 	was, before := m.inspect(want), m.holds()
 	ctx, cancel := context.WithCancel(context.Background())
-	m.sys.Step = system.Before(func(_, name string) error {
+	m.sys.Step = lab.Before(func(_, name string) error {
 		if strings.HasPrefix(name, "ip6tables-restore") {
 			cancel()
 		}
 		return nil
 	})
-	if err := m.Load(ctx, want, was, true); !errors.Is(err, context.Canceled) {
+	if err := was.Snapshot.Load(ctx, want, true); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 	if got := m.holds(); got != before {
 		t.Errorf("not as before (-want +got):\n%s", cmp.Diff(before, got))
-	}
-}
-
-func TestLoadFiles(t *testing.T) {
-	want := ruleset(t)
-	files := map[firewall.Family][]byte{}
-	for _, f := range firewall.Families {
-		files[f] = []byte(Render(want, f))
-	}
-	m := newMachine(t, old(t, "1.4.7"))
-	m.theirs()
-	if err := m.LoadFiles(context.Background(), files, m.inspect(want)); err != nil {
-		t.Fatal(err)
-	}
-	// Others' rules stay, and ours stand before the one that closes.
-	if got := m.holds(); !strings.Contains(got, "-A INPUT -j BASICFW-INPUT\nipv4 filter -A INPUT -j REJECT") {
-		t.Errorf("INPUT is\n%s", got)
-	}
-	if in := m.inspect(want); len(in.Drift) > 0 {
-		t.Errorf("drift: %v", in.Drift)
-	}
-	for name, bad := range map[string]string{
-		"empty":       "",
-		"no end":      "*filter\n:INPUT DROP [0:0]\n",
-		"without us":  "*filter\n:INPUT DROP [0:0]\n-A INPUT -i lo -j ACCEPT\nCOMMIT\n",
-		"without any": "*filter\n:INPUT DROP [0:0]\n:BASICFW-INPUT - [0:0]\nCOMMIT\n",
-	} {
-		before := m.holds()
-		if err := m.LoadFiles(context.Background(), map[firewall.Family][]byte{firewall.IPv4: files[firewall.IPv4], firewall.IPv6: []byte(bad)}, m.inspect(want)); err == nil || !strings.Contains(err.Error(), "the persisted ipv6 rules") {
-			t.Errorf("%s: %v", name, err)
-		}
-		if got := m.holds(); got != before {
-			t.Errorf("%s: changed", name)
-		}
 	}
 }
 
@@ -645,7 +670,7 @@ COMMIT`},
 -A BASICFW-INPUT -i lo -j ACCEPT
 -A BASICFW-INPUT -p tcp -j BASICFW-SSH
 COMMIT`},
-		{"load anew", loadLines(tableOf(t, stock...), ours[1:], true, true), `*filter
+		{"load with rewrite", loadLines(tableOf(t, stock...), ours[1:], true, true), `*filter
 :INPUT DROP [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-SSH - [0:0]
@@ -654,14 +679,14 @@ COMMIT`},
 -A INPUT -j BASICFW-INPUT
 -A BASICFW-SSH -j DROP
 COMMIT`},
-		{"load before what closes", loadLines(tableOf(t, stock...), ours[1:], false, false), `*filter
+		{"load before a rule that closes", loadLines(tableOf(t, stock...), ours[1:], false, false), `*filter
 :INPUT DROP [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-SSH - [0:0]
 -I INPUT 3 -j BASICFW-INPUT
 -A BASICFW-SSH -j DROP
 COMMIT`},
-		{"load over what is stale", loadLines(tableOf(t, stale...), ours[:1], false, false), `*filter
+		{"load over stale rules", loadLines(tableOf(t, stale...), ours[:1], false, false), `*filter
 :INPUT DROP [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-INPUT - [0:0]
@@ -673,7 +698,7 @@ COMMIT`},
 -A BASICFW-INPUT -p tcp -j BASICFW-SSH
 -X BASICFW-OLD
 COMMIT`},
-		{"load with INPUT as it is", loadLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), ours[1:], false, false), `*filter
+		{"load with INPUT unchanged", loadLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), ours[1:], false, false), `*filter
 :INPUT DROP [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-SSH - [0:0]
@@ -681,7 +706,7 @@ COMMIT`},
 -A BASICFW-SSH -j DROP
 -X BASICFW-INPUT
 COMMIT`},
-		{"revert to the stock rules, others' later ones stay", revertLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT -p udp -j f2b", "-A INPUT "+jump)...), tableOf(t, stock...), nil), `*filter
+		{"revert to the stock rules, other programs' later rules stay", revertLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT -p udp -j f2b", "-A INPUT "+jump)...), tableOf(t, stock...), nil), `*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-INPUT - [0:0]
@@ -692,7 +717,7 @@ COMMIT`},
 -A INPUT ` + reject + `
 -X BASICFW-INPUT
 COMMIT`},
-		{"revert to what was stale", revertLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), tableOf(t, stale...), nil), `*filter
+		{"revert to stale rules", revertLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), tableOf(t, stale...), nil), `*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-INPUT - [0:0]
@@ -705,13 +730,13 @@ COMMIT`},
 -A BASICFW-INPUT -j BASICFW-OLD
 -X BASICFW-SSH
 COMMIT`},
-		{"revert what a removal had put back", revertLines(tableOf(t, stock...), tableOf(t, with("-A INPUT "+f2b)...), []string{ssh, reject}), `*filter
+		{"revert rules that a removal restored", revertLines(tableOf(t, stock...), tableOf(t, with("-A INPUT "+f2b)...), []string{ssh, reject}), `*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
 -F INPUT
 -A INPUT ` + f2b + `
 COMMIT`},
-		{"remove all", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), firewall.FamilyBefore{}, false), `*filter
+		{"remove all", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", ":BASICFW-SSH - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), backend.FamilyBackup{}, false), `*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-INPUT - [0:0]
@@ -720,8 +745,8 @@ COMMIT`},
 -X BASICFW-INPUT
 -X BASICFW-SSH
 COMMIT`},
-		{"remove, rules return behind", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+reject, "-A INPUT "+jump)...),
-			firewall.FamilyBefore{Input: "DROP", Output: "DROP", Removed: []string{ssh, reject}}, false), `*filter
+		{"remove, rules are appended", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+reject, "-A INPUT "+jump)...),
+			backend.FamilyBackup{Input: "DROP", Output: "DROP", Removed: []string{ssh, reject}}, false), `*filter
 :INPUT DROP [0:0]
 :OUTPUT DROP [0:0]
 :BASICFW-INPUT - [0:0]
@@ -729,7 +754,7 @@ COMMIT`},
 -A INPUT ` + ssh + `
 -X BASICFW-INPUT
 COMMIT`},
-		{"remove anew", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), firewall.FamilyBefore{Removed: []string{reject}}, true), `*filter
+		{"remove with rewrite", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...), backend.FamilyBackup{Removed: []string{reject}}, true), `*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-INPUT - [0:0]
@@ -738,8 +763,8 @@ COMMIT`},
 -A INPUT ` + reject + `
 -X BASICFW-INPUT
 COMMIT`},
-		{"remove, the former order", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...),
-			firewall.FamilyBefore{Removed: []string{ssh, reject}, Places: []int{0, 1}, Stayed: checksum([]string{f2b})}, false), `*filter
+		{"remove, former order", removeLines(tableOf(t, with(":BASICFW-INPUT - [0:0]", "-A INPUT "+f2b, "-A INPUT "+jump)...),
+			backend.FamilyBackup{Removed: []string{ssh, reject}, Places: []int{0, 1}, Stayed: checksum([]string{f2b})}, false), `*filter
 :INPUT ACCEPT [0:0]
 :OUTPUT ACCEPT [0:0]
 :BASICFW-INPUT - [0:0]
@@ -756,14 +781,14 @@ COMMIT`},
 	}
 }
 
-// What rules of others in INPUT do to us, before our jump and behind it.
+// The effect of other programs' rules in INPUT, before our jump and behind it.
 func TestForeign(t *testing.T) {
 	const (
 		all      = "accepts new connections to every port"
-		some     = "accepts what it matches, whatever the profile says"
+		some     = "accepts matching packets, regardless of the profile"
 		nothing  = "accepts what is accepted anyway"
-		shut     = "drops everything before our rules: no port answers, SSH neither"
-		dropSome = "drops what it matches, whatever the profile says"
+		shut     = "drops everything before our rules: no port answers, not even SSH"
+		dropSome = "drops matching packets, regardless of the profile"
 		late     = "drops what would be dropped anyway"
 	)
 	for _, tt := range []struct{ rule, before, behind string }{
@@ -800,28 +825,17 @@ func TestForeign(t *testing.T) {
 				got = in.Foreign[0].Effect
 			}
 			if got != want {
-				t.Errorf("%s, behind us %v: %q, want %q", tt.rule, i == 1, got, want)
+				t.Errorf("%s, behind our jump %v: %q, want %q", tt.rule, i == 1, got, want)
 			}
-			if removed := in.Before.IPv4.Removed; want != "" && !slices.Equal(removed, []string{tt.rule}) || want == "" && len(removed) > 0 {
-				t.Errorf("%s: to be taken out: %q", tt.rule, removed)
+			if removed := in.Backup.IPv4.Removed; want != "" && !slices.Equal(removed, []string{tt.rule}) || want == "" && len(removed) > 0 {
+				t.Errorf("%s: to be removed: %q", tt.rule, removed)
 			}
 		}
 	}
 }
 
-func TestInspectBypassAndManagers(t *testing.T) {
-	d, err := parse([]byte(`*nat
-:PREROUTING ACCEPT [0:0]
-:OUTPUT ACCEPT [0:0]
-:DOCKER - [0:0]
--A OUTPUT -p tcp -m tcp --dport 81 -j DNAT --to-destination 10.0.0.1:81
--A PREROUTING -p tcp -m tcp --dport 8443 -j REDIRECT --to-ports 443
--A PREROUTING -d 192.0.2.1/32 -j DNAT --to-destination 10.0.0.2
--A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER
--A DOCKER ! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80
--A DOCKER -p udp -m multiport --dports 53,5353 -j DNAT --to-destination 172.17.0.3
-COMMIT
-*filter
+func TestInspectConflicts(t *testing.T) {
+	d, err := parse([]byte(`*filter
 :INPUT ACCEPT [0:0]
 :FORWARD ACCEPT [0:0]
 :OUTPUT DROP [0:0]
@@ -838,26 +852,41 @@ COMMIT
 		t.Fatal(err)
 	}
 	in := inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil)
-	if diff := cmp.Diff([]firewall.Bypass{
-		{Family: "ipv4", Proto: "any", Port: "any", On: "192.0.2.1", To: "10.0.0.2", By: "nat PREROUTING"},
-		{Family: "ipv4", Proto: "tcp", Port: "8080", To: "172.17.0.2:80", By: "nat DOCKER", Program: "Docker"},
-		{Family: "ipv4", Proto: "udp", Port: "53", To: "172.17.0.3", By: "nat DOCKER", Program: "Docker"},
-		{Family: "ipv4", Proto: "udp", Port: "5353", To: "172.17.0.3", By: "nat DOCKER", Program: "Docker"},
-	}, in.Bypass); diff != "" {
-		t.Errorf("bypass (-want +got):\n%s", diff)
+	if want := []string{"ufw", "firewalld", "shorewall"}; !slices.Equal(in.Conflicts, want) {
+		t.Errorf("conflicts %q, want %q", in.Conflicts, want)
 	}
-	if want := []string{"ufw", "firewalld", "shorewall"}; !slices.Equal(in.Managers, want) {
-		t.Errorf("managers %q, want %q", in.Managers, want)
-	}
-	// As ufw leaves it when it is stopped.
+	// A stopped ufw leaves empty chains.
 	if d, err = parse([]byte("*filter\n:INPUT ACCEPT [0:0]\n:ufw-before-input - [0:0]\n-A INPUT -j ufw-before-input\nCOMMIT\n")); err != nil {
 		t.Fatal(err)
 	}
-	if stopped := inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil); len(stopped.Managers) > 0 {
-		t.Errorf("managers %q, where ufw's chains are empty", stopped.Managers)
+	if stopped := inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil); len(stopped.Conflicts) > 0 {
+		t.Errorf("conflicts %q with empty ufw chains", stopped.Conflicts)
 	}
-	if in.Present || in.Before.IPv4.Input != "ACCEPT" || in.Before.IPv4.Output != "DROP" {
-		t.Errorf("present %v, before %+v", in.Present, in.Before.IPv4)
+	if in.Present || in.Backup.IPv4.Input != "ACCEPT" || in.Backup.IPv4.Output != "DROP" {
+		t.Errorf("present %v, before %+v", in.Present, in.Backup.IPv4)
+	}
+}
+
+// TestModel checks that the model of a ruleset opens what the ruleset opens, in each family.
+func TestModel(t *testing.T) {
+	r, err := firewall.Compile(firewall.Desired{
+		Profile: firewall.Profile{Services: []firewall.Service{{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80)}}},
+		SSH:     firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned, Allow: []netip.Prefix{netip.MustParsePrefix("203.0.113.9/32"), netip.MustParsePrefix("2001:db8:1::/64")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := exposure.Host{Type: func(netip.Addr) string { return "LOCAL" }}
+	for i, to := range []netip.Addr{netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("2001:db8::1")} {
+		client := netip.MustParseAddr([]string{"203.0.113.9", "2001:db8:1::9"}[i])
+		stranger := netip.MustParseAddr([]string{"203.0.113.10", "2001:db8:2::9"}[i])
+		for port, want := range map[uint16][2]bool{22: {true, false}, 80: {true, true}, 81: {false, false}} {
+			p := exposure.Packet{Family: firewall.Families[i], In: "eth0", Dst: to, DstType: "LOCAL", Proto: 6, DstPort: port, TCPFlags: 2}
+			sure, perhaps := Model(r).Trace(p, exposure.All(to), host, false).Open()
+			if got := [2]bool{sure.Contains(client), sure.Contains(stranger)}; got != want || len(perhaps) > 0 {
+				t.Errorf("%v port %d is open to the client and to a stranger: %v, perhaps to %v; want %v", to, port, got, perhaps, want)
+			}
+		}
 	}
 }
 
@@ -879,9 +908,9 @@ func TestDrift(t *testing.T) {
 			[]string{"ipv4 INPUT: altered: policy ACCEPT, want policy DROP", "ipv4 OUTPUT: altered: policy DROP, want policy ACCEPT"}},
 		{"no jump", without("-A INPUT " + jump), []string{"ipv4 INPUT: missing: -j BASICFW-INPUT"}},
 		{"two jumps", with("-A INPUT " + jump), []string{"ipv4 INPUT: extra: -j BASICFW-INPUT, 2 times"}},
-		{"another's jump behind", with("-A INPUT -p udp -j f2b"), []string{"ipv4 INPUT: altered: -j BASICFW-INPUT as rule 2, want -j BASICFW-INPUT as rule 3"}},
-		{"narrowed", append(without("-A INPUT "+jump), "-A INPUT -p tcp "+jump), []string{"ipv4 INPUT: extra: -p tcp -j BASICFW-INPUT", "ipv4 INPUT: missing: -j BASICFW-INPUT"}},
-		{"gone to", with("-A INPUT -g BASICFW-SSH"), []string{"ipv4 INPUT: extra: -g BASICFW-SSH"}},
+		{"another program's rule behind ours", with("-A INPUT -p udp -j f2b"), []string{"ipv4 INPUT: altered: -j BASICFW-INPUT as rule 2, want -j BASICFW-INPUT as rule 3"}},
+		{"restricted jump", append(without("-A INPUT "+jump), "-A INPUT -p tcp "+jump), []string{"ipv4 INPUT: extra: -p tcp -j BASICFW-INPUT", "ipv4 INPUT: missing: -j BASICFW-INPUT"}},
+		{"goto", with("-A INPUT -g BASICFW-SSH"), []string{"ipv4 INPUT: extra: -g BASICFW-SSH"}},
 		{"rule missing", without("-A BASICFW-SSH -j DROP"), []string{"ipv4 BASICFW-SSH: missing: -j DROP"}},
 		{"rule extra", with("-A BASICFW-SSH -j ACCEPT"), []string{"ipv4 BASICFW-SSH: extra: -j ACCEPT"}},
 		{"rule altered", append(without("-A BASICFW-SSH -j DROP"), "-A BASICFW-SSH -j RETURN"), []string{"ipv4 BASICFW-SSH: altered: -j RETURN, want -j DROP"}},
@@ -890,7 +919,7 @@ func TestDrift(t *testing.T) {
 		{"chain extra", with(":BASICFW-OLD - [0:0]"), []string{"ipv4 BASICFW-OLD: extra: the chain"}},
 	} {
 		var got []string
-		for _, d := range drift(firewall.IPv4, tableOf(t, tt.lines...), ours) {
+		for _, d := range effectsOf(tableOf(t, tt.lines...)).drift(firewall.IPv4, ours) {
 			got = append(got, d.String())
 		}
 		if diff := cmp.Diff(tt.want, got); diff != "" {
@@ -948,6 +977,25 @@ func TestRefusedLine(t *testing.T) {
 		}
 	}
 	if got := refusedLine(lines, errors.New("line 2 failed")); got != "" {
-		t.Errorf("not a program's words: %q", got)
+		t.Errorf("not a program's error: %q", got)
+	}
+}
+
+// TestChanges checks that the fingerprint of the rules differs after a change of any table,
+// and only then: each output has a time, and the counters of policies.
+func TestChanges(t *testing.T) {
+	changes := func(when, counters, nat string) string {
+		d, err := parse([]byte("# Generated by iptables-save v1.4.21 on " + when + "\n*nat\n:PREROUTING ACCEPT " + counters + "\n" + nat + "COMMIT\n# Completed on " + when + "\n"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return inspect(snapshot{firewall.IPv4: d}, firewall.Families[:1], nil).Changes
+	}
+	before := changes("Mon Nov 23 10:00:00 2026", "[0:0]", "")
+	if after := changes("Mon Nov 23 10:00:10 2026", "[7:420]", ""); after != before {
+		t.Errorf("%q without a change, was %q", after, before)
+	}
+	if after := changes("Mon Nov 23 10:00:00 2026", "[0:0]", "-A PREROUTING -p tcp -j REDIRECT\n"); after == before {
+		t.Errorf("%q after a change", after)
 	}
 }

@@ -7,32 +7,34 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Beside is iptables where something else filters for us. Nothing of ours should
-// be in it, and the policies of INPUT and OUTPUT should be ACCEPT; what drops in
-// INPUT drops all the same, whatever we accept elsewhere.
+// Beside is iptables while another backend filters. It should contain none of our
+// rules, and the policies of INPUT and OUTPUT should be ACCEPT: what INPUT drops is
+// dropped regardless of the other backend.
 type Beside struct{ *Backend }
 
-// Inspect reads the kernel's rules and says what of them is in the way of want.
+// Inspect reads the kernel's rules and returns those that interfere with want.
 // Without the iptables programs the error is a *MissingError.
-func (b Beside) Inspect(ctx context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
-	snap, err := b.read(ctx)
+func (b Beside) Inspect(ctx context.Context, want firewall.Ruleset) (backend.Inspection, error) {
+	snap, err := b.current(ctx)
 	if err != nil {
-		return firewall.Inspection{}, err
+		return backend.Inspection{}, err
 	}
-	in := besides(snap, b.families, want)
-	in.Warnings = append(in.Warnings, b.legacyBeside()...)
+	in := inspectBeside(snap, b.families, want)
+	in.Warnings = append(in.Warnings, b.legacyWarnings()...)
+	in.Snapshot = seenBeside{seen{b.Backend, snap}}
 	return in, nil
 }
 
-// besides is Inspect without the reading.
-func besides(snap snapshot, families []firewall.Family, want firewall.Ruleset) firewall.Inspection {
+// inspectBeside is Inspect for a snapshot.
+func inspectBeside(snap snapshot, families []firewall.Family, want firewall.Ruleset) backend.Inspection {
 	in := inspect(snap, families, nil)
-	in.Drift, in.Open, in.Shut, in.Flushed, in.Foreign = nil, nil, nil, nil, nil
+	in.Drift, in.Exposed, in.LockedOut, in.Flushed, in.Foreign = nil, nil, nil, nil, nil
 	for _, f := range families {
-		t := snap[f].table(filter)
+		t := effectsOf(snap[f].table(filter))
 		add := func(chain, kind, want, got string) {
 			in.Drift = append(in.Drift, firewall.Drift{Family: f.String(), Chain: "iptables " + chain, Kind: kind, Want: want, Got: got})
 		}
@@ -40,7 +42,7 @@ func besides(snap snapshot, families []firewall.Family, want firewall.Ruleset) f
 			if p := t.policy(chain); p != "" && p != firewall.Accept {
 				add(chain, firewall.Altered, "policy ACCEPT", "policy "+p)
 				if chain == input {
-					in.Shut = append(in.Shut, firewall.Finding{Family: f, Why: "the policy of iptables' INPUT is " + p + ": what our rules accept is dropped there"})
+					in.LockedOut = append(in.LockedOut, backend.Finding{Family: f, Why: "the INPUT policy of iptables is " + p + ": it drops what our rules accept"})
 				}
 			}
 		}
@@ -48,19 +50,19 @@ func besides(snap snapshot, families []firewall.Family, want firewall.Ruleset) f
 			switch {
 			case jumpsToUs(r):
 				add(input, firewall.Extra, "", r)
-			case decides(r):
-				out := foreign(f, r, false)
-				if out.Admits || target(r) == firewall.Accept {
-					out.Admits, out.Effect = false, "accepts, and opens nothing that table inet basicfw closes"
+			case t.decides(r):
+				out := t.foreign(f, r, false)
+				if admits(r) != nothing || target(r) == firewall.Accept {
+					out.Effect = "accepts, but opens nothing that table inet basicfw closes"
 				}
-				if closes(r) {
-					out.Effect = "drops everything, whatever our rules accept: no port answers, SSH neither"
-					in.Shut = append(in.Shut, firewall.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
-						Why: fmt.Sprintf("%q in iptables' INPUT drops everything, whatever our rules accept", r)})
+				if t.shuts(r) == everything {
+					out.Effect = "drops everything, regardless of our rules: no port answers, not even SSH"
+					in.LockedOut = append(in.LockedOut, backend.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
+						Why: fmt.Sprintf("%q in INPUT of iptables drops everything, regardless of our rules", r)})
 				}
 				in.Foreign = append(in.Foreign, out)
 			default:
-				in.Warnings = append(in.Warnings, overridden(t, target(r), want.Chains(f))...)
+				in.Warnings = append(in.Warnings, overridden(t.table, target(r), want.Chains(f))...)
 			}
 		}
 		for _, c := range t.ours() {
@@ -72,8 +74,8 @@ func besides(snap snapshot, families []firewall.Family, want firewall.Ruleset) f
 	return in
 }
 
-// overridden says where another program's chain lets in what comes in on some
-// interface, a VPN's for example, and our rules do not.
+// overridden returns a warning if another program's chain accepts everything on an
+// interface, such as a VPN's, that our rules do not trust.
 func overridden(t table, name string, wanted []firewall.Chain) []string {
 	var out []string
 	for _, r := range t.chain(name).Rules {
@@ -88,30 +90,33 @@ func overridden(t table, name string, wanted []firewall.Chain) []string {
 			})
 		})
 		if !trusted {
-			out = append(out, fmt.Sprintf("chain %s of iptables lets in what comes in on %s, and table inet basicfw does not: \"trusted = %s\" in [interfaces] would", name, iface, iface))
+			out = append(out, fmt.Sprintf("iptables chain %s accepts packets on %s that table inet basicfw drops: to accept them, set \"trusted = %s\" in [interfaces]", name, iface, iface))
 		}
 	}
 	return out
 }
 
-// Load takes out what is ours, and with clear the rules of others in INPUT that
-// decide by themselves; the policies become ACCEPT. A table with nothing of that
-// is not touched. Where anything fails, both families are as was says they were.
-func (b Beside) Load(ctx context.Context, was firewall.Inspection, clear bool) error {
-	snap := was.Snapshot.(snapshot)
+// seenBeside is a snapshot of Beside.
+type seenBeside struct{ seen }
+
+// Load removes our rules and, with clear, other programs' terminal rules in INPUT, and
+// sets the policies to ACCEPT. A table without any of these is not changed. If
+// anything fails, both families are rolled back.
+func (s seenBeside) Load(ctx context.Context, _ firewall.Ruleset, clear bool) error {
+	b, snap := s.b, s.snap
 	t, err := b.tools(ctx, snap)
 	if err != nil {
 		return err
 	}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
-		if !inTheWay(old, clear) {
+		if !interferes(old, clear) {
 			continue
 		}
-		if err := b.change(ctx, t, f, old, func(anew bool) []string { return asideLines(old, clear, anew) }); err != nil {
+		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return asideLines(old, clear, rewrite) }); err != nil {
 			err = fmt.Errorf("clearing the %v rules of iptables: %w", f, err)
 			if i > 0 {
-				err = b.back(ctx, was, firewall.Before{}, err)
+				err = b.rollBack(ctx, snap, backend.Backup{}, err)
 			}
 			return err
 		}
@@ -119,37 +124,39 @@ func (b Beside) Load(ctx context.Context, was firewall.Inspection, clear bool) e
 	now, err := b.read(ctx)
 	if err == nil {
 		for _, f := range b.families {
-			if inTheWay(now[f].table(filter), clear) {
-				err = errors.Join(err, fmt.Errorf("the kernel still has %v rules of iptables that were taken out", f))
+			if interferes(now[f].table(filter), clear) {
+				err = errors.Join(err, fmt.Errorf("the removed %v rules of iptables still exist", f))
 			}
 		}
 	}
 	if err != nil {
-		return b.back(ctx, was, firewall.Before{}, err)
+		return b.rollBack(ctx, snap, backend.Backup{}, err)
 	}
 	return nil
 }
 
-// inTheWay tells whether a filter table has what Load takes out.
-func inTheWay(t table, clear bool) bool {
+// interferes reports whether a filter table has rules or policies that Load changes.
+func interferes(t table, clear bool) bool {
 	policy := func(chain string) bool { p := t.policy(chain); return p != "" && p != firewall.Accept }
+	e := effectsOf(t)
 	return len(t.ours()) > 0 || policy(input) || policy(output) ||
-		slices.ContainsFunc(t.chain(input).Rules, func(r string) bool { return jumpsToUs(r) || clear && decides(r) })
+		slices.ContainsFunc(t.chain(input).Rules, func(r string) bool { return jumpsToUs(r) || clear && e.decides(r) })
 }
 
-func asideLines(t table, clear, anew bool) []string {
+func asideLines(t table, clear, rewrite bool) []string {
 	lines := []string{"*" + filter, ":INPUT ACCEPT [0:0]", ":OUTPUT ACCEPT [0:0]"}
 	for _, c := range t.ours() {
 		lines = append(lines, ":"+c.Name+" - [0:0]")
 	}
-	if anew {
+	if rewrite {
 		lines = append(lines, "-F INPUT")
 	}
+	e := effectsOf(t)
 	for _, r := range t.chain(input).Rules {
-		switch goes := jumpsToUs(r) || clear && decides(r); {
-		case goes && !anew:
+		switch goes := jumpsToUs(r) || clear && e.decides(r); {
+		case goes && !rewrite:
 			lines = append(lines, "-D INPUT "+r)
-		case !goes && anew:
+		case !goes && rewrite:
 			lines = append(lines, "-A INPUT "+r)
 		}
 	}

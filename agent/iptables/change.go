@@ -2,53 +2,65 @@ package iptables
 
 import (
 	"cmp"
-	"crypto/sha256"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"slices"
 	"strings"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// loadLines is the file that takes a filter table from what it is to what is
-// wanted, for iptables-restore --noflush. With anew, INPUT is emptied and filled
-// again, else it is changed rule by rule.
-func loadLines(t table, want []chain, clear, anew bool) []string {
-	lines := []string{"*" + filter, ":INPUT DROP [0:0]", ":OUTPUT ACCEPT [0:0]"}
-	var stale []string
+// loadLines returns the input of iptables-restore --noflush that changes filter table
+// t to the desired chains. With rewrite, INPUT is flushed and refilled; otherwise it is
+// changed rule by rule.
+func loadLines(t table, want []chain, clear, rewrite bool) []string {
+	return tableLines(firewall.Drop, firewall.Accept, t.ours(), want,
+		inputLines(t.chain(input).Rules, effectsOf(t).wantInput(clear), rewrite))
+}
+
+// tableLines returns a file that sets the policies, replaces our chains and includes
+// lines that change INPUT.
+func tableLines(inputPolicy, outputPolicy string, got, want []chain, lines []string) []string {
+	head := []string{"*" + filter, declare(input, inputPolicy), declare(output, outputPolicy)}
+	var rules, stale []string
 	for _, c := range want {
-		lines = append(lines, ":"+c.Name+" - [0:0]")
+		head = append(head, declare(c.Name, "-"))
+		rules = append(rules, appendLines(c.Name, c.Rules)...)
 	}
-	for _, c := range t.ours() {
-		if !slices.ContainsFunc(want, func(w chain) bool { return w.Name == c.Name }) {
-			lines = append(lines, ":"+c.Name+" - [0:0]")
+	for _, c := range got {
+		if chainOf(want, c.Name).Name == "" {
+			head = append(head, declare(c.Name, "-"))
 			stale = append(stale, "-X "+c.Name)
 		}
 	}
-	got := t.chain(input).Rules
-	if wanted := wantInput(got, clear); !slices.Equal(got, wanted) {
-		lines = append(lines, inputLines(got, wanted, anew)...)
-	}
-	for _, c := range want {
-		for _, r := range c.Rules {
-			lines = append(lines, "-A "+c.Name+" "+r)
-		}
-	}
-	return append(append(lines, stale...), commit)
+	return slices.Concat(head, lines, rules, stale, []string{commit})
 }
 
-// inputLines take INPUT from got to wanted. Rules go by what they say, not by
-// their number: another program may have changed INPUT since it was read, and
-// then this fails whole rather than take out another's.
-func inputLines(got, wanted []string, anew bool) []string {
+// declare returns the line that creates or empties a chain and sets its policy.
+func declare(chain, policy string) string { return ":" + chain + " " + policy + " [0:0]" }
+
+// appendLines returns the lines that append rules to a chain.
+func appendLines(chain string, rules []string) []string {
 	var lines []string
-	if anew {
-		lines = append(lines, "-F INPUT")
-		for _, r := range wanted {
-			lines = append(lines, "-A INPUT "+r)
-		}
-		return lines
+	for _, r := range rules {
+		lines = append(lines, "-A "+chain+" "+r)
 	}
+	return lines
+}
+
+// inputLines returns the lines that change INPUT from got to wanted. Rules are deleted
+// by their text, not by number. If another program has changed INPUT since, the whole
+// change then fails instead of deleting another program's rule.
+func inputLines(got, wanted []string, rewrite bool) []string {
+	if slices.Equal(got, wanted) {
+		return nil
+	}
+	if rewrite {
+		return append([]string{"-F INPUT"}, appendLines(input, wanted)...)
+	}
+	var lines []string
 	for _, r := range got {
 		if jumpsToUs(r) || !slices.Contains(wanted, r) {
 			lines = append(lines, "-D INPUT "+r)
@@ -60,65 +72,36 @@ func inputLines(got, wanted []string, anew bool) []string {
 	return append(lines, "-A INPUT "+jump)
 }
 
-// sameParts tells whether two tables are the same in what Load changes.
+// sameParts reports whether two tables are equal in the parts that Load changes.
 func sameParts(a, b table) bool {
 	same := func(x, y chain) bool { return x.Name == y.Name && slices.Equal(x.Rules, y.Rules) }
 	return a.policy(input) == b.policy(input) && a.policy(output) == b.policy(output) &&
 		slices.Equal(a.chain(input).Rules, b.chain(input).Rules) && slices.EqualFunc(a.ours(), b.ours(), same)
 }
 
-// revertLines takes a filter table back from now to was, less what we added to
-// INPUT since.
+// revertLines returns the lines that restore a filter table from now to was, without
+// the rules that we added to INPUT since.
 func revertLines(now, was table, added []string) []string {
-	lines := []string{"*" + filter,
-		fmt.Sprintf(":INPUT %s [0:0]", was.policy(input)), fmt.Sprintf(":OUTPUT %s [0:0]", was.policy(output))}
-	var stale []string
-	for _, c := range was.ours() {
-		lines = append(lines, ":"+c.Name+" - [0:0]")
-	}
-	for _, c := range now.ours() {
-		if was.chain(c.Name).Name == "" {
-			lines = append(lines, ":"+c.Name+" - [0:0]")
-			stale = append(stale, "-X "+c.Name)
-		}
-	}
+	var lines []string
 	if got, want := now.chain(input).Rules, was.chain(input).Rules; !slices.Equal(got, want) {
-		lines = append(lines, "-F INPUT")
-		for _, r := range got { // what others put there meanwhile
-			if !jumpsToUs(r) && !slices.Contains(want, r) && !slices.Contains(added, r) {
-				lines = append(lines, "-A INPUT "+r)
-			}
-		}
-		for _, r := range want {
-			lines = append(lines, "-A INPUT "+r)
-		}
+		others := slices.DeleteFunc(slices.Clone(got), func(r string) bool { // other programs' new rules stay
+			return jumpsToUs(r) || slices.Contains(want, r) || slices.Contains(added, r)
+		})
+		lines = append([]string{"-F INPUT"}, appendLines(input, slices.Concat(others, want))...)
 	}
-	for _, c := range was.ours() {
-		for _, r := range c.Rules {
-			lines = append(lines, "-A "+c.Name+" "+r)
-		}
-	}
-	return append(append(lines, stale...), commit)
+	return tableLines(was.policy(input), was.policy(output), now.ours(), was.ours(), lines)
 }
 
-func removeLines(t table, before firewall.FamilyBefore, anew bool) []string {
-	lines := []string{"*" + filter,
-		fmt.Sprintf(":INPUT %s [0:0]", cmp.Or(before.Input, firewall.Accept)), fmt.Sprintf(":OUTPUT %s [0:0]", cmp.Or(before.Output, firewall.Accept))}
-	for _, c := range t.ours() {
-		lines = append(lines, ":"+c.Name+" - [0:0]")
-	}
-	lines = append(lines, returned(t.chain(input).Rules, before, anew)...)
-	for _, c := range t.ours() {
-		lines = append(lines, "-X "+c.Name)
-	}
-	return append(lines, commit)
+func removeLines(t table, before backend.FamilyBackup, rewrite bool) []string {
+	return tableLines(cmp.Or(before.Input, firewall.Accept), cmp.Or(before.Output, firewall.Accept), t.ours(), nil,
+		restoredInput(t.chain(input).Rules, before, rewrite))
 }
 
-// returned gives INPUT back the rules that were taken out of it. Where others'
-// rules are what they were, all is in the former order again; where they are
-// not, the rules return behind those that are there now. With anew, INPUT is
-// emptied and filled again in any case.
-func returned(got []string, before firewall.FamilyBefore, anew bool) []string {
+// restoredInput returns the lines that restore the rules removed from INPUT at
+// bootstrap. If other programs' rules are unchanged, the former order is restored. If
+// not, the removed rules are appended. With rewrite, or to restore the order, INPUT
+// is flushed and refilled.
+func restoredInput(got []string, before backend.FamilyBackup, rewrite bool) []string {
 	var others, lines, all []string
 	for _, r := range got {
 		if jumpsToUs(r) {
@@ -129,7 +112,7 @@ func returned(got []string, before firewall.FamilyBefore, anew bool) []string {
 	}
 	same := len(before.Removed) > 0 && len(before.Places) == len(before.Removed) && checksum(others) == before.Stayed
 	if same && before.Places[0] < len(others) {
-		anew = true
+		rewrite = true
 		for i := 0; i <= len(others); i++ {
 			for j, r := range before.Removed {
 				if before.Places[j] == i {
@@ -148,15 +131,26 @@ func returned(got []string, before firewall.FamilyBefore, anew bool) []string {
 			}
 		}
 	}
-	if anew {
+	if rewrite {
 		lines, others = []string{"-F INPUT"}, nil
 	}
-	for _, r := range all[len(others):] {
-		lines = append(lines, "-A INPUT "+r)
-	}
-	return lines
+	return append(lines, appendLines(input, all[len(others):])...)
 }
 
+// checksum returns a text that differs if rules or policies differ. Counters and comments
+// of the dump do not count.
+func (d dump) checksum() string {
+	var b strings.Builder
+	for _, t := range d.tables {
+		t.write(&b)
+	}
+	return checksum([]string{b.String()}) + " "
+}
+
+// checksum detects accidental changes. It is not cryptographic: such a hash costs
+// memory at every start of the program.
 func checksum(rules []string) string {
-	return fmt.Sprintf("%x", sha256.Sum256([]byte(strings.Join(rules, "\n"))))
+	h := fnv.New128a()
+	io.WriteString(h, strings.Join(rules, "\n")) // never fails
+	return fmt.Sprintf("%x", h.Sum(nil))
 }

@@ -4,38 +4,37 @@ import (
 	"fmt"
 	"slices"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// inspect is Inspect without the reading.
-func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family][]chain) firewall.Inspection {
-	in := firewall.Inspection{Snapshot: snap}
+// inspect is Inspect for a snapshot.
+func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family][]chain) backend.Inspection {
+	in := backend.Inspection{}
 	for _, f := range families {
-		d := snap[f]
-		t := d.table(filter)
+		in.Changes += snap[f].checksum()
+		t := effectsOf(snap[f].table(filter))
 		in.Present = in.Present || len(t.ours()) > 0
-		in.Drift = append(in.Drift, drift(f, t, want[f])...)
+		in.Drift = append(in.Drift, t.drift(f, want[f])...)
 		if !slices.ContainsFunc(t.ours(), func(c chain) bool { return len(c.Rules) > 0 }) && !slices.Contains(t.chain(input).Rules, jump) {
 			in.Flushed = append(in.Flushed, f)
 		}
-		in.Bypass = append(in.Bypass, bypass(f, d.table("nat"))...)
-		before := in.Before.Family(f)
+		before := in.Backup.Family(f)
 		before.Input, before.Output = t.policy(input), t.policy(output)
-		behind, jumps := false, false
+		behind := false
 		var stay []string
 		for _, r := range t.chain(input).Rules {
 			behind = behind || r == jump
-			jumps = jumps || r == jump
-			if !decides(r) {
+			if !t.decides(r) {
 				if !jumpsToUs(r) {
 					stay = append(stay, r)
 				}
 				continue
 			}
 			before.Removed, before.Places = append(before.Removed, r), append(before.Places, len(stay))
-			in.Foreign = append(in.Foreign, foreign(f, r, behind))
+			in.Foreign = append(in.Foreign, t.foreign(f, r, behind))
 			if admits(r) == everything {
-				in.Open = append(in.Open, firewall.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
+				in.Exposed = append(in.Exposed, backend.Finding{Family: f, Next: program(f, "") + " -D INPUT " + r,
 					Why: fmt.Sprintf("%q in INPUT accepts new connections to every port", r)})
 			}
 		}
@@ -43,38 +42,32 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		for _, c := range t.ours() {
 			wanted := chainOf(want[f], c.Name).Rules
 			for _, r := range c.Rules {
-				if admits(r) == everything && !slices.Contains(wanted, r) {
-					in.Open = append(in.Open, firewall.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", r, c.Name)})
+				if !slices.Contains(wanted, r) && admits(r) == everything {
+					in.Exposed = append(in.Exposed, backend.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", r, c.Name)})
 				}
 			}
 		}
 		switch {
 		case before.Input == firewall.Accept:
-			in.Open = append(in.Open, firewall.Finding{Family: f, Why: "INPUT's policy is ACCEPT: every port that listens is open"})
-		case !jumps || len(t.chain(firewall.InputChain).Rules) == 0:
-			in.Shut = append(in.Shut, firewall.Finding{Family: f, Why: "our rules are gone and INPUT drops all: no port answers, SSH neither"})
+			in.Exposed = append(in.Exposed, backend.Finding{Family: f, Why: "INPUT's policy is ACCEPT: every listening port is open"})
+		case !behind || len(t.chain(firewall.InputChain).Rules) == 0:
+			in.LockedOut = append(in.LockedOut, backend.Finding{Family: f, Why: "our rules are missing and INPUT drops everything: no port answers, not even SSH"})
 		}
-		for _, m := range managers(t) {
-			if !slices.Contains(in.Managers, m) {
-				in.Managers = append(in.Managers, m)
-			}
-		}
+		in.Conflicts = conflicts(in.Conflicts, t.table)
 	}
 	return in
 }
 
-// chainOf gives the chain of a name, or an empty one.
+// chainOf returns the chain with a name, or one without a name.
 func chainOf(list []chain, name string) chain {
-	for _, c := range list {
-		if c.Name == name {
-			return c
-		}
+	if i := slices.IndexFunc(list, func(c chain) bool { return c.Name == name }); i >= 0 {
+		return list[i]
 	}
 	return chain{}
 }
 
-// drift compares one family's filter table with the chains that are wanted.
-func drift(f firewall.Family, t table, want []chain) []firewall.Drift {
+// drift compares one family's filter table with the desired chains.
+func (t effects) drift(f firewall.Family, want []chain) []firewall.Drift {
 	var out []firewall.Drift
 	family := f.String()
 	add := func(chain, kind, want, got string) {
@@ -86,7 +79,7 @@ func drift(f firewall.Family, t table, want []chain) []firewall.Drift {
 		}
 	}
 	got := t.chain(input).Rules
-	wanted := wantInput(got, false)
+	wanted := t.wantInput(false)
 	if !slices.Equal(got, wanted) {
 		jumps, others := 0, 0
 		for _, r := range got {
@@ -116,50 +109,37 @@ func drift(f firewall.Family, t table, want []chain) []firewall.Drift {
 		out = append(out, firewall.Lines(family, c.Name, c.Rules, live.Rules)...)
 	}
 	for _, c := range t.ours() {
-		if !slices.ContainsFunc(want, func(w chain) bool { return w.Name == c.Name }) {
+		if chainOf(want, c.Name).Name == "" {
 			add(c.Name, firewall.Extra, "", "the chain")
 		}
 	}
 	return out
 }
 
-// wantInput is how INPUT should be, given what is in it: others' rules in their
-// order, and our jump behind them. A rule that turns everything away would
-// leave nothing for a jump behind it, and us shut out; so the jump goes before
-// the first such rule. With clear the rules that decide by themselves are left
-// out.
-func wantInput(got []string, clear bool) []string {
-	var want []string
-	place := -1
-	for _, r := range got {
-		if jumpsToUs(r) || clear && decides(r) {
-			continue
+// wantInput returns the desired rules of INPUT: other programs' rules in their order, and
+// our jump before the first rule that drops all packets of a protocol, or that drops, after
+// the present jump, packets from any source; or last. With clear, terminal rules are omitted.
+func (e effects) wantInput(clear bool) []string {
+	got := e.chain(input).Rules
+	present := max(0, slices.Index(got, jump))
+	var before, after []string
+	for i, r := range got {
+		shuts := e.shuts(r)
+		switch {
+		case jumpsToUs(r) || clear && e.decides(r):
+		case len(after) > 0, shuts == everything, shuts == anyone && i >= present:
+			after = append(after, r)
+		default:
+			before = append(before, r)
 		}
-		if place < 0 && closes(r) {
-			place = len(want)
-		}
-		want = append(want, r)
 	}
-	if place < 0 {
-		place = len(want)
-	}
-	return slices.Insert(want, place, jump)
+	return slices.Concat(before, []string{jump}, after)
 }
 
-// closes tells whether a rule turns every packet away.
-func closes(rule string) bool {
-	if !decides(rule) || target(rule) == "ACCEPT" {
-		return false
-	}
-	words, _ := split(rule)
-	return words[0] == "-j" || words[0] == "-m" && len(words) > 4 && words[1] == "comment" && words[4] == "-j"
-}
-
-// managers names the other firewall programs whose chains are in a table. ufw
-// leaves its own in INPUT when it is stopped, but empty; shorewall marks with an
-// empty one that it is up.
-func managers(t table) []string {
-	var out []string
+// conflicts appends the firewall managers whose chains are in a table. A stopped ufw
+// leaves its chains in INPUT, but empty. An active shorewall has an empty chain as a
+// marker.
+func conflicts(out []string, t table) []string {
 	for _, m := range []struct{ name, chain string }{
 		{"ufw", "ufw-before-input"}, {"ufw", "ufw6-before-input"},
 		{"firewalld", "INPUT_direct"}, {"firewalld", "INPUT_ZONES"},
@@ -172,13 +152,23 @@ func managers(t table) []string {
 	return out
 }
 
-// texts are a ruleset's chains as iptables-save prints them.
+// texts returns a ruleset's chains as iptables-save prints them.
 func texts(r firewall.Ruleset) map[firewall.Family][]chain {
 	out := map[firewall.Family][]chain{}
 	for _, f := range firewall.Families {
-		for _, c := range r.Chains(f) {
-			out[f] = append(out[f], chain{Name: c.Name, Policy: "-", Rules: specs(f, c)})
+		out[f] = chains(r, f)
+	}
+	return out
+}
+
+func chains(r firewall.Ruleset, f firewall.Family) []chain {
+	var out []chain
+	for _, c := range r.Chains(f) {
+		own := chain{Name: c.Name, Policy: "-", Rules: make([]string, len(c.Rules))}
+		for i, rule := range c.Rules {
+			own.Rules[i] = spec(f, rule)
 		}
+		out = append(out, own)
 	}
 	return out
 }

@@ -20,21 +20,21 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// fake is how the fake programs behave: like those of a version, on a kernel
-// whose rules are files beside them. It is this test binary under a program's
-// name; the agent clears the environment, so the name is all that tells.
+// fake is the behaviour of the fake programs: like those of a version, on a kernel
+// whose rules are files in the same directory. They are this test binary under another
+// name; the agent clears the environment, so only the name identifies them.
 type fake struct {
 	Version string
 	NFT     bool
-	Waits   bool   // iptables-restore knows --wait
-	Lock    string // the lock file, "" where nobody locks
+	Waits   bool   // iptables-restore supports --wait
+	Lock    string // the lock file, or "" for no locking
 
 	Refuse   string    // the kernel refuses a rule with this text
-	MaxRules int       // and a table with more rules than this
-	NoMatch  string    // the program has no such match
-	NoDelete string    // rules with this text are not found again
-	Alter    [2]string // what is loaded has the second text for the first
-	Busy     int       // so many tables are refused because another changed them
+	MaxRules int       // the kernel refuses a table with more rules
+	NoMatch  string    // the program does not have this match
+	NoDelete string    // rules with this text cannot be deleted
+	Alter    [2]string // loaded rules have the second text instead of the first
+	Busy     int       // number of tables refused as changed by another program
 }
 
 // fakeChain is a chain of the fake's kernel.
@@ -134,7 +134,7 @@ func writeTables(path string, tables fakeTables) {
 	}
 }
 
-// save prints as the version does; see testdata/save-*.
+// save prints the rules in the format of the version; see testdata/save-*.
 func (k *fakeKernel) save(w io.Writer) {
 	tables := readTables(k.file())
 	for _, name := range []string{"nat", "filter"} {
@@ -169,6 +169,9 @@ var (
 )
 
 func (k *fakeKernel) print(rule string) string {
+	if !k.NFT || k.atLeast(1, 8, 8) { // the others are without /etc/protocols
+		rule = strings.Replace(rule, "-p 2 ", "-p igmp ", 1)
+	}
 	switch {
 	case !k.atLeast(1, 4, 8):
 		rule = plainComment.ReplaceAllString(rule, `--comment "$1"`)
@@ -179,8 +182,7 @@ func (k *fakeKernel) print(rule string) string {
 	return rule
 }
 
-// locked takes the part of the programs in locking, and sees that the caller
-// takes its own.
+// locked takes the lock as the programs do, or checks that the caller holds it.
 func (k *fakeKernel) locked(args []string) (code int) {
 	if k.Lock == "" || k.NFT || !k.atLeast(1, 4, 20) {
 		return 0
@@ -192,7 +194,7 @@ func (k *fakeKernel) locked(args []string) (code int) {
 	try := func() bool { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) == nil }
 	if !k.Waits {
 		if try() {
-			fmt.Fprintln(k.stderr, "nobody holds the lock")
+			fmt.Fprintln(k.stderr, "the lock is not held")
 			return 99
 		}
 		return 0
@@ -215,7 +217,7 @@ func (k *fakeKernel) locked(args []string) (code int) {
 		case <-time.After(5 * time.Millisecond):
 		}
 	}
-	return 0 // the end of the process lets go
+	return 0 // released at the end of the process
 }
 
 // restore loads a file, as one transaction.
@@ -339,7 +341,7 @@ func (k *fakeKernel) restore(args []string, text string) int {
 	return 0
 }
 
-// understands tells what the program itself makes of a rule.
+// understands returns the error of the program itself for a rule.
 func (k *fakeKernel) understands(chains []fakeChain, rule string) error {
 	words, err := split(rule)
 	if err != nil {
@@ -364,7 +366,7 @@ func (k *fakeKernel) understands(chains []fakeChain, rule string) error {
 	return nil
 }
 
-// busy tells whether another program was quicker, which comes to an end.
+// busy reports whether another program has changed the table, a limited number of times.
 func (k *fakeKernel) busy() bool {
 	path := filepath.Join(k.dir, "busy")
 	n := k.Busy
@@ -382,15 +384,15 @@ func (k *fakeKernel) busy() bool {
 	return true
 }
 
-// failed is what the program says of a line that it cannot do.
+// failed prints the program's error for a line.
 func (k *fakeKernel) failed(n int) int {
 	fmt.Fprintf(k.stderr, "%s: line %d failed\n", k.name, n)
 	return 1
 }
 
-// refuse is what it says where the kernel does not take the table that ends at
-// line n: the legacy kernel takes it whole or not, and nft's answer named the
-// wrong line up to 1.8.7.
+// refuse prints the program's error if the kernel refuses the table that ends at line
+// n. The legacy kernel refuses the table as a whole, and nft up to 1.8.7 names the
+// wrong line.
 func (k *fakeKernel) refuse(n, rule int) int {
 	if !k.NFT {
 		return k.failed(n)
@@ -413,8 +415,8 @@ type machine struct {
 	dir string
 }
 
-// newMachine makes the fake programs and puts them in PATH. The lock file is
-// where the backend looks for it, unless the fake has another.
+// newMachine returns a machine with the fake programs. The lock file is where the
+// backend looks for it, unless the fake has another.
 func newMachine(t *testing.T, f fake) *machine {
 	t.Helper()
 	self, err := os.Executable()
@@ -432,7 +434,7 @@ func newMachine(t *testing.T, f fake) *machine {
 			t.Fatal(err)
 		}
 	}
-	// A directory that anybody can write to is not searched.
+	// A world-writable directory is not searched.
 	if err := os.Chmod(m.dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -442,11 +444,11 @@ func newMachine(t *testing.T, f fake) *machine {
 	return m
 }
 
-// become makes the programs behave otherwise.
+// become changes the behaviour of the programs.
 func (m *machine) become(f fake) {
 	m.t.Helper()
 	if f.Lock == "" {
-		f.Lock = m.sys.Path(lockFile)
+		f.Lock = filepath.Join(m.sys.Root, lockFile)
 	}
 	data, err := json.Marshal(f)
 	if err == nil {
@@ -461,8 +463,7 @@ func (m *machine) file(f firewall.Family) string {
 	return filepath.Join(m.dir, "kernel."+program(f, "")[:len("ip6")])
 }
 
-// has makes the kernel hold rules, which are lines of iptables-save without
-// what is always the same.
+// has adds rules to the kernel, as abbreviated lines of iptables-save.
 func (m *machine) has(f firewall.Family, lines ...string) {
 	m.t.Helper()
 	tables := readTables(m.file(f))
@@ -492,7 +493,7 @@ func (m *machine) has(f firewall.Family, lines ...string) {
 	writeTables(m.file(f), tables)
 }
 
-// holds gives what the kernel holds, both families together.
+// holds returns the kernel's rules of both families.
 func (m *machine) holds() string {
 	m.t.Helper()
 	var b strings.Builder
@@ -510,7 +511,7 @@ func (m *machine) holds() string {
 	return b.String()
 }
 
-// runs are the programs that ran, and forgets them.
+// runs returns the programs that ran since its last call.
 func (m *machine) runs() []string {
 	m.t.Helper()
 	path := filepath.Join(m.dir, "runs")

@@ -12,17 +12,18 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// lockFile is where the legacy programs lock (iptables/xshared.h, XT_LOCK_NAME).
+// lockFile is the lock file of the legacy programs (iptables/xshared.h, XT_LOCK_NAME).
 const lockFile = "/run/xtables.lock"
 
-// tools is what is to be known about the programs.
+// tools is the version and variant of the programs.
 type tools struct {
-	version [3]int
-	text    string
-	nft     bool
+	number [3]int
+	text   string
+	nft    bool
 }
 
 func (t tools) String() string {
@@ -33,60 +34,72 @@ func (t tools) String() string {
 }
 
 func (t tools) atLeast(major, minor, patch int) bool {
-	return slices.Compare(t.version[:], []int{major, minor, patch}) >= 0
+	return slices.Compare(t.number[:], []int{major, minor, patch}) >= 0
 }
 
-var versionLine = regexp.MustCompile(`v(\d+(?:\.\d+)*)(?: \((nf_tables|legacy)\))?`)
-
-// tools tells the version and the variant from the headers of what was read,
-// or from the program itself: where a kernel without any table gave no header,
-// and for 1.8.0 to 1.8.7, whose headers do not say which variant it is.
-func (b *Backend) tools(ctx context.Context, snap snapshot) (tools, error) {
+// tools returns the version and variant from the headers of a snapshot. It runs the
+// program if there is no header, as with a kernel without tables, and for 1.8.0 to
+// 1.8.7, whose headers do not name the variant.
+func (b *Backend) tools(ctx context.Context, snap snapshot) (t tools, err error) {
+	defer func() { b.known = t }()
 	for _, f := range b.families {
 		if d := snap[f]; d.version != "" {
-			t := newTools(d.version, d.nft)
+			t = newTools(d.version, d.nft)
 			if t.nft || !t.atLeast(1, 8, 0) || t.atLeast(1, 8, 8) {
 				return t, nil
 			}
 		}
 	}
+	if b.held && b.known.text != "" {
+		return b.known, nil
+	}
 	res, err := b.run(ctx, system.Command{Name: "iptables", Args: []string{"--version"}})
 	if err != nil {
-		return tools{}, fmt.Errorf("asking for its version: %w", err)
+		return tools{}, fmt.Errorf("reading the version of iptables: %w", err)
 	}
-	m := versionLine.FindSubmatch(res.Stdout)
-	if m == nil {
-		return tools{}, fmt.Errorf("iptables --version prints no version, but %.80q", res.Stdout)
+	if t = parseTools(string(res.Stdout)); t.text == "" {
+		return t, fmt.Errorf("iptables --version printed no version, but %.80q", res.Stdout)
 	}
-	return newTools(string(m[1]), string(m[2]) == "nf_tables"), nil
+	return t, nil
+}
+
+// parseTools parses the output of "iptables --version"; text is "" without a version.
+func parseTools(line string) tools { return newTools(version(line)) }
+
+// version is the reverse of parseTools.
+func (t tools) version() string {
+	switch {
+	case t.text == "":
+		return ""
+	case t.nft:
+		return "v" + t.text + " (nf_tables)"
+	}
+	return "v" + t.text
 }
 
 func newTools(version string, nft bool) tools {
 	t := tools{text: version, nft: nft}
 	for i, part := range strings.SplitN(version, ".", 3) {
-		t.version[i], _ = strconv.Atoi(part)
+		t.number[i], _ = strconv.Atoi(part)
 	}
 	return t
 }
 
-// restore loads a file into one family, as one transaction. An error names
-// the line that the kernel or the program refused.
+// restore loads a file into one family, as one transaction. An error names the line
+// that the kernel or the program refused.
 //
-// The lock: the nft variant has none and needs none. Legacy programs take one
-// since 1.4.20; iptables-restore itself does since 1.6.2, and in the packages
-// of EL7 that brought that back to 1.4.21. Where it does not, two restores at a
-// time lose one of the two (clearlinux/distribution#1058), so we take the lock
-// for it.
+// The nft variant needs no lock. Legacy programs take one since 1.4.20, but
+// iptables-restore only since 1.6.2, and in EL7's packages, which backported that to
+// 1.4.21. Otherwise one of two simultaneous restores is lost
+// (clearlinux/distribution#1058), so we take the lock for it.
 func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines []string) error {
+	b.last = nil
 	name := program(f, "-restore")
 	args := []string{"--noflush"}
 	if !t.nft && t.atLeast(1, 4, 20) {
-		waits := t.atLeast(1, 6, 2)
-		if !waits {
-			var err error
-			if waits, err = b.restoreWaits(ctx, name); err != nil {
-				return err
-			}
+		waits, err := b.restoreWaits(ctx, t, name)
+		if err != nil {
+			return err
 		}
 		if waits {
 			args = append(args, fmt.Sprintf("--wait=%d", int(b.lockWait.Seconds())))
@@ -101,15 +114,13 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 	return b.explain(ctx, name, args, lines, b.try(ctx, name, args, lines))
 }
 
-// commitTries is how often a table is handed to the kernel before its refusal
-// counts.
+// commitTries is how often loading a table is tried.
 const commitTries = 10
 
-// try runs a restore. The legacy kernel refuses a table whose number of rules
-// is not what the program read (EAGAIN; linux/net/netfilter/x_tables.c,
-// xt_replace_table), of which the program says no more than that COMMIT failed.
-// Programs that take no lock, or another one, make that happen; so it is tried
-// again.
+// try runs a restore. The legacy kernel refuses a table if the number of rules has
+// changed since the program read it (EAGAIN; linux/net/netfilter/x_tables.c,
+// xt_replace_table). The program then only reports that COMMIT failed. Programs that
+// take no lock, or another one, cause this, so it is retried.
 func (b *Backend) try(ctx context.Context, name string, args, lines []string) error {
 	for n := 1; ; n++ {
 		_, err := b.run(ctx, system.Command{Name: name, Args: args,
@@ -120,9 +131,9 @@ func (b *Backend) try(ctx context.Context, name string, args, lines []string) er
 	}
 }
 
-// lock takes the lock for a program that does not. As they were released, 1.4.20
-// and 1.4.21 lock an abstract socket instead of the file; we do not, because
-// every user of the machine can hold that one, and so keep our rules out.
+// lock takes the lock for a program that does not. The original 1.4.20 and 1.4.21 lock
+// an abstract socket instead of the file. We do not: any user can hold that socket, and
+// so block our rules.
 func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
 	wait, cancel := context.WithTimeout(ctx, b.lockWait)
 	defer cancel()
@@ -133,24 +144,26 @@ func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
 	return unlock, err
 }
 
-// lockError says that the lock could not be had.
 type lockError struct {
 	wait time.Duration
 	err  error
 }
 
 func (e *lockError) Error() string {
-	return fmt.Sprintf("another program held the xtables lock (%s) for more than %v: %v", lockFile, e.wait, e.err)
+	return fmt.Sprintf("another program held the xtables lock (%s) for more than %s: %v", lockFile, firewall.FormatDuration(e.wait), e.err)
 }
 
-// Temporary tells that it may be had later.
+// Temporary reports that a retry may succeed.
 func (e *lockError) Temporary() bool { return true }
 
 func (e *lockError) Unwrap() error { return e.err }
 
-// restoreWaits asks an iptables-restore of before 1.6.2 whether it knows
-// --wait all the same. One that does not complains, and goes on.
-func (b *Backend) restoreWaits(ctx context.Context, name string) (bool, error) {
+// restoreWaits reports whether iptables-restore supports --wait. A version before
+// 1.6.2 is run to find out: without support it prints an error and continues.
+func (b *Backend) restoreWaits(ctx context.Context, t tools, name string) (bool, error) {
+	if t.atLeast(1, 6, 2) {
+		return true, nil
+	}
 	res, err := b.run(ctx, system.Command{Name: name, Args: []string{"--wait=1", "--noflush", "--test"}})
 	if err != nil {
 		return false, err
@@ -158,32 +171,29 @@ func (b *Backend) restoreWaits(ctx context.Context, name string) (bool, error) {
 	return !bytes.Contains(res.Stderr, []byte("option")), nil
 }
 
-// failedLine finds the line in a complaint: "line 5 failed", or since 1.8
+// failedLine matches the line number in an error: "line 5 failed", or since 1.8
 // "line 5: RULE_APPEND failed" and "Error occurred at line: 5".
-var failedLine = regexp.MustCompile(`line:? (\d+)`)
+const failedLine = `line:? (\d+)`
 
-// busyChain finds the chain that the nft variant cannot delete; up to 1.8.7 it
-// blames another line for that.
-var busyChain = regexp.MustCompile(`CHAIN_(?:USER_)?DEL failed \(Device or resource busy\): chain (\S+)`)
+// busyChain matches the chain that the nft variant cannot delete; up to 1.8.7 the
+// error names another line.
+const busyChain = `CHAIN_(?:USER_)?DEL failed \(Device or resource busy\): chain (\S+)`
 
-// refusedLine gives the line that a failed restore complains of, or "".
+// refusedLine returns the line that the error of a failed restore names, or "".
 func refusedLine(lines []string, err error) string {
 	var exit *system.ExitError
 	if !errors.As(err, &exit) {
 		return ""
 	}
-	m := failedLine.FindStringSubmatch(exit.Stderr)
-	if m == nil {
-		return ""
+	if m := regexp.MustCompile(failedLine).FindStringSubmatch(exit.Stderr); m != nil {
+		if n, err := strconv.Atoi(m[1]); err == nil && 1 <= n && n <= len(lines) {
+			return lines[n-1]
+		}
 	}
-	n, err := strconv.Atoi(m[1])
-	if err != nil || n < 1 || n > len(lines) {
-		return ""
-	}
-	return lines[n-1]
+	return ""
 }
 
-// explain adds to a failed restore which rule it was.
+// explain adds the refused rule to the error of a failed restore.
 func (b *Backend) explain(ctx context.Context, name string, args, lines []string, err error) error {
 	var exit *system.ExitError
 	if !errors.As(err, &exit) {
@@ -193,40 +203,30 @@ func (b *Backend) explain(ctx context.Context, name string, args, lines []string
 		return &lockError{b.lockWait, err}
 	}
 	bad := refusedLine(lines, err)
-	if m := busyChain.FindStringSubmatch(exit.Stderr); m != nil {
+	if m := regexp.MustCompile(busyChain).FindStringSubmatch(exit.Stderr); m != nil {
 		bad = "-X " + m[1]
 	}
 	if chain, ok := strings.CutPrefix(bad, "-X "); ok {
-		err = fmt.Errorf("a rule of another chain jumps to %s: delete that rule (\"%s | grep -w %s\" shows it) and run this again: %w",
-			chain, strings.Replace(name, "-restore", "-save", 1), chain, err)
+		err = hint.Wrap(fmt.Errorf("a rule of another chain jumps to %s: %w", chain, err), "delete that rule (\"%s | grep -w %s\" shows it), then repeat the command",
+			strings.Replace(name, "-restore", "-save", 1), chain)
 	}
 	if bad == commit {
-		// The legacy kernel refuses the table as a whole, and nft up to 1.8.7
-		// blames the end for what the kernel refused. Each rule by itself,
-		// in a chain that nothing jumps to, tells which one it means.
+		// The legacy kernel refuses the table as a whole, and nft up to 1.8.7 names
+		// the last line. Loading each rule alone, in an unused chain, finds the
+		// refused one.
 		bad = b.suspect(ctx, name, args, lines)
 	}
 	if bad == "" || bad == commit {
 		return err
 	}
-	return &lineError{bad, err}
+	return fmt.Errorf("%q: %w", bad, err)
 }
 
-// lineError says which line of a file was refused.
-type lineError struct {
-	line string
-	err  error
-}
-
-func (e *lineError) Error() string { return fmt.Sprintf("%q: %v", e.line, e.err) }
-
-func (e *lineError) Unwrap() error { return e.err }
-
-// suspect finds the first rule that the kernel refuses by itself. It tries each
-// in a chain that nothing jumps to, and removes that chain again.
+// suspect returns the first rule that the kernel refuses on its own. It tries each in
+// an unused chain, and then removes that chain.
 func (b *Backend) suspect(ctx context.Context, name string, args, lines []string) string {
 	const probe = firewall.ChainPrefix + "PROBE"
-	// An empty chain to begin with: a rule that was taken before goes with it.
+	// Declaring the chain empties it of a rule that was accepted before.
 	with := func(line string) error {
 		return b.try(ctx, name, args, []string{"*" + filter, ":" + probe + " - [0:0]", line, commit})
 	}

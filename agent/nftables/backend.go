@@ -1,3 +1,6 @@
+// Package nftables is the nftables backend. Over netlink it loads the rules into a
+// separate table, compares the kernel's rules with them, and finds other programs'
+// rules. It also writes the file that nft loads.
 package nftables
 
 import (
@@ -5,36 +8,40 @@ import (
 	"errors"
 	"fmt"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Backend loads rulesets into the kernel's nf_tables over netlink, as one table
-// for both families. It needs no program.
+// Backend loads rulesets into nf_tables over netlink, as one table for both families.
+// It runs no program.
 type Backend struct {
 	sys      *system.System
 	families []firewall.Family
 }
 
-// New gives a backend for the families that the kernel has.
+// New returns a backend for the kernel's families.
 func New(sys *system.System, families []firewall.Family) *Backend { return &Backend{sys, families} }
 
-// ErrNone says that this kernel has no nf_tables, or not for both families in one
-// table.
-var ErrNone = errors.New("this kernel has no nf_tables with tables of the family inet")
+// ErrNone is the error for a kernel without nf_tables, or without tables for both
+// families.
+var ErrNone = errors.New("the kernel does not support nf_tables with the family inet")
 
-// snapshot is the table as it was at one time.
 type snapshot struct {
 	table
-	there bool
-	// What it was compared with, compiled, and not compiled.
+	b      *Backend
+	exists bool
+	// The ruleset that it was compared with, compiled and not compiled.
 	compared compiled
 	with     firewall.Ruleset
 }
 
 func (b *Backend) read() (s snapshot, err error) {
 	err = b.sys.Do("read", "table inet "+TableName, func() (err error) {
-		s.table, s.there, err = read()
+		s.table, s.exists, err = read()
+		s.b = b
 		return err
 	})
 	return s, err
@@ -49,20 +56,20 @@ func (b *Backend) commit(what string, requests []request) error {
 	return err
 }
 
-// Inspect reads our table and compares it with want. Where want is no ruleset at
-// all, there should be none.
-func (b *Backend) Inspect(_ context.Context, want firewall.Ruleset) (firewall.Inspection, error) {
+// Inspect reads our table and compares it with want. If want is zero, the table should
+// not exist.
+func (b *Backend) Inspect(_ context.Context, want firewall.Ruleset) (backend.Inspection, error) {
 	s, err := b.read()
 	if err != nil {
-		return firewall.Inspection{}, err
+		return backend.Inspection{}, err
 	}
 	return b.inspect(s, want), nil
 }
 
-// Load makes our table want, in one transaction, reads it back and compares it.
-// Where anything fails, it is as was says it was. Where want is no ruleset at all,
-// the table goes.
-func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.Inspection) error {
+// Load loads want into our table in one transaction, reads it back and compares it. If
+// anything fails, the table is rolled back. If want is zero, the table is removed.
+func (s snapshot) Load(ctx context.Context, want firewall.Ruleset, _ bool) error {
+	b := s.b
 	if want.IsZero() {
 		if err := b.commit("remove", remove(TableName)); err != nil {
 			return fmt.Errorf("removing table inet %s: %w", TableName, err)
@@ -72,63 +79,61 @@ func (b *Backend) Load(ctx context.Context, want firewall.Ruleset, was firewall.
 	if err := want.Check(); err != nil {
 		return err
 	}
-	before := was.Snapshot.(snapshot)
-	wanted := before.compared
-	if !want.Equal(before.with) {
+	wanted := s.compared
+	if !want.Equal(s.with) {
 		wanted = compile(want, b.families)
 	}
-	// By what differs, if that can be: the rules that stay keep their counters, and
-	// limits what they know. Else, and where somebody else changed the table since
-	// it was read, as a whole.
+	// If possible, only the differences are loaded: unchanged rules keep their counters,
+	// and rate limits their state. Otherwise, or if another program changed the table
+	// since it was read, the whole table is.
 	var requests []request
 	ok := true
-	if before.there {
-		requests, ok = before.requestsTo(wanted.table)
+	if s.exists {
+		requests, ok = s.requestsTo(wanted.table)
 	} else {
-		requests = wanted.requestsFresh()
+		requests = wanted.create(unix.NLM_F_EXCL)
 	}
-	if ok && b.commit("change", requests) == nil && b.holds(wanted) == nil {
+	if ok && b.commit("change", requests) == nil && b.readBack(wanted) == nil {
 		return nil
 	}
 	if err := b.commit("load", wanted.requests()); err != nil {
 		return fmt.Errorf("loading table inet %s: %w", TableName, err)
 	}
-	err := b.holds(wanted)
+	err := b.readBack(wanted)
 	if err == nil {
 		return nil
 	}
-	if e := b.Revert(ctx, was); e != nil {
-		return fmt.Errorf("%w; and the former rules could not be brought back: %w", err, e)
+	if e := s.Restore(ctx, backend.Backup{}); e != nil {
+		return fmt.Errorf("%w; and restoring the previous rules failed: %w", err, e)
 	}
 	return err
 }
 
-// holds reads back what was loaded, and compares it.
-func (b *Backend) holds(want compiled) error {
+func (b *Backend) readBack(want compiled) error {
 	now, err := b.read()
 	if err != nil {
-		return fmt.Errorf("reading back what was loaded: %w", err)
+		return fmt.Errorf("reading back the loaded rules: %w", err)
 	}
 	if in := b.compare(now, want); len(in.Drift) > 0 {
-		return fmt.Errorf("the kernel does not hold what was loaded: %v", in.Drift[0])
+		return &backend.MismatchError{First: in.Drift[0]}
 	}
 	return nil
 }
 
-// Revert gives the table back as was says it was.
-func (b *Backend) Revert(_ context.Context, was firewall.Inspection) error {
-	s := was.Snapshot.(snapshot)
+// Restore restores the table of the snapshot.
+func (s snapshot) Restore(_ context.Context, _ backend.Backup) error {
+	b := s.b
 	now, err := b.read()
 	switch {
-	case err == nil && now.there == s.there && s.same(now.table):
+	case err == nil && now.exists == s.exists && s.same(now.table):
 		return nil
-	case !s.there:
+	case !s.exists:
 		err = b.commit("remove", remove(TableName))
 	default:
-		err = b.commit("bring back", s.requests())
+		err = b.commit("restore", s.requests())
 	}
 	if err != nil {
-		return fmt.Errorf("bringing back table inet %s: %w", TableName, err)
+		return fmt.Errorf("restoring table inet %s: %w", TableName, err)
 	}
 	return nil
 }

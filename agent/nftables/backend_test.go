@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/test/lab"
@@ -30,8 +31,8 @@ func prefixes(texts ...string) []netip.Prefix {
 	return out
 }
 
-// wishes are machines with all kinds of rules between them.
-func wishes() map[string]firewall.Desired {
+// desiredStates returns desired states that together have every kind of rule.
+func desiredStates() map[string]firewall.Desired {
 	client := lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}
 	every := all(client)
 	every.SSH.Allow = append(every.SSH.Allow, prefixes("203.0.113.0/24", "10.0.0.0/9", "10.128.0.0/9", "2001:db8:1::/48", "fe80::/10", "255.255.255.255/32")...)
@@ -59,7 +60,7 @@ func wishes() map[string]firewall.Desired {
 		"unlocked": unlocked, "unlock all": open, "unlock for anybody": anybody, "quiet": quiet}
 }
 
-// kernel is a backend in a namespace of its own.
+// kernel is a backend in its own namespace.
 type kernel struct {
 	*lab.Namespace
 	*Backend
@@ -71,7 +72,7 @@ func newKernel(t testing.TB) kernel {
 	return kernel{lab.NewNamespace(t), New(&system.System{}, firewall.Families[:])}
 }
 
-func (k kernel) inspect(t testing.TB, want firewall.Ruleset) (in firewall.Inspection) {
+func (k kernel) inspect(t testing.TB, want firewall.Ruleset) (in backend.Inspection) {
 	t.Helper()
 	if err := k.Do(func() (err error) { in, err = k.Inspect(ctx, want); return err }); err != nil {
 		t.Fatal(err)
@@ -82,17 +83,18 @@ func (k kernel) inspect(t testing.TB, want firewall.Ruleset) (in firewall.Inspec
 func (k kernel) load(t testing.TB, want firewall.Ruleset) {
 	t.Helper()
 	was := k.inspect(t, want)
-	if err := k.Do(func() error { return k.Load(ctx, want, was) }); err != nil {
+	if err := k.Do(func() error { return was.Snapshot.Load(ctx, want, false) }); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func (k kernel) list(t testing.TB) string {
 	t.Helper()
-	return k.MustRun(t, "nft", "list", "table", "inet", TableName)
+	text := k.MustRun(t, "nft", "list", "table", "inet", TableName)
+	return strings.ReplaceAll(text, "meta l4proto igmp", "meta l4proto 2") // a name from /etc/protocols
 }
 
-// inSeconds writes the times that nft prints as they are rendered.
+// inSeconds converts the times that nft prints to the rendered form.
 func inSeconds(t *testing.T, text string) string {
 	t.Helper()
 	for {
@@ -117,10 +119,10 @@ func inSeconds(t *testing.T, text string) string {
 	}
 }
 
-// What is loaded over netlink is what is rendered; what nft loads of that is the
-// same to the last byte, and to us no drift.
+// The rules loaded over netlink equal the rendered file. The rules that nft loads from
+// the file are identical, and are no drift.
 func TestRender(t *testing.T) {
-	for name, d := range wishes() {
+	for name, d := range desiredStates() {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			rules := compiledRules(t, d)
@@ -137,54 +139,56 @@ func TestRender(t *testing.T) {
 				t.Errorf("loaded by nft (-rendered +nft prints):\n%s", diff)
 			}
 			for _, k := range []kernel{ours, nfts} {
-				if in := k.inspect(t, rules); len(in.Drift)+len(in.Open)+len(in.Shut)+len(in.Flushed) > 0 {
-					t.Errorf("found: %v %v %v %v", in.Drift, in.Open, in.Shut, in.Flushed)
+				if in := k.inspect(t, rules); len(in.Drift)+len(in.Exposed)+len(in.LockedOut)+len(in.Flushed) > 0 {
+					t.Errorf("found: %v %v %v %v", in.Drift, in.Exposed, in.LockedOut, in.Flushed)
 				}
 			}
 		})
 	}
 }
 
-// Whatever somebody does to the table is named, with where it leaves the machine.
+// Every change of the table is reported, and whether it exposes or locks the machine.
 func TestDrift(t *testing.T) {
 	const table = "inet " + TableName
 	for name, tt := range map[string]struct {
-		nft        []string
-		want       []string // some of the drift, as lines
-		open, shut bool
-		flushed    int
+		nft                []string
+		want               []string // some of the drift, as lines
+		exposed, lockedOut bool
+		flushed            int
 	}{
-		"table deleted":     {[]string{"delete table " + table}, []string{"ipv4 input: missing: table inet basicfw", "ipv6 ipv6-input: missing: the chain"}, true, false, 2},
-		"everything":        {[]string{"flush ruleset"}, []string{"ipv4 input: missing: table inet basicfw"}, true, false, 2},
-		"table flushed":     {[]string{"flush table " + table}, []string{"ipv4 input: missing: meta nfproto vmap", "ipv6 ipv6-ssh: missing:"}, false, true, 2},
-		"a chain flushed":   {[]string{"flush chain " + table + " ipv4-ssh"}, []string{"ipv4 ipv4-ssh: missing: counter drop comment \"basicfw-ssh-drop\""}, false, false, 0},
-		"a rule added":      {[]string{"add rule " + table + " ipv4-input tcp dport 9999 accept"}, []string{"ipv4 ipv4-input: extra: tcp dport 9999 accept"}, false, false, 0},
-		"all let in":        {[]string{"insert rule " + table + " ipv6-input counter accept"}, []string{"ipv6 ipv6-input: extra: counter accept"}, true, false, 0},
-		"all let in first":  {[]string{"insert rule " + table + " input accept"}, []string{"ipv4 input: extra: accept", "ipv6 input: extra: accept"}, true, false, 0},
-		"all of TCP let in": {[]string{"insert rule " + table + " ipv4-input ip protocol tcp accept"}, []string{"ipv4 ipv4-input: extra: meta nfproto ipv4 @1,72,8 0x06 accept"}, true, false, 0},
-		"TCP let in first":  {[]string{"insert rule " + table + " input meta l4proto tcp ct state new counter accept"}, []string{"ipv6 input: extra: meta l4proto tcp ct state new"}, true, false, 0},
-		"a family let in":   {[]string{"insert rule " + table + " ipv6-input meta nfproto ipv6 accept"}, []string{"ipv6 ipv6-input: extra: meta nfproto ipv6 accept"}, true, false, 0},
-		"UDP let in":        {[]string{"insert rule " + table + " ipv6-input meta l4proto udp accept"}, []string{"ipv6 ipv6-input: extra: meta l4proto udp accept"}, false, false, 0},
-		"what we do not know": {[]string{"insert rule " + table + " ipv4-input meta random & 1 == 0 ip saddr 192.0.2.7 accept"},
+		"table deleted":      {[]string{"delete table " + table}, []string{"ipv4 input: missing: table inet basicfw", "ipv6 ipv6-input: missing: the chain"}, true, false, 2},
+		"everything":         {[]string{"flush ruleset"}, []string{"ipv4 input: missing: table inet basicfw"}, true, false, 2},
+		"table flushed":      {[]string{"flush table " + table}, []string{"ipv4 input: missing: meta nfproto vmap", "ipv6 ipv6-ssh: missing:"}, false, true, 2},
+		"a chain flushed":    {[]string{"flush chain " + table + " ipv4-ssh"}, []string{"ipv4 ipv4-ssh: missing: counter drop comment \"basicfw-ssh-drop\""}, false, false, 0},
+		"a rule added":       {[]string{"add rule " + table + " ipv4-input tcp dport 9999 accept"}, []string{"ipv4 ipv4-input: extra: tcp dport 9999 accept"}, false, false, 0},
+		"all accepted":       {[]string{"insert rule " + table + " ipv6-input counter accept"}, []string{"ipv6 ipv6-input: extra: counter accept"}, true, false, 0},
+		"all accepted first": {[]string{"insert rule " + table + " input accept"}, []string{"ipv4 input: extra: accept", "ipv6 input: extra: accept"}, true, false, 0},
+		"all TCP accepted":   {[]string{"insert rule " + table + " ipv4-input ip protocol tcp accept"}, []string{"ipv4 ipv4-input: extra: meta nfproto ipv4 @1,72,8 0x06 accept"}, true, false, 0},
+		"TCP accepted first": {[]string{"insert rule " + table + " input meta l4proto tcp ct state new counter accept"}, []string{"ipv6 input: extra: meta l4proto tcp ct state new"}, true, false, 0},
+		"a family accepted":  {[]string{"insert rule " + table + " ipv6-input meta nfproto ipv6 accept"}, []string{"ipv6 ipv6-input: extra: meta nfproto ipv6 accept"}, true, false, 0},
+		"UDP accepted":       {[]string{"insert rule " + table + " ipv6-input meta l4proto udp accept"}, []string{"ipv6 ipv6-input: extra: meta l4proto udp accept"}, false, false, 0},
+		"states": {[]string{"add rule " + table + " ipv4-ssh ct status & dnat == 0 ct state new,untracked drop"},
+			[]string{"ipv4 ipv4-ssh: extra: ct status ! dnat ct state new,untracked drop"}, false, false, 0},
+		"unknown match": {[]string{"insert rule " + table + " ipv4-input meta random & 1 == 0 ip saddr 192.0.2.7 accept"},
 			[]string{"ipv4 ipv4-input: extra: meta key 24 0x00000000 ip saddr 192.0.2.7 accept"}, false, false, 0},
-		"policy":         {[]string{"chain " + table + " input { policy accept; }"}, []string{"ipv4 input: altered: policy accept, want policy drop", "ipv6 input: altered"}, false, false, 0},
-		"policy and end": {[]string{"chain " + table + " input { policy accept; }", "flush chain " + table + " input"}, []string{"ipv4 input: altered: policy accept"}, true, false, 0},
-		"a family goes by": {[]string{"flush chain " + table + " input", "add rule " + table + " input meta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : accept }", "add rule " + table + " input counter drop comment \"basicfw-drop\""},
+		"policy":               {[]string{"chain " + table + " input { policy accept; }"}, []string{"ipv4 input: altered: policy accept, want policy drop", "ipv6 input: altered"}, false, false, 0},
+		"policy and last rule": {[]string{"chain " + table + " input { policy accept; }", "flush chain " + table + " input"}, []string{"ipv4 input: altered: policy accept"}, true, false, 0},
+		"map accepts a family": {[]string{"flush chain " + table + " input", "add rule " + table + " input meta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : accept }", "add rule " + table + " input counter drop comment \"basicfw-drop\""},
 			[]string{"ipv6 input: altered: ipv6 : accept, want ipv6 : jump ipv6-input"}, true, false, 0},
-		"a family stops": {[]string{"flush chain " + table + " input", "add rule " + table + " input meta nfproto vmap { ipv4 : jump ipv4-input }", "add rule " + table + " input counter drop comment \"basicfw-drop\""},
+		"map lacks a family": {[]string{"flush chain " + table + " input", "add rule " + table + " input meta nfproto vmap { ipv4 : jump ipv4-input }", "add rule " + table + " input counter drop comment \"basicfw-drop\""},
 			[]string{"ipv6 input: missing: ipv6 : jump ipv6-input"}, false, false, 0},
-		"switched off":      {[]string{"add table " + table + " { flags dormant; }"}, []string{"ipv4 input: altered: flags dormant, want no flags"}, true, false, 0},
-		"an address added":  {[]string{"add element " + table + " ipv4-ssh { 198.18.0.0/15 }"}, []string{"ipv4 set ipv4-ssh: extra: 198.18.0.0/15"}, false, false, 0},
-		"an address gone":   {[]string{"delete element " + table + " ipv4-ssh { 203.0.113.0/24 }"}, []string{"ipv4 set ipv4-ssh: missing: 203.0.113.0/24"}, false, false, 0},
-		"a range of them":   {[]string{"add element " + table + " ipv6-ssh { 2001:db9::1-2001:db9::7 }"}, []string{"ipv6 set ipv6-ssh: extra: 2001:db9::1-2001:db9::7"}, false, false, 0},
-		"a chain added":     {[]string{"add chain " + table + " mine"}, []string{"mine: extra: the chain"}, false, false, 0},
-		"a set added":       {[]string{"add set " + table + " mine { type ipv4_addr; }"}, []string{"mine: extra: the set"}, false, false, 0},
-		"a source's packet": {[]string{"add element " + table + " bfw4p10s { 192.0.2.77 }"}, nil, false, false, 0},
+		"dormant":            {[]string{"add table " + table + " { flags dormant; }"}, []string{"ipv4 input: altered: flags dormant, want no flags"}, true, false, 0},
+		"an address added":   {[]string{"add element " + table + " ipv4-ssh { 198.18.0.0/15 }"}, []string{"ipv4 set ipv4-ssh: extra: 198.18.0.0/15"}, false, false, 0},
+		"an address removed": {[]string{"delete element " + table + " ipv4-ssh { 203.0.113.0/24 }"}, []string{"ipv4 set ipv4-ssh: missing: 203.0.113.0/24"}, false, false, 0},
+		"a range added":      {[]string{"add element " + table + " ipv6-ssh { 2001:db9::1-2001:db9::7 }"}, []string{"ipv6 set ipv6-ssh: extra: 2001:db9::1-2001:db9::7"}, false, false, 0},
+		"a chain added":      {[]string{"add chain " + table + " mine"}, []string{"mine: extra: the chain"}, false, false, 0},
+		"a set added":        {[]string{"add set " + table + " mine { type ipv4_addr; }"}, []string{"mine: extra: the set"}, false, false, 0},
+		"a source's packet":  {[]string{"add element " + table + " bfw4p10s { 192.0.2.77 }"}, nil, false, false, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			k := newKernel(t)
-			rules := compiledRules(t, wishes()["every"])
+			rules := compiledRules(t, desiredStates()["every"])
 			k.load(t, rules)
 			for _, line := range tt.nft {
 				if r := k.Run(t, lab.Command{Args: []string{"nft", "-f", "-"}, Stdin: line}); r.Code != 0 {
@@ -203,26 +207,50 @@ func TestDrift(t *testing.T) {
 				}
 			}
 			if len(tt.want) == 0 && len(lines) > 0 {
-				t.Errorf("named: %s", lines)
+				t.Errorf("reported: %s", lines)
 			}
-			if len(in.Open) > 0 != tt.open || len(in.Shut) > 0 != tt.shut || len(in.Flushed) != tt.flushed {
-				t.Errorf("open %v, shut %v, flushed %v", in.Open, in.Shut, in.Flushed)
+			if len(in.Exposed) > 0 != tt.exposed || len(in.LockedOut) > 0 != tt.lockedOut || len(in.Flushed) != tt.flushed {
+				t.Errorf("exposed %v, locked out %v, flushed %v", in.Exposed, in.LockedOut, in.Flushed)
 			}
 			k.load(t, rules)
 			if in := k.inspect(t, rules); len(in.Drift) > 0 {
-				t.Errorf("still: %v", in.Drift)
+				t.Errorf("drift after the repair: %v", in.Drift)
 			}
-			if err := k.Do(func() error { return k.Revert(ctx, in) }); err != nil {
+			if err := k.Do(func() error { return in.Snapshot.Restore(ctx, backend.Backup{}) }); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(before, k.MustRun(t, "nft", "list", "ruleset")); diff != "" && name != "a source's packet" {
-				t.Errorf("brought back (-before +now):\n%s", diff)
+				t.Errorf("restored (-before +now):\n%s", diff)
 			}
 		})
 	}
 }
 
-// Ten thousand networks are loaded, read back, compared, rendered, and reverted.
+// Ten thousand networks are loaded, read back, compared, rendered and restored.
+// TestChanges checks that the fingerprint of the rules differs after a change of any table,
+// and only then.
+func TestChanges(t *testing.T) {
+	k := newKernel(t)
+	before := k.inspect(t, firewall.Ruleset{}).Changes
+	if after := k.inspect(t, firewall.Ruleset{}).Changes; after != before {
+		t.Errorf("%q without a change, was %q", after, before)
+	}
+	k.MustRun(t, "nft", "add", "table", "ip6", "other")
+	if after := k.inspect(t, firewall.Ruleset{}).Changes; after == before {
+		t.Errorf("%q after a change", after)
+	}
+	want, err := firewall.Compile(desiredStates()["every"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.load(t, want)
+	before = k.inspect(t, want).Changes
+	k.MustRun(t, "nft", "add", "chain", "ip6", "other", "c")
+	if after := k.inspect(t, want).Changes; after == before {
+		t.Errorf("%q after a change, with rules of ours", after)
+	}
+}
+
 func TestManySources(t *testing.T) {
 	d := all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")})
 	var from []netip.Prefix
@@ -233,7 +261,7 @@ func TestManySources(t *testing.T) {
 	rules := compiledRules(t, d)
 	k := newKernel(t)
 	k.load(t, rules)
-	if n := strings.Count(k.list(t), "/25"); n != len(from)+1 { // and the one of "db"
+	if n := strings.Count(k.list(t), "/25"); n != len(from)+1 { // and one of "db"
 		t.Errorf("%d networks", n)
 	}
 	in := k.inspect(t, rules)
@@ -242,22 +270,22 @@ func TestManySources(t *testing.T) {
 	}
 	before := k.list(t)
 	k.load(t, compiledRules(t, firewall.Failsafe([]uint16{22})))
-	if err := k.Do(func() error { return k.Revert(ctx, in) }); err != nil {
+	if err := k.Do(func() error { return in.Snapshot.Restore(ctx, backend.Backup{}) }); err != nil {
 		t.Fatal(err)
 	}
 	if k.list(t) != before {
-		t.Error("it did not come back as it was")
+		t.Error("the restored table differs")
 	}
 }
 
-// What the kernel refuses leaves all as it was, and says which rule it is.
+// A refused transaction changes nothing, and the error names the rule.
 func TestRefused(t *testing.T) {
 	k := newKernel(t)
-	rules := compiledRules(t, wishes()["every"])
+	rules := compiledRules(t, desiredStates()["every"])
 	k.load(t, rules)
 	before := k.list(t)
 	bad := compiledRules(t, firewall.Failsafe([]uint16{22}))
-	bad.IPv4[0].Rules[3].In = "" // a variable of the test's own
+	bad.IPv4[0].Rules[3].In = "" // a copy of this test only
 	c := compile(bad, firewall.Families[:])
 	c.rules[5].exprs[0].name = "nonsense"
 	err := k.Do(func() error { return k.commit("load", c.requests()) })
@@ -270,10 +298,10 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// From each to each: what stays is not touched, and what packets have put into a set
-// is still there. Where the table was changed meanwhile it comes out right too.
+// Changing each desired state to each other keeps unchanged rules and the elements that
+// packets added to sets. The result is also correct if the table was changed meanwhile.
 func TestChange(t *testing.T) {
-	all := wishes()
+	all := desiredStates()
 	for fromName, from := range all {
 		t.Run(fromName, func(t *testing.T) {
 			t.Parallel()
@@ -288,7 +316,7 @@ func TestChange(t *testing.T) {
 					if before := was.Snapshot.(snapshot); fromName != toName {
 						requests, ok = before.requestsTo(compile(b, firewall.Families[:]).table)
 						if !ok {
-							t.Errorf("to %s: the table is made anew", toName)
+							t.Errorf("to %s: the table is recreated", toName)
 						}
 						for _, r := range requests {
 							if strings.Contains(r.about, "basicfw-loopback") || strings.Contains(r.about, "basicfw-new-not-syn") {
@@ -303,7 +331,7 @@ func TestChange(t *testing.T) {
 					if meanwhile != "" {
 						k.MustRun(t, "nft", meanwhile)
 					}
-					if err := k.Do(func() error { return k.Load(ctx, b, was) }); err != nil {
+					if err := k.Do(func() error { return was.Snapshot.Load(ctx, b, false) }); err != nil {
 						t.Fatalf("to %s: %v", toName, err)
 					}
 					if in := k.inspect(t, b); len(in.Drift) > 0 {
@@ -311,7 +339,7 @@ func TestChange(t *testing.T) {
 					}
 					list := k.list(t)
 					if ping && meanwhile == "" && !strings.Contains(list, "192.0.2.77") {
-						t.Errorf("to %s: a limit has forgotten its sources", toName)
+						t.Errorf("to %s: a rate limit lost its sources", toName)
 					}
 					lines := strings.Split(inSeconds(t, list), "\n")
 					for _, want := range strings.Split(Render(b, firewall.Families[:]), "\n") {
@@ -325,14 +353,14 @@ func TestChange(t *testing.T) {
 	}
 }
 
-// However lists of networks change, by hand and by us, the set has what it should.
+// A set has the desired networks after every change of the list.
 func TestChangeNetworks(t *testing.T) {
 	k := newKernel(t)
 	random := rand.New(rand.NewPCG(1, 2))
 	list := func() []netip.Prefix {
 		var out []netip.Prefix
 		for range 2 + random.IntN(40) {
-			// Many are neighbours, or within one another.
+			// Many are adjacent or nested.
 			bits := 24 + random.IntN(9)
 			out = append(out, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, byte(random.IntN(4)), byte(random.IntN(256))}), bits).Masked())
 		}
@@ -349,7 +377,7 @@ func TestChangeNetworks(t *testing.T) {
 		before := k.inspect(t, rules).Snapshot.(snapshot)
 		requests, ok := before.requestsTo(compile(rules, firewall.Families[:]).table)
 		if !ok {
-			t.Fatalf("change %d: the table is made anew", n)
+			t.Fatalf("change %d: the table is recreated", n)
 		}
 		if err := k.Do(func() error { return k.commit("change", requests) }); err != nil {
 			t.Fatalf("change %d: %v", n, err)
@@ -360,7 +388,38 @@ func TestChangeNetworks(t *testing.T) {
 	}
 }
 
-// Sockets that are sent off do not pile up.
+// Even in a long chain only the rules that differ are replaced.
+func TestChangeLongChain(t *testing.T) {
+	k := newKernel(t)
+	d := firewall.Failsafe([]uint16{22})
+	for port := range uint16(1500) {
+		d.Open = append(d.Open, firewall.Service{Name: fmt.Sprintf("s%d", port), Proto: firewall.TCP, Ports: firewall.Port(1000 + port), On: "any"})
+	}
+	rules := compiledRules(t, d)
+	k.load(t, rules)
+	before := k.inspect(t, rules).Snapshot.(snapshot)
+	for _, changed := range []int{1, 1500} {
+		for i := range changed {
+			d.Open[i].Proto = firewall.UDP
+		}
+		rules := compiledRules(t, d)
+		requests, ok := before.requestsTo(compile(rules, firewall.Families[:]).table)
+		if want := 4 * changed; !ok || len(requests) != want { // one removed and one inserted in each family
+			t.Errorf("%d rules changed: %d requests, want %d (%v)", changed, len(requests), want, ok)
+		}
+		if changed == 1 {
+			continue
+		}
+		if err := k.Do(func() error { return k.commit("change", requests) }); err != nil {
+			t.Fatal(err)
+		}
+		if in := k.inspect(t, rules); len(in.Drift) > 0 {
+			t.Errorf("%d rules changed: %d differ", changed, len(in.Drift))
+		}
+	}
+}
+
+// Sockets that are closed in the background do not accumulate.
 func TestSocketsClosed(t *testing.T) {
 	k := newKernel(t)
 	open := func() int {
@@ -381,8 +440,8 @@ func TestSocketsClosed(t *testing.T) {
 	}
 	before, held := open(), files()
 	for range 20 {
-		k.load(t, compiledRules(t, wishes()["every"]))
-		k.load(t, compiledRules(t, wishes()["failsafe"]))
+		k.load(t, compiledRules(t, desiredStates()["every"]))
+		k.load(t, compiledRules(t, desiredStates()["failsafe"]))
 	}
 	lab.Poll(t, "all are closed", func() bool { return open() == before && files() <= held })
 }

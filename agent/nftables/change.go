@@ -5,23 +5,24 @@ import (
 	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// requestsTo make table t, as it was read, what want says, by what differs and
-// nothing else: the rules that stay keep their counters, and limits what they know
-// of their sources. It is false where the whole table has to be made anew.
+// requestsTo returns the requests that change only the differences between t, as it
+// was read, and want. Unchanged rules keep their counters, and rate limits their
+// sources. It returns false if the whole table has to be created again.
 func (t table) requestsTo(want table) ([]request, bool) {
 	if len(t.chains) == 0 || t.flags != want.flags || !slices.EqualFunc(t.chains[:1], want.chains[:1], sameChain) {
 		return nil, false
 	}
-	c := change{from: t, to: want}
-	c.name = func(kind uint16) []byte { return putString(nil, kind, want.name) }
+	c := change{from: t, to: want, name: func(kind uint16) []byte { return putString(nil, kind, want.name) }}
 	for _, s := range want.sets {
 		if was, ok := t.set(s.name); ok && !s.isAnonymous() && (was.definition() != s.definition() || was.isAnonymous()) {
 			return nil, false
 		}
 	}
-	var last []request // of what is not there before that
+	var last []request // what is added
 	for _, ch := range want.chains {
 		was, ok := t.chain(ch.name)
 		if ok && !sameChain(was, ch) {
@@ -33,7 +34,7 @@ func (t table) requestsTo(want table) ([]request, bool) {
 	}
 	for _, s := range want.sets {
 		if was, ok := t.set(s.name); s.isAnonymous() {
-			continue // with its rule
+			continue // added with its rule
 		} else if !ok {
 			last = append(last, s.requests(want.name, c.id())...)
 		} else if !s.isDynamic() {
@@ -41,11 +42,7 @@ func (t table) requestsTo(want table) ([]request, bool) {
 		}
 	}
 	for _, ch := range want.chains {
-		rules, ok := c.rules(ch.name)
-		if !ok {
-			return nil, false
-		}
-		last = append(last, rules...)
+		last = append(last, c.rules(ch.name)...)
 	}
 	var first []request
 	for _, ch := range t.chains {
@@ -55,29 +52,28 @@ func (t table) requestsTo(want table) ([]request, bool) {
 		for _, r := range t.rulesOf(ch.name) {
 			c.remove(r)
 		}
-		first = append(first, request{unix.NFT_MSG_DELCHAIN, 0, putString(c.name(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, ch.name), "that chain " + ch.name + " goes"})
+		first = append(first, request{unix.NFT_MSG_DELCHAIN, 0, putString(c.name(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, ch.name), "removal of chain " + ch.name})
 	}
 	for _, s := range t.sets {
 		if _, ok := want.set(s.name); !ok && !s.isAnonymous() {
-			first = append(first, request{unix.NFT_MSG_DELSET, 0, putString(c.name(unix.NFTA_SET_TABLE), unix.NFTA_SET_NAME, s.name), "that set " + s.name + " goes"})
+			first = append(first, request{unix.NFT_MSG_DELSET, 0, putString(c.name(unix.NFTA_SET_TABLE), unix.NFTA_SET_NAME, s.name), "removal of set " + s.name})
 		}
 	}
-	return slices.Concat(c.gone, first, last), true
+	return slices.Concat(c.removed, first, last), true
 }
 
 func sameChain(x, y chain) bool {
 	return x.name == y.name && x.policy == y.policy && x.kind == y.kind && (x.hook == nil) == (y.hook == nil) && sameHook(x.hook, y.hook)
 }
 
-// change is one table on its way to another.
+// change is the change of one table to another.
 type change struct {
 	from, to table
-	name     func(kind uint16) []byte // the table's, as an attribute
-	gone     []request                // rules that go, which is before all else
+	name     func(kind uint16) []byte // the table's name as an attribute
+	removed  []request                // removals of rules, which are first
 	ids      uint32
 }
 
-// id numbers a set within the change.
 func (c *change) id() uint32 {
 	c.ids++
 	return c.ids
@@ -85,19 +81,13 @@ func (c *change) id() uint32 {
 
 func (c *change) remove(r rule) {
 	data := putString(c.name(unix.NFTA_RULE_TABLE), unix.NFTA_RULE_CHAIN, r.chain)
-	c.gone = append(c.gone, request{unix.NFT_MSG_DELRULE, 0, put64(data, unix.NFTA_RULE_HANDLE, r.handle), fmt.Sprintf("that %q in %s goes", r.describe(), r.chain)})
+	c.removed = append(c.removed, request{unix.NFT_MSG_DELRULE, 0, put64(data, unix.NFTA_RULE_HANDLE, r.handle), fmt.Sprintf("removal of rule %q in %s", r.describe(), r.chain)})
 }
 
-// maxCompared bounds the work of comparing two chains.
-const maxCompared = 1 << 20
-
-// rules take a chain's rules to what they are to be. Those that are new go in
-// front of the next one that stays, or to the end.
-func (c *change) rules(chain string) ([]request, bool) {
+// rules returns the requests that change a chain's rules to the desired ones. New
+// rules are inserted before the next unchanged rule, or at the end.
+func (c *change) rules(chain string) []request {
 	got, want := c.from.rulesOf(chain), c.to.rulesOf(chain)
-	if len(got)*len(want) > maxCompared {
-		return nil, false
-	}
 	keys := func(t table, rules []rule) []string {
 		out := make([]string, len(rules))
 		for i, r := range rules {
@@ -105,61 +95,36 @@ func (c *change) rules(chain string) ([]request, bool) {
 		}
 		return out
 	}
-	g, w := keys(c.from, got), keys(c.to, want)
-	// common[i][j] is how many of g[i:] can stay, as they are in w[j:].
-	common := make([][]int, len(g)+1)
-	for i := range common {
-		common[i] = make([]int, len(w)+1)
-	}
-	for i := len(g) - 1; i >= 0; i-- {
-		for j := len(w) - 1; j >= 0; j-- {
-			if g[i] == w[j] {
-				common[i][j] = common[i+1][j+1] + 1
-			} else {
-				common[i][j] = max(common[i+1][j], common[i][j+1])
-			}
-		}
-	}
 	var out []request
-	var fresh []rule
-	place := func(before uint64) {
-		for _, r := range fresh {
+	for _, h := range firewall.Hunks(keys(c.from, got), keys(c.to, want)) {
+		for _, r := range got[h.From:h.FromEnd] {
+			c.remove(r)
+		}
+		before := uint64(0)
+		if h.FromEnd < len(got) {
+			before = got[h.FromEnd].handle
+		}
+		for _, r := range want[h.To:h.ToEnd] {
 			out = append(out, c.insert(r, before)...)
 		}
-		fresh = nil
 	}
-	i, j := 0, 0
-	for i < len(g) || j < len(w) {
-		switch {
-		case i < len(g) && j < len(w) && g[i] == w[j]:
-			place(got[i].handle)
-			i, j = i+1, j+1
-		case j == len(w) || i < len(g) && common[i+1][j] >= common[i][j+1]:
-			c.remove(got[i])
-			i++
-		default:
-			fresh = append(fresh, want[j])
-			j++
-		}
-	}
-	place(0)
-	return out, true
+	return out
 }
 
-// insert puts a rule in front of another; 0 is the chain's end. Its anonymous sets
-// get names that no other has.
+// insert returns the requests that insert a rule before another; 0 is the end of the
+// chain. Its anonymous sets get unique names.
 func (c *change) insert(r rule, before uint64) []request {
 	var out []request
 	r.exprs = slices.Clone(r.exprs)
 	for i, e := range r.exprs {
-		s, ok := c.to.set(e.setName())
+		s, ok := c.to.setOf(e)
 		if !ok || !s.isAnonymous() {
 			continue
 		}
 		id := c.id()
 		for n := int(id); ; n++ {
 			s.name = fmt.Sprintf("__set%d", n)
-			if _, there := c.from.set(s.name); !there {
+			if _, exists := c.from.set(s.name); !exists {
 				c.from.sets = append(c.from.sets, set{name: s.name, flags: s.flags})
 				break
 			}
@@ -167,16 +132,10 @@ func (c *change) insert(r rule, before uint64) []request {
 		out = append(out, s.requests(c.to.name, id)...)
 		r.exprs[i] = e.withSet(s.name)
 	}
-	q := r.request(c.to.name)
-	q.flags |= unix.NLM_F_APPEND
-	if before != 0 {
-		q.flags &^= unix.NLM_F_APPEND
-		q.data = put64(q.data, unix.NFTA_RULE_POSITION, before)
-	}
-	return append(out, q)
+	return append(out, r.request(c.to.name, before))
 }
 
-// elements take a set's elements to what they are to be.
+// elements returns the requests that change a set's elements to the desired ones.
 func (c *change) elements(was, want set) []request {
 	pairs := func(s set) (keys []string, of map[string][]setElement) {
 		of = map[string][]setElement{}
@@ -184,13 +143,10 @@ func (c *change) elements(was, want set) []request {
 			if e.end {
 				continue
 			}
-			pair := []setElement{e}
+			pair, key := []setElement{e}, fmt.Sprintf("%x", e.key)
 			if i+1 < len(s.elements) && s.elements[i+1].end {
-				pair = append(pair, s.elements[i+1])
-			}
-			key := fmt.Sprintf("%x", pair[0].key)
-			if len(pair) == 2 {
-				key += fmt.Sprintf("-%x", pair[1].key)
+				end := s.elements[i+1]
+				pair, key = append(pair, end), fmt.Sprintf("%s-%x", key, end.key)
 			}
 			keys, of[key] = append(keys, key), pair
 		}
@@ -198,41 +154,36 @@ func (c *change) elements(was, want set) []request {
 	}
 	wasKeys, wasOf := pairs(was)
 	wantKeys, wantOf := pairs(want)
-	gone, fresh := want, want
-	gone.elements, fresh.elements = nil, nil
+	removed, added := want, want
+	removed.elements, added.elements = nil, nil
 	for _, k := range wasKeys {
 		if wantOf[k] == nil {
-			gone.elements = append(gone.elements, wasOf[k]...)
+			removed.elements = append(removed.elements, wasOf[k]...)
 		}
 	}
 	for _, k := range wantKeys {
 		if wasOf[k] == nil {
-			fresh.elements = append(fresh.elements, wantOf[k]...)
+			added.elements = append(added.elements, wantOf[k]...)
 		}
 	}
-	return append(gone.elementRequests(c.to.name, unix.NFT_MSG_DELSETELEM, 0), fresh.elementRequests(c.to.name, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)...)
+	return append(removed.elementRequests(c.to.name, unix.NFT_MSG_DELSETELEM, 0), added.elementRequests(c.to.name, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)...)
 }
 
-// setName is the set that an expression asks, or "".
-func (e expression) setName() string {
-	if e.name != "lookup" {
-		return ""
+// setName returns the name of the set that an expression uses, or "".
+func (e expression) setName() (name string) {
+	if e.name == "lookup" {
+		_ = each(e.data, func(a attribute) {
+			if a.kind == unix.NFTA_LOOKUP_SET {
+				name = text(a.data)
+			}
+		})
 	}
-	var room [few]attribute
-	list, _ := appendAttributes(room[:0], e.data)
-	for _, a := range list {
-		if a.kind == unix.NFTA_LOOKUP_SET {
-			return text(a.data)
-		}
-	}
-	return ""
+	return name
 }
 
-// withSet is a lookup in another set.
 func (e expression) withSet(name string) expression {
-	list, _ := attributes(e.data)
 	var data []byte
-	for _, a := range list {
+	_ = each(e.data, func(a attribute) {
 		switch a.kind {
 		case unix.NFTA_LOOKUP_SET:
 			data = putString(data, a.kind, name)
@@ -240,6 +191,6 @@ func (e expression) withSet(name string) expression {
 		default:
 			data = put(data, a.kind, a.data)
 		}
-	}
+	})
 	return expression{e.name, data}
 }

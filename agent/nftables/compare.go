@@ -4,23 +4,23 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
-	"regexp"
 	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// inspect is Inspect without the reading.
-func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspection {
+// inspect is Inspect for a snapshot.
+func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) backend.Inspection {
 	if !wanted.IsZero() {
 		got.compared, got.with = compile(wanted, b.families), wanted
 		return b.compare(got, got.compared)
 	}
-	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
-	if got.there {
+	in := backend.Inspection{Snapshot: got, Present: got.exists, Backend: backendName, Changes: fmt.Sprintf("%x ", got.generation)}
+	if got.exists {
 		in.Drift = append(in.Drift, firewall.Drift{Chain: "nftables", Kind: firewall.Extra, Got: "table inet " + TableName})
 	}
 	return in
@@ -28,40 +28,39 @@ func (b *Backend) inspect(got snapshot, wanted firewall.Ruleset) firewall.Inspec
 
 const backendName = "nf_tables over netlink"
 
-func (b *Backend) compare(got snapshot, want compiled) firewall.Inspection {
-	in := firewall.Inspection{Snapshot: got, Present: got.there, Backend: backendName}
+func (b *Backend) compare(got snapshot, want compiled) backend.Inspection {
+	in := backend.Inspection{Snapshot: got, Present: got.exists, Backend: backendName, Changes: fmt.Sprintf("%x ", got.generation)}
 	c := comparison{want: want, got: got.table, texts: map[string]string{}}
 	for i, r := range want.rules {
 		c.texts[r.canon] = want.texts[i]
 	}
 	for _, f := range b.families {
-		c.family(f, got.there)
+		c.family(f, got.exists)
 	}
-	c.ways()
-	c.strangers()
-	in.Drift, in.Open, in.Shut, in.Flushed = c.drift, c.open, c.shut, c.flushed
+	c.dispatch()
+	c.extras()
+	in.Drift, in.Exposed, in.LockedOut, in.Flushed = c.drift, c.exposed, c.lockedOut, c.flushed
 	return in
 }
 
 type comparison struct {
-	want    compiled
-	got     table
-	texts   map[string]string // of wanted rules, by what they are to the kernel
-	drift   []firewall.Drift
-	open    []firewall.Finding
-	shut    []firewall.Finding
-	flushed []firewall.Family
+	want      compiled
+	got       table
+	texts     map[string]string // of desired rules, by their canonical form
+	drift     []firewall.Drift
+	exposed   []backend.Finding
+	lockedOut []backend.Finding
+	flushed   []firewall.Family
 }
 
-// family compares what one family's packets pass.
-func (c *comparison) family(f firewall.Family, there bool) {
+func (c *comparison) family(f firewall.Family, exists bool) {
 	add := func(chain, kind, want, got string) {
 		c.drift = append(c.drift, firewall.Drift{Family: f.String(), Chain: chain, Kind: kind, Want: want, Got: got})
 	}
 	opened := func(format string, args ...any) {
-		c.open = append(c.open, firewall.Finding{Family: f, Why: fmt.Sprintf(format, args...)})
+		c.exposed = append(c.exposed, backend.Finding{Family: f, Why: fmt.Sprintf(format, args...)})
 	}
-	closes := c.base(f, there, add, opened)
+	closes := c.base(f, exists, add, opened)
 	wanted, missing := 0, 0
 	for _, w := range c.want.chains {
 		if familyOf(w.name) != f.String() {
@@ -70,45 +69,35 @@ func (c *comparison) family(f firewall.Family, there bool) {
 		if _, ok := c.got.chain(w.name); !ok {
 			add(w.name, firewall.Missing, "the chain", "")
 		}
-		want := c.want.textsOf(w.name)
-		lines := firewall.Lines(f.String(), w.name, want, c.lines(w.name))
-		c.drift = append(c.drift, lines...)
-		wanted += len(want)
-		for _, d := range lines {
-			if d.Kind == firewall.Missing {
-				missing++
-			}
-			if d.Kind != firewall.Missing && acceptsAll(d.Got) {
-				opened("%q in %s accepts new connections to every port", d.Got, w.name)
-			}
-		}
+		wanted += len(c.want.rulesOf(w.name))
+		missing += c.rules(f, w.name)
 	}
 	if missing == wanted {
 		c.flushed = append(c.flushed, f)
 		if closes {
-			c.shut = append(c.shut, firewall.Finding{Family: f, Why: "our rules are gone and the chain of input drops all: no port answers, SSH neither"})
+			c.lockedOut = append(c.lockedOut, backend.Finding{Family: f, Why: "our rules are missing and chain input drops everything: no port answers, not even SSH"})
 		}
 	}
 	for _, s := range c.want.sets {
-		// Of an anonymous one its rule tells, and of a table that is gone the first line.
-		if there && !s.isAnonymous() && c.setFamily(s.name) == f.String() {
+		// An anonymous set is compared with its rule; a missing table is reported once.
+		if exists && !s.isAnonymous() && c.setFamily(s.name) == f.String() {
 			c.set(f, s)
 		}
 	}
 }
 
-// base compares the base chain, and tells whether it drops what nothing accepts.
-func (c *comparison) base(f firewall.Family, there bool, add func(chain, kind, want, got string), opened func(string, ...any)) (closes bool) {
-	if !there {
+// base compares the base chain, and reports whether it drops packets by default.
+func (c *comparison) base(f firewall.Family, exists bool, add func(chain, kind, want, got string), opened func(string, ...any)) (closes bool) {
+	if !exists {
 		add(baseChain, firewall.Missing, "table inet "+TableName, "")
-		opened("table inet %s is gone: every port that listens is open", TableName)
+		opened("table inet %s is missing: every listening port is open", TableName)
 		return false
 	}
 	if c.got.flags != 0 {
 		got := fmt.Sprintf("flags %#x", c.got.flags)
 		if c.got.flags&unix.NFT_TABLE_F_DORMANT != 0 {
 			got = "flags dormant"
-			opened("table inet %s is switched off (%s): every port that listens is open", TableName, got)
+			opened("table inet %s is disabled (%s): every listening port is open", TableName, got)
 		}
 		add(baseChain, firewall.Altered, "no flags", got)
 	}
@@ -117,52 +106,61 @@ func (c *comparison) base(f firewall.Family, there bool, add func(chain, kind, w
 	switch {
 	case !ok:
 		add(baseChain, firewall.Missing, "the chain", "")
-		opened("chain %s is gone: every port that listens is open", baseChain)
+		opened("chain %s is missing: every listening port is open", baseChain)
 		return false
 	case got.hook == nil || !sameHook(got.hook, want.hook) || got.kind != want.kind:
 		add(baseChain, firewall.Altered, "type filter hook input priority filter", "another hook")
-		opened("chain %s is not where packets come in", baseChain)
+		opened("chain %s is not at the input hook", baseChain)
 	case got.policy != want.policy:
 		add(baseChain, firewall.Altered, "policy drop", "policy accept")
 	}
-	lines := firewall.Lines(f.String(), baseChain, c.want.textsOf(baseChain), c.lines(baseChain))
-	c.drift = append(c.drift, lines...)
 	closes = got.policy == want.policy
 	for _, r := range c.got.rulesOf(baseChain) {
 		closes = closes || strings.HasPrefix(withoutCounter(r.describe()), "drop")
 	}
 	if !closes {
-		opened("chain %s accepts what no rule drops", baseChain)
+		opened("chain %s accepts packets that no rule drops", baseChain)
 	}
-	for _, d := range lines {
-		if d.Kind != firewall.Missing && acceptsAll(d.Got) {
-			opened("%q in %s accepts new connections to every port", d.Got, baseChain)
-		}
-	}
+	c.rules(f, baseChain)
 	return closes
 }
 
-// sameHook compares the attributes of two hooks that count.
-func sameHook(a, b []byte) bool {
-	numbers := func(hook []byte) (hooknum, priority uint64) {
-		list, _ := attributes(hook)
-		for _, a := range list {
-			switch a.kind {
-			case unix.NFTA_HOOK_HOOKNUM:
-				hooknum = number(a.data)
-			case unix.NFTA_HOOK_PRIORITY:
-				priority = number(a.data)
-			}
+// rules compares a chain's rules, and returns how many are missing.
+func (c *comparison) rules(f firewall.Family, chain string) (missing int) {
+	lines := firewall.Lines(f.String(), chain, c.want.textsOf(chain), c.lines(chain))
+	c.drift = append(c.drift, lines...)
+	for _, d := range lines {
+		if d.Kind == firewall.Missing {
+			missing++
+		} else if acceptsAll(d.Got) {
+			c.openedBy(f, d.Got, chain)
 		}
-		return hooknum, priority
 	}
-	an, ap := numbers(a)
-	bn, bp := numbers(b)
-	return an == bn && ap == bp
+	return missing
 }
 
-// lines are the rules that a chain has. One that is wanted somewhere reads as it
-// is wanted; no other reads so.
+func (c *comparison) openedBy(f firewall.Family, rule, chain string) {
+	c.exposed = append(c.exposed, backend.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", rule, chain)})
+}
+
+// sameHook compares the hook number and priority of two hooks.
+func sameHook(a, b []byte) bool {
+	numbers := func(hook []byte) (n struct{ hooknum, priority uint64 }) {
+		_ = each(hook, func(a attribute) {
+			switch a.kind {
+			case unix.NFTA_HOOK_HOOKNUM:
+				n.hooknum = number(a.data)
+			case unix.NFTA_HOOK_PRIORITY:
+				n.priority = number(a.data)
+			}
+		})
+		return n
+	}
+	return numbers(a) == numbers(b)
+}
+
+// lines returns the rules of a chain as text. Only a rule that is desired somewhere has
+// the text of the desired rule.
 func (c *comparison) lines(chain string) []string {
 	var out []string
 	for _, r := range c.got.rulesOf(chain) {
@@ -177,7 +175,6 @@ func (c *comparison) lines(chain string) []string {
 	return out
 }
 
-// textsOf are the texts of a chain's rules.
 func (c compiled) textsOf(chain string) []string {
 	var out []string
 	for i, r := range c.rules {
@@ -188,7 +185,6 @@ func (c compiled) textsOf(chain string) []string {
 	return out
 }
 
-// set compares a set.
 func (c *comparison) set(f firewall.Family, want set) {
 	name := "set " + want.name
 	add := func(kind, w, g string) {
@@ -208,13 +204,13 @@ func (c *comparison) set(f firewall.Family, want set) {
 	}
 }
 
-// ways compares the map by which each family's packets go to its chain. A family
-// that goes by is open.
-func (c *comparison) ways() {
+// dispatch compares the map that sends each family's packets to its chain. A family
+// that the map accepts is exposed.
+func (c *comparison) dispatch() {
 	isMap := func(s set) bool { return s.isMap() && s.isAnonymous() }
 	i, j := slices.IndexFunc(c.want.sets, isMap), slices.IndexFunc(c.got.sets, isMap)
 	if j < 0 {
-		return // nor is there its rule
+		return // its rule is missing as well
 	}
 	want, got := c.want.sets[i], c.got.sets[j]
 	of := func(s set, key byte) string {
@@ -244,12 +240,12 @@ func (c *comparison) ways() {
 		}
 		c.drift = append(c.drift, d)
 		if g == "accept" && w != "" {
-			c.open = append(c.open, firewall.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", d.Got, baseChain)})
+			c.openedBy(f, d.Got, baseChain)
 		}
 	}
 }
 
-// definition is what a set is like, but for its elements.
+// definition returns the properties of a set, without its elements.
 func (s set) definition() string {
 	flags := fmt.Sprintf("flags %#x, keys of %d bytes", s.flags, s.keyLen)
 	if s.isMap() {
@@ -261,7 +257,7 @@ func (s set) definition() string {
 	return flags
 }
 
-// lines are a set's elements, in order of their keys.
+// lines returns a set's elements as text, sorted by key.
 func (s set) lines() []string {
 	var out []string
 	for i := 0; i < len(s.elements); i++ {
@@ -274,7 +270,7 @@ func (s set) lines() []string {
 			out = append(out, text)
 			continue
 		}
-		if e.end { // nft begins with one that ends nothing
+		if e.end { // nft's first element ends no interval
 			continue
 		}
 		last := netip.Addr{}
@@ -287,7 +283,7 @@ func (s set) lines() []string {
 	return out
 }
 
-// interval is a network, or where it is none, its ends.
+// interval returns a range as a network if it is one, otherwise as its ends.
 func interval(first []byte, last netip.Addr) string {
 	a, _ := netip.AddrFromSlice(first)
 	for bits := a.BitLen(); bits >= 0; bits-- {
@@ -302,17 +298,14 @@ func interval(first []byte, last netip.Addr) string {
 	return fmt.Sprintf("%v-%v", a, last)
 }
 
-// strangers are chains and sets that nothing of ours asks for.
-func (c *comparison) strangers() {
+// extras adds chains and sets that are not desired.
+func (c *comparison) extras() {
 	add := func(name, got string) {
 		c.drift = append(c.drift, firewall.Drift{Family: familyOf(name), Chain: name, Kind: firewall.Extra, Got: got})
 	}
 	for _, g := range c.got.chains {
 		if _, ok := c.want.chain(g.name); !ok {
-			add(g.name, "the chain")
-			if g.hook != nil {
-				continue // it can only close more
-			}
+			add(g.name, "the chain") // a base chain can only close more
 		}
 	}
 	for _, g := range c.got.sets {
@@ -322,7 +315,7 @@ func (c *comparison) strangers() {
 	}
 }
 
-// familyOf is the family whose packets come to a chain, or to a set; "" is both.
+// familyOf returns the family of a chain or set by its name; "" is both.
 func familyOf(name string) string {
 	for _, f := range firewall.Families {
 		if strings.HasPrefix(name, f.String()+"-") {
@@ -332,48 +325,44 @@ func familyOf(name string) string {
 	return ""
 }
 
-// setFamily is the family whose rules ask a set.
+// setFamily returns the family whose rules use a set.
 func (c *comparison) setFamily(name string) string {
-	for i, r := range c.want.rules {
+	for _, r := range c.want.rules {
 		for _, e := range r.exprs {
 			if (e.name == "lookup" || e.name == "dynset") && bytes.Contains(e.data, append([]byte(name), 0)) {
-				return familyOf(c.want.rules[i].chain)
+				return familyOf(r.chain)
 			}
 		}
 	}
 	return ""
 }
 
-// same tells whether two tables are the same to the kernel.
+// same reports whether two tables have the same effect in the kernel.
 func (t table) same(o table) bool {
 	same := func(x, y set) bool {
 		return x.name == y.name && x.definition() == y.definition() && slices.Equal(x.lines(), y.lines())
 	}
 	named := func(t table) []set {
-		return slices.DeleteFunc(slices.Clone(t.sets), func(s set) bool { return s.isAnonymous() })
-	}
-	sort := func(list []set) []set {
+		list := slices.DeleteFunc(slices.Clone(t.sets), set.isAnonymous)
 		slices.SortFunc(list, func(a, b set) int { return strings.Compare(a.name, b.name) })
 		return list
 	}
-	for _, c := range t.chains { // which are in the order in which they were made
+	for _, c := range t.chains { // in order of their creation
 		if d, ok := o.chain(c.name); !ok || !sameChain(c, d) || !slices.EqualFunc(t.rulesOf(c.name), o.rulesOf(c.name), func(x, y rule) bool { return t.identity(x) == o.identity(y) }) {
 			return false
 		}
 	}
-	return t.flags == o.flags && len(t.chains) == len(o.chains) && slices.EqualFunc(sort(named(t)), sort(named(o)), same)
+	return t.flags == o.flags && len(t.chains) == len(o.chains) && slices.EqualFunc(named(t), named(o), same)
 }
 
 func withoutCounter(text string) string { return strings.TrimPrefix(text, "counter ") }
 
-// acceptsAll tells whether a rule, as it is described, accepts every new
-// connection of a family.
+// acceptsAll reports whether a rule, given as text, accepts every new connection of a
+// family.
 func acceptsAll(text string) bool {
 	text, _, _ = strings.Cut(text, " comment ")
-	return acceptsAny.MatchString(strings.ReplaceAll(" "+text, " counter", ""))
+	// The text of "ip protocol" and "ip6 nexthdr" is their offset.
+	harmless := strings.NewReplacer(" counter", "", " meta nfproto ipv4", "", " meta nfproto ipv6", "", " meta l4proto tcp", "",
+		" @1,72,8 0x06", "", " @1,48,8 0x06", "", " ct state new", "")
+	return harmless.Replace(" "+text) == " accept"
 }
-
-// acceptsAny is a rule that asks for no more than a family, TCP, and that a
-// connection is new. What nft calls "ip protocol" and "ip6 nexthdr" is described
-// by its place.
-var acceptsAny = regexp.MustCompile(`^( meta nfproto ipv[46]| meta l4proto tcp| @1,(72|48),8 0x06| ct state new)* accept$`)

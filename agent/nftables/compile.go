@@ -1,6 +1,7 @@
 package nftables
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"net/netip"
@@ -18,23 +19,22 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// The base chain, at the hook of input. It sends each family's packets to a
-// chain of its own, and drops what comes back: a policy that is not yet in
-// force while a chain is made (linux/net/netfilter/nf_tables_api.c,
-// nft_chain_commit_drop_policy), and has no counter, would not do by itself.
+// The base chain at the input hook. It sends each family's packets to a separate chain,
+// and drops those that return. The policy is not enough: it is not active while a chain
+// is created (linux/net/netfilter/nf_tables_api.c, nft_chain_commit_drop_policy), and
+// has no counter.
 const (
 	baseChain   = "input"
 	dropComment = "basicfw-drop"
 )
 
-// compiled is a ruleset as a table, with what nft would write for it.
+// compiled is a ruleset as a table, with the text that nft would print for it.
 type compiled struct {
 	table
-	texts []string     // of each rule
-	exprs [][]expr.Any // of each rule, until marshal
+	texts []string     // per rule
+	exprs [][]expr.Any // per rule, until marshal
 }
 
-// compile makes a table of a ruleset, for some families.
 func compile(r firewall.Ruleset, families []firewall.Family) compiled {
 	c := write(r, families)
 	c.marshal()
@@ -42,9 +42,9 @@ func compile(r firewall.Ruleset, families []firewall.Family) compiled {
 	return c
 }
 
-// write is compile without the rules' form for the kernel. Rules that differ in
-// one list alone, of networks, ports or types, become one with a set: what a
-// packet costs is then the same for one network and for ten thousand.
+// write is compile without the kernel's form of the rules. Rules that differ only in
+// their network, port or ICMP type are merged into one with a set: then the cost per
+// packet is the same for one network and for ten thousand.
 func write(r firewall.Ruleset, families []firewall.Family) compiled {
 	c := compiled{table: table{name: TableName}}
 	hook := put32(put32(nil, unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_LOCAL_IN), unix.NFTA_HOOK_PRIORITY, 0)
@@ -53,7 +53,7 @@ func write(r firewall.Ruleset, families []firewall.Family) compiled {
 	for _, f := range families {
 		for _, ch := range r.Chains(f) {
 			c.chains = append(c.chains, chain{name: chainName(f, ch.Name)})
-			for _, rule := range fold(ch.Rules) {
+			for _, rule := range merge(ch.Rules) {
 				c.add(f, chainName(f, ch.Name), rule)
 			}
 		}
@@ -61,24 +61,23 @@ func write(r firewall.Ruleset, families []firewall.Family) compiled {
 	return c
 }
 
-// chainName is what one of a ruleset's chains is called here, where both families
-// are in one table.
+// chainName returns the name in this table, which has both families, of a chain of a
+// ruleset.
 func chainName(f firewall.Family, name string) string {
 	name = strings.TrimPrefix(name, firewall.ChainPrefix)
-	if name == strings.ToUpper(name) { // a service's name is of small letters
+	if name == strings.ToUpper(name) { // service names are in lower case
 		name = strings.ToLower(name)
 	}
 	return f.String() + "-" + name
 }
 
-// dispatch fills the base chain.
 func (c *compiled) dispatch(families []firewall.Family) {
 	m := set{name: "__map0", flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT | unix.NFT_SET_MAP,
 		keyType: nft.TypeNFProto.GetNFTMagic(), keyLen: 1, dataType: unix.NFT_DATA_VERDICT, dataLen: 16}
 	var words []string
 	for _, f := range families {
 		to := chainName(f, firewall.InputChain)
-		jump := unix.NFT_JUMP // a variable: as a constant it is no uint32
+		jump := unix.NFT_JUMP // a variable: the constant does not fit in a uint32
 		verdict := putString(put32(nil, unix.NFTA_VERDICT_CODE, uint32(jump)), unix.NFTA_VERDICT_CHAIN, to)
 		m.elements = append(m.elements, setElement{key: []byte{protocolFamily(f)}, data: putNested(nil, unix.NFTA_DATA_VERDICT, verdict)})
 		words = append(words, fmt.Sprintf("%v : jump %s", f, to))
@@ -89,41 +88,43 @@ func (c *compiled) dispatch(families []firewall.Family) {
 		&expr.Lookup{SourceRegister: 1, DestRegister: unix.NFT_REG_VERDICT, IsDestRegSet: true, SetName: m.name})
 	c.put(baseChain, w)
 	w = writer{comment: dropComment}
-	w.count()
+	w.add("counter", &expr.Counter{})
 	w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
 	c.put(baseChain, w)
 }
 
-func protocolFamily(f firewall.Family) byte {
-	if f == firewall.IPv4 {
-		return unix.NFPROTO_IPV4
-	}
-	return unix.NFPROTO_IPV6
+func addressType(f firewall.Family) nft.SetDatatype {
+	return firewall.ByFamily(f, nft.TypeIPAddr, nft.TypeIP6Addr)
 }
 
-// folded is one rule, or several that differ in one of the lists alone.
-type folded struct {
+func protocolFamily(f firewall.Family) byte {
+	return firewall.ByFamily[byte](f, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6)
+}
+
+// mergedRule is one rule, or several that differ only in one of the lists.
+type mergedRule struct {
 	firewall.Rule
 	sources []netip.Prefix
 	ports   []uint16
 	types   []uint8
 }
 
-// fold puts rules together that stand one behind the other, match and do the
-// same, and differ in a network, a port or a type of ICMP alone. It changes
-// nothing: the verdict is the same, whichever of them matches.
-func fold(rules []firewall.Rule) []folded {
-	out := make([]folded, 0, len(rules))
+func single(p firewall.PortRange) bool { return p.First == p.Last && !p.IsZero() }
+
+// merge combines consecutive rules that differ only in a network, a port or an ICMP
+// type. The verdict is the same, whichever of them matches.
+func merge(rules []firewall.Rule) []mergedRule {
+	out := make([]mergedRule, 0, len(rules))
 	for _, r := range rules {
-		f := folded{Rule: r}
-		if r.Limit == nil && r.Target != firewall.Log { // what counts has to count alone
-			if n := len(out); n > 0 && out[n-1].take(r) {
+		f := mergedRule{Rule: r}
+		if r.Limit == nil && r.Target != firewall.Log { // rate limits count per rule
+			if n := len(out); n > 0 && out[n-1].add(r) {
 				continue
 			}
 			if r.Src.IsValid() {
 				f.sources = []netip.Prefix{r.Src}
 			}
-			if r.DstPort.First == r.DstPort.Last && !r.DstPort.IsZero() {
+			if single(r.DstPort) {
 				f.ports = []uint16{r.DstPort.First}
 			}
 			if r.ICMPType != nil {
@@ -142,16 +143,18 @@ func fold(rules []firewall.Rule) []folded {
 	return out
 }
 
-// take adds a rule to one, if they differ in one list alone. Only one list grows:
-// with two, it would be each with each.
-func (f *folded) take(r firewall.Rule) bool {
+// add merges a rule, if it differs in one list only. Only one list can have several
+// entries: two would match all their combinations.
+func (f *mergedRule) add(r firewall.Rule) bool {
+	source, port, kind := f.Rule, f.Rule, f.Rule // each with one field of r
+	source.Src, port.DstPort, kind.ICMPType = r.Src, r.DstPort, r.ICMPType
+	sources, ports, types := len(f.sources), len(f.ports), len(f.types)
 	switch {
-	case len(f.sources) > 0 && len(f.ports) < 2 && len(f.types) < 2 && r.Src.IsValid() && f.like(r, func(a, b *firewall.Rule) { a.Src, b.Src = netip.Prefix{}, netip.Prefix{} }):
+	case sources > 0 && ports < 2 && types < 2 && r.Src.IsValid() && alike(source, r):
 		f.sources = append(f.sources, r.Src)
-	case len(f.ports) > 0 && len(f.sources) < 2 && len(f.types) < 2 && r.DstPort.First == r.DstPort.Last && !r.DstPort.IsZero() &&
-		f.like(r, func(a, b *firewall.Rule) { a.DstPort, b.DstPort = firewall.PortRange{}, firewall.PortRange{} }):
+	case ports > 0 && sources < 2 && types < 2 && single(r.DstPort) && alike(port, r):
 		f.ports = append(f.ports, r.DstPort.First)
-	case len(f.types) > 0 && len(f.sources) < 2 && len(f.ports) < 2 && r.ICMPType != nil && f.like(r, func(a, b *firewall.Rule) { a.ICMPType, b.ICMPType = nil, nil }):
+	case types > 0 && sources < 2 && ports < 2 && r.ICMPType != nil && alike(kind, r):
 		f.types = append(f.types, *r.ICMPType)
 	default:
 		return false
@@ -159,10 +162,8 @@ func (f *folded) take(r firewall.Rule) bool {
 	return true
 }
 
-// like tells whether two rules are the same but for what without takes out.
-func (f *folded) like(r firewall.Rule, without func(a, b *firewall.Rule)) bool {
-	a, b := f.Rule, r
-	without(&a, &b)
+// alike reports whether two rules are equal, and neither has a rate limit.
+func alike(a, b firewall.Rule) bool {
 	flags := func(m *firewall.FlagMatch) firewall.FlagMatch {
 		if m == nil {
 			return firewall.FlagMatch{}
@@ -174,15 +175,12 @@ func (f *folded) like(r firewall.Rule, without func(a, b *firewall.Rule)) bool {
 	return same && a.Limit == nil && b.Limit == nil && a == b
 }
 
-// distinct are networks in order, without those that are within another: a set of
-// intervals has none that overlap.
+// distinct sorts networks and removes those within another: the intervals of a set must
+// not overlap.
 func distinct(list []netip.Prefix) []netip.Prefix {
 	list = slices.Clone(list)
 	slices.SortFunc(list, func(a, b netip.Prefix) int {
-		if c := a.Addr().Compare(b.Addr()); c != 0 {
-			return c
-		}
-		return a.Bits() - b.Bits()
+		return cmp.Or(a.Addr().Compare(b.Addr()), a.Bits()-b.Bits())
 	})
 	var out []netip.Prefix
 	for _, p := range list {
@@ -193,8 +191,8 @@ func distinct(list []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// add appends a rule, and the sets that it asks.
-func (c *compiled) add(f firewall.Family, in string, r folded) {
+// add appends a rule and the sets that it uses.
+func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	w := writer{comment: r.Comment, family: f}
 	if r.In != "" {
 		w.iface(r.In)
@@ -213,7 +211,12 @@ func (c *compiled) add(f firewall.Family, in string, r folded) {
 		w.add(fmt.Sprintf("ip6 hoplimit %d", r.HopLimit), payload(expr.PayloadBaseNetworkHeader, 7, 1), equal(r.HopLimit))
 	}
 	c.transport(&w, r)
-	if r.State != "" {
+	switch r.State {
+	case "":
+	case firewall.StateNotDNAT:
+		w.add("ct status ! dnat", &expr.Ct{Key: expr.CtKeySTATUS, Register: 1})
+		w.masked(binaryutil.NativeEndian.PutUint32(statusDNAT), expr.CmpOpEq, make([]byte, 4))
+	default:
 		w.add("ct state "+stateNames[r.State], &expr.Ct{Key: expr.CtKeySTATE, Register: 1})
 		w.masked(binaryutil.NativeEndian.PutUint32(states[r.State]), expr.CmpOpNeq, make([]byte, 4))
 	}
@@ -221,7 +224,7 @@ func (c *compiled) add(f firewall.Family, in string, r folded) {
 		w.add("fib daddr type "+strings.ToLower(r.DstType), &expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 			equal(binaryutil.NativeEndian.PutUint32(addressTypes[r.DstType])...))
 	}
-	// Both seconds are parts of the time.
+	// The first and the last second are included.
 	if !r.Since.IsZero() {
 		w.clock(">=", expr.CmpOpGte, r.Since)
 	}
@@ -231,7 +234,7 @@ func (c *compiled) add(f firewall.Family, in string, r folded) {
 	if r.Limit != nil {
 		c.limit(&w, *r.Limit)
 	}
-	w.count()
+	w.add("counter", &expr.Counter{})
 	switch r.Target {
 	case firewall.Accept:
 		w.add("accept", &expr.Verdict{Kind: expr.VerdictAccept})
@@ -247,7 +250,7 @@ func (c *compiled) add(f firewall.Family, in string, r folded) {
 	c.put(in, w)
 }
 
-// put appends what was written as a rule of a chain.
+// put appends a writer's rule to a chain.
 func (c *compiled) put(in string, w writer) {
 	r := rule{chain: in}
 	if w.comment != "" {
@@ -257,34 +260,34 @@ func (c *compiled) put(in string, w writer) {
 	c.rules, c.texts, c.exprs = append(c.rules, r), append(c.texts, strings.Join(w.words, " ")), append(c.exprs, w.exprs)
 }
 
-// marshal gives what was written the form that the kernel takes.
+// marshal converts the rules to the form that the kernel expects.
 func (c *compiled) marshal() {
 	for i, exprs := range c.exprs {
 		c.rules[i].exprs = make([]expression, len(exprs))
 		for j, e := range exprs {
-			// A value of ours always has a form.
+			// Our expressions can always be marshalled.
 			data, err := expr.Marshal(unix.NFPROTO_INET, e)
 			if err == nil {
 				c.rules[i].exprs[j], err = readExpression(data)
 			}
 			if err != nil {
-				panic(fmt.Sprintf("an expression of %q: %v", c.texts[i], err))
+				panic(fmt.Sprintf("expression of %q: %v", c.texts[i], err))
 			}
 		}
 	}
 	c.exprs = nil
 }
 
-// transport is the match of the protocol and of what is in its header.
-func (c *compiled) transport(w *writer, r folded) {
+func (c *compiled) transport(w *writer, r mergedRule) {
 	if r.Proto == "" {
 		return
 	}
 	number := protocols[r.Proto]
 	name := string(r.Proto)
 	if r.ICMPType != nil {
+		of := nft.TypeICMPType
 		if r.Proto == firewall.ICMPv6 {
-			name = "icmpv6"
+			name, of = "icmpv6", nft.TypeICMP6Type
 		}
 		w.network()
 		w.silent(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
@@ -296,10 +299,6 @@ func (c *compiled) transport(w *writer, r folded) {
 		for _, t := range r.types {
 			keys, words = append(keys, []byte{t}), append(words, typeName(r.Proto, t))
 		}
-		of := nft.TypeICMPType
-		if r.Proto == firewall.ICMPv6 {
-			of = nft.TypeICMP6Type
-		}
 		w.add(name+" type { "+strings.Join(words, ", ")+" }", payload(expr.PayloadBaseTransportHeader, 0, 1),
 			&expr.Lookup{SourceRegister: 1, SetName: c.anonymous(of, keys)})
 		return
@@ -309,7 +308,6 @@ func (c *compiled) transport(w *writer, r folded) {
 		return
 	}
 	w.silent(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
-	single := func(p firewall.PortRange) bool { return p.First == p.Last && !p.IsZero() }
 	switch {
 	case len(r.ports) > 1:
 		keys, words := [][]byte{}, []string{}
@@ -319,7 +317,7 @@ func (c *compiled) transport(w *writer, r folded) {
 		w.ports(name+" sport", 0, r.SrcPort)
 		w.add(name+" dport { "+strings.Join(words, ", ")+" }", payload(expr.PayloadBaseTransportHeader, 2, 2),
 			&expr.Lookup{SourceRegister: 1, SetName: c.anonymous(nft.TypeInetService, keys)})
-	case single(r.SrcPort) && single(r.DstPort): // one behind the other, as nft has it
+	case single(r.SrcPort) && single(r.DstPort): // one comparison for both, as in nft
 		w.add(fmt.Sprintf("%s sport %d %s dport %d", name, r.SrcPort.First, name, r.DstPort.First),
 			payload(expr.PayloadBaseTransportHeader, 0, 4), equal(append(be16(r.SrcPort.First), be16(r.DstPort.First)...)...))
 	default:
@@ -331,13 +329,13 @@ func (c *compiled) transport(w *writer, r folded) {
 	}
 }
 
-// limit is the match of a limit. One for each source keeps the sources in a set
-// that packets fill: an element is the source's, and goes when it was not seen
-// for as long as it takes the limit to be whole again.
+// limit adds the match of a rate limit. A limit per source has a dynamic set with an
+// element for each source. The element expires if the source sends nothing for the time
+// that the limit needs to recover fully.
 func (c *compiled) limit(w *writer, l firewall.Limit) {
 	e := &expr.Limit{Type: expr.LimitTypePkts, Rate: uint64(l.Rate.N), Unit: units[l.Rate.Per].unit, Burst: l.Burst}
 	words := fmt.Sprintf("limit rate %d/%s", l.Rate.N, units[l.Rate.Per].name)
-	if l.Burst != 5 { // which nft takes where none is said, and does not print
+	if l.Burst != 5 { // nft's default, which it does not print
 		words += fmt.Sprintf(" burst %d packets", l.Burst)
 	}
 	if l.Name == "" {
@@ -346,17 +344,13 @@ func (c *compiled) limit(w *writer, l firewall.Limit) {
 	}
 	whole := time.Duration(e.Unit) * time.Second * time.Duration(l.Burst) / time.Duration(l.Rate.N)
 	s := set{name: l.Name, flags: unix.NFT_SET_EVAL | unix.NFT_SET_TIMEOUT, size: maxSources, timeout: uint64(max(whole, time.Second).Round(time.Second).Milliseconds())}
-	key, saddr := nft.TypeIPAddr, "ip saddr"
-	if w.family == firewall.IPv6 {
-		key, saddr = nft.TypeIP6Addr, "ip6 saddr"
-	}
+	key, saddr := addressType(w.family), firewall.ByFamily(w.family, "ip saddr", "ip6 saddr")
 	s.keyType, s.keyLen = key.GetNFTMagic(), key.Bytes
-	if _, there := c.set(s.name); !there {
+	if _, exists := c.set(s.name); !exists {
 		c.sets = append(c.sets, s)
 	}
 	w.network()
-	offset := map[firewall.Family]uint32{firewall.IPv4: 12, firewall.IPv6: 8}[w.family]
-	w.silent(payload(expr.PayloadBaseNetworkHeader, offset, s.keyLen))
+	w.silent(payload(expr.PayloadBaseNetworkHeader, firewall.ByFamily[uint32](w.family, 12, 8), s.keyLen))
 	if bits := int(s.keyLen) * 8; l.SourceBits < bits {
 		mask := maskOf(l.SourceBits, int(s.keyLen))
 		a, _ := netip.AddrFromSlice(mask)
@@ -367,21 +361,18 @@ func (c *compiled) limit(w *writer, l firewall.Limit) {
 		&expr.Dynset{SrcRegKey: 1, SetName: l.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{e}})
 }
 
-// maxSources bounds how many sources a limit knows at a time. One more is not let
-// in until another was quiet.
+// maxSources is the maximum number of sources of a rate limit at a time. Packets of
+// further sources do not match until an element expires.
 const maxSources = 65535
 
-// networks names a set of a rule's sources.
-func (c *compiled) networks(f firewall.Family, r folded) string {
-	key := nft.TypeIPAddr
-	if f == firewall.IPv6 {
-		key = nft.TypeIP6Addr
-	}
+// networks adds a set of a rule's sources, and returns its name.
+func (c *compiled) networks(f firewall.Family, r mergedRule) string {
+	key := addressType(f)
 	s := set{flags: unix.NFT_SET_INTERVAL, keyType: key.GetNFTMagic(), keyLen: key.Bytes, userdata: userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 2)}
 	first := f.String() + "-" + strings.TrimPrefix(r.Comment, "basicfw-")
 	s.name = first
 	for n := 2; ; n++ {
-		if _, there := c.set(s.name); !there {
+		if _, exists := c.set(s.name); !exists {
 			break
 		}
 		s.name = fmt.Sprintf("%s-%d", first, n)
@@ -405,7 +396,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// anonymous names a set that is one rule's.
+// anonymous adds an anonymous set of a rule, and returns its name.
 func (c *compiled) anonymous(key nft.SetDatatype, keys [][]byte) string {
 	n := 0
 	for _, s := range c.sets {
@@ -421,26 +412,24 @@ func (c *compiled) anonymous(key nft.SetDatatype, keys [][]byte) string {
 	return s.name
 }
 
-// writer writes a rule, for nft and for the kernel.
+// writer builds a rule, as nft's text and as expressions for the kernel.
 type writer struct {
 	family  firewall.Family
 	words   []string
 	exprs   []expr.Any
 	comment string
-	known   bool // the network's protocol was asked for
+	known   bool // the rule matches the network protocol
 }
 
 func (w *writer) add(words string, exprs ...expr.Any) {
 	w.words, w.exprs = append(w.words, words), append(w.exprs, exprs...)
 }
 
-// silent adds what nft does not write.
+// silent adds expressions that nft does not print.
 func (w *writer) silent(exprs ...expr.Any) { w.exprs = append(w.exprs, exprs...) }
 
-func (w *writer) count() { w.add("counter", &expr.Counter{}) }
-
-// network asks once for the network's protocol, without which nft does not print
-// what is in its header.
+// network adds, once, a match of the network protocol. Without it nft does not print
+// matches of that header by name.
 func (w *writer) network() {
 	if !w.known {
 		w.known = true
@@ -457,20 +446,17 @@ func (w *writer) iface(name string) {
 	w.add(fmt.Sprintf("iifname %q", name), &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(data...))
 }
 
-// address is the match of a network, or of a set of them.
 func (w *writer) address(field string, p netip.Prefix, set string) {
-	ip, offset := "ip", map[string]uint32{"saddr": 12, "daddr": 16}[field]
-	if w.family == firewall.IPv6 {
-		ip, offset = "ip6", map[string]uint32{"saddr": 8, "daddr": 24}[field]
-	}
+	ip := firewall.ByFamily(w.family, "ip", "ip6")
+	offset := firewall.ByFamily(w.family, map[string]uint32{"saddr": 12, "daddr": 16}, map[string]uint32{"saddr": 8, "daddr": 24})[field]
 	w.network()
 	size, bits := p.Addr().BitLen()/8, p.Bits()
 	switch {
 	case set != "":
 		w.add(ip+" "+field+" @"+set, payload(expr.PayloadBaseNetworkHeader, offset, uint32(size)), &expr.Lookup{SourceRegister: 1, SetName: set})
 	case bits == 0:
-		// Every address is in it, and nft would not take the empty comparison.
-	case bits%8 == 0: // whole bytes are compared as such
+		// It contains every address, and nft refuses an empty comparison.
+	case bits%8 == 0: // whole bytes need no mask
 		w.add(ip+" "+field+" "+firewall.FormatPrefix(p), payload(expr.PayloadBaseNetworkHeader, offset, uint32(bits/8)), equal(p.Addr().AsSlice()[:bits/8]...))
 	default:
 		w.add(ip+" "+field+" "+firewall.FormatPrefix(p), payload(expr.PayloadBaseNetworkHeader, offset, uint32(size)))
@@ -493,15 +479,14 @@ func (w *writer) flags(m firewall.FlagMatch) {
 	op, words := expr.CmpOpEq, "tcp flags "+flagNames(m.Set)+" / "+flagNames(m.Mask)
 	if m.Invert {
 		op, words = expr.CmpOpNeq, "tcp flags != "+flagNames(m.Set)+" / "+flagNames(m.Mask)
-	}
-	if m.Set == 0 && !m.Invert {
+	} else if m.Set == 0 {
 		words = "tcp flags ! " + flagNames(m.Mask)
 	}
 	w.add(words, payload(expr.PayloadBaseTransportHeader, 13, 1))
 	w.masked([]byte{byte(m.Mask)}, op, []byte{byte(m.Set)})
 }
 
-// clock compares the time in nanoseconds since 1970.
+// clock adds a comparison of the time, in nanoseconds since 1970.
 func (w *writer) clock(words string, op expr.CmpOp, t time.Time) {
 	w.add(fmt.Sprintf("meta time %s %d", words, t.Unix()), &expr.Meta{Key: metaTime, Register: 1},
 		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 8, Size: 8},
@@ -511,7 +496,6 @@ func (w *writer) clock(words string, op expr.CmpOp, t time.Time) {
 // metaTime is NFT_META_TIME_NS (linux/netfilter/nf_tables.h, since 5.4).
 const metaTime expr.MetaKey = 30
 
-// masked lays a mask on what was loaded, and compares it.
 func (w *writer) masked(mask []byte, op expr.CmpOp, data []byte) {
 	w.silent(and(mask), &expr.Cmp{Op: op, Register: 1, Data: data})
 }
@@ -528,7 +512,7 @@ func payload(base expr.PayloadBase, offset, size uint32) expr.Any {
 
 func be16(v uint16) []byte { return binary.BigEndian.AppendUint16(nil, v) }
 
-// maskOf has some bits set, the first ones.
+// maskOf returns a mask of size bytes with the first bits set.
 func maskOf(bits, size int) []byte {
 	mask := make([]byte, size)
 	for i := range bits {
@@ -537,19 +521,27 @@ func maskOf(bits, size int) []byte {
 	return mask
 }
 
+// statusDNAT is IPS_DST_NAT.
+const statusDNAT = 1 << 5
+
 // The conntrack states of nf_tables (linux/netfilter/nf_conntrack_common.h), and
 // nft's names for them.
 var (
 	states = map[firewall.State]uint32{
 		firewall.StateInvalid:     expr.CtStateBitINVALID,
-		firewall.StateEstablished: expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED,
+		firewall.StateEstablished: expr.CtStateBitESTABLISHED,
+		firewall.StateRelated:     expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED,
 		firewall.StateNew:         expr.CtStateBitNEW,
+		firewall.StateUntracked:   expr.CtStateBitUNTRACKED,
+		firewall.StateOpen:        expr.CtStateBitNEW | expr.CtStateBitUNTRACKED,
+		firewall.StateNone:        expr.CtStateBitINVALID | expr.CtStateBitUNTRACKED,
 	}
 	stateNames = map[firewall.State]string{
-		firewall.StateInvalid: "invalid", firewall.StateEstablished: "established,related", firewall.StateNew: "new",
+		firewall.StateInvalid: "invalid", firewall.StateEstablished: "established", firewall.StateRelated: "established,related",
+		firewall.StateNew: "new", firewall.StateUntracked: "untracked", firewall.StateOpen: "new,untracked", firewall.StateNone: "invalid,untracked",
 	}
 	protocols = map[firewall.Proto]byte{firewall.TCP: unix.IPPROTO_TCP, firewall.UDP: unix.IPPROTO_UDP,
-		firewall.ICMP: unix.IPPROTO_ICMP, firewall.ICMPv6: unix.IPPROTO_ICMPV6}
+		firewall.ICMP: unix.IPPROTO_ICMP, firewall.ICMPv6: unix.IPPROTO_ICMPV6, firewall.IGMP: unix.IPPROTO_IGMP}
 	addressTypes = map[string]uint32{"BROADCAST": unix.RTN_BROADCAST, "MULTICAST": unix.RTN_MULTICAST}
 	units        = map[firewall.Unit]struct {
 		unit expr.LimitTime
@@ -558,7 +550,7 @@ var (
 		firewall.Hour: {expr.LimitTimeHour, "hour"}, firewall.Day: {expr.LimitTimeDay, "day"}}
 )
 
-// The types of ICMP (RFC 792, RFC 4443, RFC 4861) as nft names them.
+// nft's names of ICMP types (RFC 792, RFC 4443, RFC 4861).
 var (
 	icmpTypes  = map[uint8]string{0: "echo-reply", 3: "destination-unreachable", 8: "echo-request", 11: "time-exceeded", 12: "parameter-problem"}
 	icmp6Types = map[uint8]string{1: "destination-unreachable", 2: "packet-too-big", 3: "time-exceeded", 4: "parameter-problem",
@@ -571,21 +563,7 @@ func typeName(p firewall.Proto, t uint8) string {
 	if p == firewall.ICMPv6 {
 		names = icmp6Types
 	}
-	if name, ok := names[t]; ok {
-		return name
-	}
-	return strconv.Itoa(int(t))
+	return cmp.Or(names[t], strconv.Itoa(int(t)))
 }
 
-func flagNames(f firewall.TCPFlags) string {
-	if f == 0 {
-		return "0x0"
-	}
-	var names []string
-	for i, name := range []string{"fin", "syn", "rst", "psh", "ack", "urg"} {
-		if f&(1<<i) != 0 {
-			names = append(names, name)
-		}
-	}
-	return strings.Join(names, ",")
-}
+func flagNames(f firewall.TCPFlags) string { return cmp.Or(strings.ToLower(f.Names()), "0x0") }

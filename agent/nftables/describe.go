@@ -1,8 +1,10 @@
 package nftables
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"strings"
@@ -16,43 +18,35 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// describe is a rule for people, much as nft would print it. It is no ground for
-// a decision: two rules may read the same and differ.
+// describe returns a rule as text, similar to nft's. Do not compare it: different rules
+// may have the same text.
 func (r rule) describe() string {
 	d := description{}
 	for _, e := range r.exprs {
 		d.expression(e)
 	}
-	words := d.words
-	// What follows from the next word goes unsaid.
-	words = slices.DeleteFunc(words, func(w string) bool {
-		of, number, ok := strings.Cut(w, " ")
-		if !ok || of != "nfproto" && of != "l4proto" {
-			return false
-		}
-		return slices.ContainsFunc(words, func(o string) bool {
+	// Omit protocols that another match implies.
+	words := slices.DeleteFunc(d.words, func(w string) bool {
+		network, isNetwork := strings.CutPrefix(w, "meta nfproto ")
+		transport, isTransport := strings.CutPrefix(w, "meta l4proto ")
+		return slices.ContainsFunc(d.words, func(o string) bool {
 			first, _, _ := strings.Cut(o, " ")
-			return first == number || of == "nfproto" && first == map[string]string{"ipv4": "ip", "ipv6": "ip6"}[number]
+			return isTransport && first == transport || isNetwork && first == map[string]string{"ipv4": "ip", "ipv6": "ip6"}[network]
 		})
 	})
-	for i, w := range words {
-		if strings.HasPrefix(w, "nfproto ") || strings.HasPrefix(w, "l4proto ") {
-			words[i] = "meta " + w
-		}
-	}
 	if comment, ok := userdata.GetString(r.userdata, userdata.TypeComment); ok {
 		words = append(words, fmt.Sprintf("comment %q", comment))
 	}
 	return strings.Join(words, " ")
 }
 
-// description is what has been said of a rule, and what the register holds that
-// is compared next.
+// description is the text of a rule so far, and the content of the register that is
+// compared next.
 type description struct {
 	words []string
-	load  string // of what it is: "ip saddr", "tcp dport"
-	proto string // "tcp", where it was asked for
-	ip    string // "ip" or "ip6", where it was asked for
+	load  string // the field in the register: "ip saddr", "tcp dport"
+	proto string // the matched transport protocol, such as "tcp"
+	ip    string // the matched network protocol: "ip" or "ip6"
 	mask  []byte
 }
 
@@ -60,14 +54,19 @@ func (d *description) say(format string, args ...any) {
 	d.words = append(d.words, fmt.Sprintf(format, args...))
 }
 
-// known are the expressions that can be told.
+// known returns an empty expression by name, for those that can be described.
 var known = map[string]func() expr.Any{
-	"meta": func() expr.Any { return &expr.Meta{} }, "cmp": func() expr.Any { return &expr.Cmp{} },
-	"payload": func() expr.Any { return &expr.Payload{} }, "bitwise": func() expr.Any { return &expr.Bitwise{} },
-	"ct": func() expr.Any { return &expr.Ct{} }, "lookup": func() expr.Any { return &expr.Lookup{} },
-	"limit": func() expr.Any { return &expr.Limit{} }, "log": func() expr.Any { return &expr.Log{} },
-	"fib": func() expr.Any { return &expr.Fib{} }, "dynset": func() expr.Any { return &expr.Dynset{} },
-	"reject": func() expr.Any { return &expr.Reject{} },
+	"meta":    func() expr.Any { return &expr.Meta{} },
+	"cmp":     func() expr.Any { return &expr.Cmp{} },
+	"payload": func() expr.Any { return &expr.Payload{} },
+	"bitwise": func() expr.Any { return &expr.Bitwise{} },
+	"ct":      func() expr.Any { return &expr.Ct{} },
+	"lookup":  func() expr.Any { return &expr.Lookup{} },
+	"limit":   func() expr.Any { return &expr.Limit{} },
+	"log":     func() expr.Any { return &expr.Log{} },
+	"fib":     func() expr.Any { return &expr.Fib{} },
+	"dynset":  func() expr.Any { return &expr.Dynset{} },
+	"reject":  func() expr.Any { return &expr.Reject{} },
 }
 
 func (d *description) expression(e expression) {
@@ -81,29 +80,25 @@ func (d *description) expression(e expression) {
 		d.say("%s", verdictName(e))
 		return
 	}
-	make, ok := known[e.name]
-	if !ok {
-		d.say("[%s]", e.name)
-		return
+	var x expr.Any
+	if empty := known[e.name]; empty != nil {
+		x = empty()
 	}
-	x := make()
-	if err := expr.Unmarshal(unix.NFPROTO_INET, e.data, x); err != nil {
+	if x == nil || expr.Unmarshal(unix.NFPROTO_INET, e.data, x) != nil {
 		d.say("[%s]", e.name)
 		return
 	}
 	switch x := x.(type) {
 	case *expr.Meta:
 		d.mask = nil
-		d.load = map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyNFPROTO: "nfproto", expr.MetaKeyL4PROTO: "l4proto", metaTime: "meta time"}[x.Key]
-		if d.load == "" {
-			d.load = fmt.Sprintf("meta key %d", x.Key)
-		}
+		names := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyNFPROTO: "meta nfproto", expr.MetaKeyL4PROTO: "meta l4proto", metaTime: "meta time"}
+		d.load = cmp.Or(names[x.Key], fmt.Sprintf("meta key %d", x.Key))
 	case *expr.Payload:
 		d.mask, d.load = nil, d.field(x)
 	case *expr.Ct:
 		d.mask, d.load = nil, "ct"
-		if x.Key == expr.CtKeySTATE {
-			d.load = "ct state"
+		if name := map[expr.CtKey]string{expr.CtKeySTATE: "ct state", expr.CtKeySTATUS: "ct status"}[x.Key]; name != "" {
+			d.load = name
 		}
 	case *expr.Fib:
 		d.mask, d.load = nil, "fib"
@@ -116,11 +111,10 @@ func (d *description) expression(e expression) {
 		d.compare(x)
 	case *expr.Lookup:
 		not := ""
-		if x.Invert {
-			not = "!= "
-		}
 		if x.IsDestRegSet {
 			not = "vmap "
+		} else if x.Invert {
+			not = "!= "
 		}
 		d.say("%s %s@%s", d.load, not, x.SetName)
 	case *expr.Limit:
@@ -158,32 +152,21 @@ func verdictName(e expression) string {
 	if err := expr.Unmarshal(unix.NFPROTO_INET, e.data, v); err != nil {
 		return "[immediate]"
 	}
-	switch v.Kind {
-	case expr.VerdictAccept:
-		return "accept"
-	case expr.VerdictDrop:
-		return "drop"
-	case expr.VerdictReturn:
-		return "return"
-	case expr.VerdictJump:
-		return "jump " + v.Chain
-	case expr.VerdictGoto:
-		return "goto " + v.Chain
-	}
-	return "[immediate]"
+	names := map[expr.VerdictKind]string{expr.VerdictAccept: "accept", expr.VerdictDrop: "drop", expr.VerdictReturn: "return",
+		expr.VerdictJump: "jump " + v.Chain, expr.VerdictGoto: "goto " + v.Chain}
+	return cmp.Or(names[v.Kind], "[immediate]")
 }
 
-// field names what is at a place of a header.
+// field returns the name of a header field.
 func (d *description) field(p *expr.Payload) string {
-	switch {
-	case p.Base == expr.PayloadBaseNetworkHeader && d.ip == "ip" && p.Offset == 12:
-		return "ip saddr"
-	case p.Base == expr.PayloadBaseNetworkHeader && d.ip == "ip" && p.Offset == 16:
-		return "ip daddr"
-	case p.Base == expr.PayloadBaseNetworkHeader && d.ip == "ip6" && p.Offset == 8:
-		return "ip6 saddr"
-	case p.Base == expr.PayloadBaseNetworkHeader && d.ip == "ip6" && p.Offset == 24:
-		return "ip6 daddr"
+	type place struct {
+		ip     string
+		offset uint32
+	}
+	addresses := map[place]string{{"ip", 12}: "saddr", {"ip", 16}: "daddr", {"ip6", 8}: "saddr", {"ip6", 24}: "daddr"}
+	switch name := addresses[place{d.ip, p.Offset}]; {
+	case p.Base == expr.PayloadBaseNetworkHeader && name != "":
+		return d.ip + " " + name
 	case p.Base == expr.PayloadBaseNetworkHeader && d.ip == "ip6" && p.Offset == 7 && p.Len == 1:
 		return "ip6 hoplimit"
 	case p.Base != expr.PayloadBaseTransportHeader || d.proto == "":
@@ -206,32 +189,37 @@ func (d *description) field(p *expr.Payload) string {
 func (d *description) compare(c *expr.Cmp) {
 	op := map[expr.CmpOp]string{expr.CmpOpNeq: "!= ", expr.CmpOpLt: "< ", expr.CmpOpLte: "<= ", expr.CmpOpGt: "> ", expr.CmpOpGte: ">= "}[c.Op]
 	switch {
-	case d.load == "nfproto" && len(c.Data) == 1 && c.Op == expr.CmpOpEq:
+	case d.load == "meta nfproto" && len(c.Data) == 1 && c.Op == expr.CmpOpEq:
 		ip := map[byte]string{unix.NFPROTO_IPV4: "ipv4", unix.NFPROTO_IPV6: "ipv6"}[c.Data[0]]
 		d.ip = map[string]string{"ipv4": "ip", "ipv6": "ip6"}[ip]
-		d.say("nfproto %s", ip)
-	case d.load == "l4proto" && len(c.Data) == 1 && c.Op == expr.CmpOpEq:
+		d.say("meta nfproto %s", ip)
+	case d.load == "meta l4proto" && len(c.Data) == 1 && c.Op == expr.CmpOpEq:
 		if d.proto = firewall.ProtoName(c.Data[0]); d.proto == string(firewall.ICMPv6) {
 			d.proto = "icmpv6"
 		}
-		d.say("l4proto %s", d.proto)
+		d.say("meta l4proto %s", d.proto)
 	case d.load == "ct state" && d.mask != nil:
 		var names []string
-		for bit, name := range map[uint32]string{expr.CtStateBitINVALID: "invalid", expr.CtStateBitESTABLISHED: "established", expr.CtStateBitRELATED: "related", expr.CtStateBitNEW: "new"} {
+		for bit, name := range map[uint32]string{expr.CtStateBitINVALID: "invalid", expr.CtStateBitESTABLISHED: "established", expr.CtStateBitRELATED: "related", expr.CtStateBitNEW: "new", expr.CtStateBitUNTRACKED: "untracked"} {
 			if len(d.mask) == 4 && binaryutil.NativeEndian.Uint32(d.mask)&bit != 0 {
 				names = append(names, name)
 			}
 		}
 		slices.Sort(names)
 		d.say("ct state %s", strings.Join(names, ","))
+	case d.load == "ct status" && len(d.mask) == 4 && binaryutil.NativeEndian.Uint32(d.mask) == statusDNAT && op == "":
+		d.say("ct status ! dnat")
 	case d.load == "tcp flags" && len(d.mask) == 1 && len(c.Data) == 1:
 		d.say("tcp flags %s%s / %s", op, flagNames(firewall.TCPFlags(c.Data[0])), flagNames(firewall.TCPFlags(d.mask[0])))
 	case strings.HasSuffix(d.load, "addr") && len(c.Data) <= 16:
-		bits := 8 * len(c.Data)
+		length := 8 * len(c.Data)
 		if d.mask != nil {
-			bits = maskBits(d.mask)
+			length = 0
+			for _, b := range d.mask {
+				length += bits.OnesCount8(b)
+			}
 		}
-		d.say("%s %s%s", d.load, op, formatNetwork(d.ip, c.Data, bits))
+		d.say("%s %s%s", d.load, op, formatNetwork(d.ip, c.Data, length))
 	case strings.HasSuffix(d.load, "port") && len(c.Data) == 2:
 		d.say("%s %s%d", d.load, op, binary.BigEndian.Uint16(c.Data))
 	case d.load == "iifname":

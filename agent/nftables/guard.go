@@ -14,19 +14,18 @@ import (
 // GuardTable is the name of the guard's table, in the family inet.
 const GuardTable = "basicfw-guard"
 
-// Guard has nf_tables drop what a ruleset drops, whatever is in the tables of
-// iptables meanwhile. Another firewall that is stopped flushes those, and leaves
-// INPUT open or shut as its backend has it; a table that it does not know stays.
-// To nf_tables a drop is final and an accept is not, so a guard opens nothing
-// that another closes.
+// Guard is a temporary table that drops what a ruleset drops, regardless of the
+// iptables tables. A firewall manager that is stopped flushes those, and leaves INPUT
+// open or closed depending on its backend, but keeps a table that it does not know. In
+// nf_tables a drop is final and an accept is not, so the guard opens nothing that
+// another table closes.
 type Guard struct{}
 
-// ErrNoGuard says that this kernel has no nf_tables.
-var ErrNoGuard = errors.New("this kernel has no nf_tables")
+// ErrNoGuard is the error for a kernel without nf_tables.
+var ErrNoGuard = errors.New("the kernel does not support nf_tables")
 
-// Raise puts the guard up, in one transaction; one that is there is replaced.
-// Where a rule has a limit or an end, the guard has none: it is there for a
-// moment, or until iptables works.
+// Raise loads or replaces the guard, in one transaction. Its rules have no rate limits
+// and do not expire: it exists for a moment, or until iptables works.
 func (Guard) Raise(r firewall.Ruleset, families []firewall.Family) error {
 	if err := r.Check(); err != nil {
 		return err
@@ -38,17 +37,16 @@ func (Guard) Raise(r firewall.Ruleset, families []firewall.Family) error {
 		return ErrNoGuard
 	}
 	if err != nil {
-		return fmt.Errorf("putting up the guard, table %s: %w", GuardTable, err)
+		return fmt.Errorf("loading the guard, table inet %s: %w", GuardTable, err)
 	}
 	return nil
 }
 
-// unlimited is a ruleset as the guard has it. What a broadcast's rule drops is
-// dropped at the end; to tell one, the kernel may need a module. What has not
-// begun is none yet.
+// unlimited returns the ruleset of the guard. It omits rules for broadcasts, which are
+// dropped at the end anyway, as matching them may need a kernel module. It also omits
+// rules that have not begun.
 func unlimited(r firewall.Ruleset) firewall.Ruleset {
-	strip := func(chains []firewall.Chain) []firewall.Chain {
-		var out []firewall.Chain
+	strip := func(chains []firewall.Chain) (out []firewall.Chain) {
 		for _, c := range chains {
 			kept := firewall.Chain{Name: c.Name}
 			for _, rule := range c.Rules {
@@ -65,33 +63,33 @@ func unlimited(r firewall.Ruleset) firewall.Ruleset {
 	return firewall.Ruleset{IPv4: strip(r.IPv4), IPv6: strip(r.IPv6)}
 }
 
-// Lower takes the guard down; where there is none it does nothing.
+// Lower removes the guard, if there is one.
 func (g Guard) Lower() error {
 	up, err := HasTable(GuardTable)
 	if err != nil || !up {
 		return err
 	}
-	gone := request{unix.NFT_MSG_DELTABLE, 0, putString(nil, unix.NFTA_TABLE_NAME, GuardTable), "that table inet " + GuardTable + " goes"}
-	if err := commit([]request{gone}); err != nil && !errors.Is(err, unix.ENOENT) {
-		return fmt.Errorf("taking down the guard, table %s: %w", GuardTable, err)
+	removal := request{unix.NFT_MSG_DELTABLE, 0, putString(nil, unix.NFTA_TABLE_NAME, GuardTable), "removal of table inet " + GuardTable}
+	if err := commit([]request{removal}); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("removing the guard, table inet %s: %w", GuardTable, err)
 	}
 	return nil
 }
 
-// Up tells whether there is a guard: one that was cut short left it.
+// Up reports whether the guard is loaded, possibly by an interrupted run.
 func (g Guard) Up() bool {
 	up, err := HasTable(GuardTable)
 	return err == nil && up
 }
 
-// HasTable tells whether nf_tables has a table of a name, of both families or of
-// either.
+// HasTable reports whether nf_tables has a table with a name, in the family inet, ip or
+// ip6.
 func HasTable(name string) (bool, error) {
 	all, err := tables(unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6)
 	return slices.Contains(all, name), err
 }
 
-// Xtables tells whether iptables' nft variant has any table.
+// Xtables reports whether iptables' nft variant has any table.
 func Xtables() bool {
 	all, err := tables(unix.NFPROTO_IPV4, unix.NFPROTO_IPV6)
 	return err != nil || slices.ContainsFunc(all, func(name string) bool {
@@ -99,7 +97,8 @@ func Xtables() bool {
 	})
 }
 
-// tables names the tables of some families; a kernel without nf_tables has none.
+// tables returns the names of the tables of some families, or none if the kernel does
+// not support nf_tables.
 func tables(families ...byte) (names []string, err error) {
 	s, err := dial()
 	if absent(err) {
@@ -111,7 +110,7 @@ func tables(families ...byte) (names []string, err error) {
 	defer s.close()
 	for _, s.family = range families {
 		var err error = unix.EINTR
-		for n := 0; errors.Is(err, unix.EINTR) && n < readTries; n++ { // they changed meanwhile
+		for n := 0; errors.Is(err, unix.EINTR) && n < readTries; n++ { // EINTR: they changed meanwhile
 			err = s.ask(unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP, nil, func(b []byte) error {
 				return each(b, func(a attribute) {
 					if a.kind == unix.NFTA_TABLE_NAME {
@@ -124,7 +123,7 @@ func tables(families ...byte) (names []string, err error) {
 			return nil, nil
 		}
 		if err != nil {
-			return names, fmt.Errorf("listing tables of nf_tables: %w", err)
+			return names, fmt.Errorf("listing the tables of nf_tables: %w", err)
 		}
 	}
 	return names, nil

@@ -24,7 +24,7 @@ func compiledRules(t testing.TB, d firewall.Desired) firewall.Ruleset {
 	return r
 }
 
-// all is a ruleset with every kind of rule.
+// all returns a desired state with every kind of rule.
 func all(client lab.Addrs) firewall.Desired {
 	return firewall.Desired{
 		Profile: firewall.Profile{Name: "p", Ping: true, Services: []firewall.Service{
@@ -36,13 +36,13 @@ func all(client lab.Addrs) firewall.Desired {
 		Trusted: []string{"wg0"},
 		SSH: firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned,
 			Allow: []netip.Prefix{netip.PrefixFrom(client.V4, 32), netip.PrefixFrom(client.V6, 128)},
-			// What has not begun opens nothing.
+			// A rule that has not begun opens nothing.
 			Probation: &firewall.Probation{Window: firewall.Window{Until: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)}}},
 		LogDrops: true,
 	}
 }
 
-// What nft makes of the guard, and where the baseline's rules are.
+// nft's output for the guard, with the position of the baseline rules.
 func TestGuardText(t *testing.T) {
 	n := load(t, "")
 	rules := compiledRules(t, all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")}))
@@ -56,7 +56,7 @@ func TestGuardText(t *testing.T) {
 	}
 }
 
-// The guard alone closes the machine as our rules do, and goes without a trace.
+// The guard alone closes the machine as our rules do, and is removed completely.
 func TestGuardCloses(t *testing.T) {
 	lab.Need(t, "ip", "nft")
 	l := lab.New(t)
@@ -91,34 +91,34 @@ func TestGuardCloses(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer session.Close()
-	in(func() error { return g.Lower() }) // none is there
+	in(func() error { return g.Lower() }) // there is none
 	for range 2 {                         // the second replaces the first
 		in(func() error { return g.Raise(rules, firewall.Families[:]) })
 	}
 	reach(true)
 	in(func() error {
 		if up, err := HasTable(GuardTable); !up || err != nil || !g.Up() {
-			return fmt.Errorf("it is not seen: %v", err)
+			return fmt.Errorf("the guard is not detected: %v", err)
 		}
 		return g.Lower()
 	})
 	in(func() error {
 		if g.Up() {
-			return errors.New("it is still seen")
+			return errors.New("the guard is still detected")
 		}
 		return nil
 	})
 	reach(false)
 	if left := l.Host.MustRun(t, "nft", "list", "ruleset"); left != "" {
-		t.Errorf("it leaves %s", left)
+		t.Errorf("the guard leaves %s", left)
 	}
 	in(func() error { return g.Raise(rules, firewall.Families[:1]) })
 	if tables := l.Host.MustRun(t, "nft", "list", "tables"); tables != "table inet "+GuardTable+"\n" {
-		t.Errorf("without IPv6 its tables are %s", tables)
+		t.Errorf("without IPv6 the tables are %s", tables)
 	}
 }
 
-// What lasts for a while is a rule of the guard while it lasts.
+// The guard includes temporary rules until they expire.
 func TestGuardChecks(t *testing.T) {
 	n := load(t, "")
 	d := all(lab.Addrs{V4: netip.MustParseAddr("192.0.2.10"), V6: netip.MustParseAddr("2001:db8::10")})
@@ -131,7 +131,7 @@ func TestGuardChecks(t *testing.T) {
 		t.Errorf("port 8443: %s", text)
 	}
 	if err := (Guard{}).Raise(firewall.Ruleset{}, firewall.Families[:]); err == nil {
-		t.Error("no ruleset at all is taken for one")
+		t.Error("an empty ruleset is accepted")
 	}
 }
 
@@ -150,24 +150,27 @@ counter packets 0 bytes 0 drop comment "basicfw-drop"
 
 chain ipv4-input {
 iifname "lo" counter packets 0 bytes 0 accept comment "basicfw-loopback"
-ct state 0x2,0x4 counter packets 0 bytes 0 accept comment "basicfw-established"
+ct state 0x2 counter packets 0 bytes 0 accept comment "basicfw-established"
 iifname "wg0" counter packets 0 bytes 0 accept comment "basicfw-trusted"
 ip saddr 127.0.0.0/8 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
+ip daddr 127.0.0.0/8 ct state 0x1,0x40 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
+ip daddr 127.0.0.0/8 ct status ! 0x20 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
 tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-null"
 tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 counter packets 0 bytes 0 drop comment "basicfw-new-not-syn"
 tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-xmas"
+ip daddr 224.0.0.0/4 meta l4proto 2 counter packets 0 bytes 0 accept comment "basicfw-igmp"
 icmp type { 3, 11, 12 } counter packets 0 bytes 0 accept comment "basicfw-icmp-error"
 ct state 0x1 counter packets 0 bytes 0 drop comment "basicfw-invalid"
 icmp type 8 counter packets 0 bytes 0 accept comment "basicfw-ping"
 udp sport 67 udp dport 68 counter packets 0 bytes 0 accept comment "basicfw-dhcp"
 tcp dport 22 counter packets 0 bytes 0 jump ipv4-ssh comment "basicfw-ssh"
-tcp dport 80 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-http"
-iifname "eth*" udp dport 40000-40100 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-media"
-tcp dport 5432 ct state 0x8 counter packets 0 bytes 0 jump ipv4-db comment "basicfw-db"
+tcp dport 80 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-http"
+iifname "eth*" udp dport 40000-40100 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-media"
+tcp dport 5432 ct state 0x8,0x40 counter packets 0 bytes 0 jump ipv4-db comment "basicfw-db"
 }
 
 chain ipv4-ssh {
-ip saddr 192.0.2.10 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-ssh"
+ip saddr 192.0.2.10 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-ssh"
 counter packets 0 bytes 0 drop comment "basicfw-ssh-drop"
 }
 
@@ -177,9 +180,11 @@ ip saddr @ipv4-db counter packets 0 bytes 0 accept comment "basicfw-db"
 
 chain ipv6-input {
 iifname "lo" counter packets 0 bytes 0 accept comment "basicfw-loopback"
-ct state 0x2,0x4 counter packets 0 bytes 0 accept comment "basicfw-established"
+ct state 0x2 counter packets 0 bytes 0 accept comment "basicfw-established"
 iifname "wg0" counter packets 0 bytes 0 accept comment "basicfw-trusted"
 ip6 saddr ::1 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
+ip6 daddr ::1 ct state 0x1,0x40 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
+ip6 daddr ::1 ct status ! 0x20 counter packets 0 bytes 0 drop comment "basicfw-spoofed-loopback"
 tcp flags ! 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-null"
 tcp flags != 0x2 / 0x1,0x2,0x4,0x10 ct state 0x8 counter packets 0 bytes 0 drop comment "basicfw-new-not-syn"
 tcp flags 0x1,0x2,0x4,0x8,0x10,0x20 / 0x1,0x2,0x4,0x8,0x10,0x20 counter packets 0 bytes 0 drop comment "basicfw-xmas"
@@ -188,15 +193,16 @@ ip6 saddr fe80::/10 icmpv6 type { 130, 131, 132, 143 } counter packets 0 bytes 0
 icmpv6 type { 1, 2, 3, 4 } counter packets 0 bytes 0 accept comment "basicfw-icmp-error"
 ct state 0x1 counter packets 0 bytes 0 drop comment "basicfw-invalid"
 icmpv6 type 128 counter packets 0 bytes 0 accept comment "basicfw-ping"
-ip6 saddr fe80::/10 udp dport 546 counter packets 0 bytes 0 accept comment "basicfw-dhcp"
+ip6 daddr fe80::/10 udp dport 546 counter packets 0 bytes 0 accept comment "basicfw-dhcp"
 tcp dport 22 counter packets 0 bytes 0 jump ipv6-ssh comment "basicfw-ssh"
-tcp dport 80 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-http"
-iifname "eth*" udp dport 40000-40100 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-media"
-ip6 saddr 2001:db8:0:1::/64 tcp dport 5432 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-db"
+tcp dport 80 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-http"
+iifname "eth*" udp dport 40000-40100 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-media"
+ip6 saddr 2001:db8:0:1::/64 tcp dport 5432 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-db"
+ip6 daddr ff00::/8 counter packets 0 bytes 0 drop comment "basicfw-multicast"
 }
 
 chain ipv6-ssh {
-ip6 saddr 2001:db8::10 ct state 0x8 counter packets 0 bytes 0 accept comment "basicfw-ssh"
+ip6 saddr 2001:db8::10 ct state 0x8,0x40 counter packets 0 bytes 0 accept comment "basicfw-ssh"
 counter packets 0 bytes 0 drop comment "basicfw-ssh-drop"
 }
 }

@@ -1,21 +1,36 @@
 package nftables
 
 import (
+	"bytes"
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/basicfw/basicfw-agent/agent/hint"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// google/nftables knows expressions, and this file speaks netlink for them: the
-// library drops what it does not know of a rule that it reads, and then a rule
-// that somebody narrowed would look like ours; nor can it send back what was
-// read, or name the message that the kernel refused.
+// This file implements netlink for the expressions of google/nftables. The library
+// drops unknown parts of a rule that it reads, so that a rule that another program
+// restricted would look like ours. It also cannot send back what it read, or identify
+// the message that the kernel refused.
 
-// attribute is one of netlink's, without the flag that says whether others are
-// nested in it: kernels before 5.2 do not set that.
+// absent reports whether an error means that the kernel does not support nf_tables.
+func absent(err error) bool {
+	for _, e := range []error{syscall.EINVAL, syscall.EOPNOTSUPP, syscall.EPROTONOSUPPORT, syscall.EAFNOSUPPORT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// attribute is a netlink attribute, without the flag for nested attributes, which
+// kernels before 5.2 do not set.
 type attribute struct {
 	kind uint16
 	data []byte
@@ -23,18 +38,15 @@ type attribute struct {
 
 const kindMask = ^uint16(unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
 
-// attributes takes a list of attributes apart. What does not end where it should
-// is an error.
-func attributes(b []byte) ([]attribute, error) { return appendAttributes(nil, b) }
-
+// appendAttributes parses a list of attributes. A wrong length is an error.
 func appendAttributes(to []attribute, b []byte) ([]attribute, error) {
 	for len(b) > 0 {
 		if len(b) < unix.SizeofNlAttr {
-			return nil, errors.New("a netlink attribute is cut off")
+			return nil, errors.New("truncated netlink attribute")
 		}
 		size := int(binary.NativeEndian.Uint16(b))
 		if size < unix.SizeofNlAttr || size > len(b) {
-			return nil, errors.New("a netlink attribute has an impossible length")
+			return nil, errors.New("netlink attribute with an invalid length")
 		}
 		to = append(to, attribute{binary.NativeEndian.Uint16(b[2:]) & kindMask, b[unix.SizeofNlAttr:size:size]})
 		b = b[min(len(b), aligned(size)):]
@@ -42,11 +54,10 @@ func appendAttributes(to []attribute, b []byte) ([]attribute, error) {
 	return to, nil
 }
 
-// few is how many attributes most lists have at most: room for them is taken
-// where it costs nothing.
+// few is a number of attributes that most lists do not exceed: space for them is
+// reserved on the stack.
 const few = 12
 
-// each does something with each of a list of attributes.
 func each(b []byte, do func(attribute)) error {
 	var room [few]attribute
 	list, err := appendAttributes(room[:0], b)
@@ -58,12 +69,14 @@ func each(b []byte, do func(attribute)) error {
 
 func aligned(size int) int { return (size + 3) &^ 3 }
 
-// put appends an attribute.
 func put(b []byte, kind uint16, data []byte) []byte {
 	b = binary.NativeEndian.AppendUint16(b, uint16(unix.SizeofNlAttr+len(data)))
 	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = append(b, data...)
-	return append(b, make([]byte, aligned(len(data))-len(data))...)
+	return appendAligned(b, data)
+}
+
+func appendAligned(b, data []byte) []byte {
+	return append(append(b, data...), make([]byte, aligned(len(data))-len(data))...)
 }
 
 func putNested(b []byte, kind uint16, data []byte) []byte {
@@ -80,7 +93,7 @@ func put64(b []byte, kind uint16, v uint64) []byte {
 	return put(b, kind, binary.BigEndian.AppendUint64(nil, v))
 }
 
-// number reads a big-endian number of 4 or 8 bytes; what is neither is 0.
+// number decodes a big-endian number of 4 or 8 bytes; other lengths are 0.
 func number(b []byte) uint64 {
 	switch len(b) {
 	case 4:
@@ -91,25 +104,20 @@ func number(b []byte) uint64 {
 	return 0
 }
 
-// text reads a string.
 func text(b []byte) string {
-	for i, c := range b {
-		if c == 0 {
-			return string(b[:i])
-		}
-	}
+	b, _, _ = bytes.Cut(b, []byte{0})
 	return string(b)
 }
 
-// request is a message of nf_tables' to the kernel.
+// request is an nf_tables message to the kernel.
 type request struct {
 	kind  uint16 // NFT_MSG_*
 	flags uint16
 	data  []byte
-	about string // for people, where it is refused
+	about string // what the request changes, for errors
 }
 
-// append appends a message (netlink(7)) that begins with a struct nfgenmsg.
+// append appends the request as a message (netlink(7)) with a struct nfgenmsg.
 func (r request) append(b []byte, family byte, sequence uint32, flags uint16) []byte {
 	return message(b, unix.NFNL_SUBSYS_NFTABLES<<8|r.kind, unix.NLM_F_REQUEST|r.flags|flags, sequence,
 		append([]byte{family, unix.NFNETLINK_V0, 0, 0}, r.data...))
@@ -121,23 +129,21 @@ func message(b []byte, kind, flags uint16, sequence uint32, data []byte) []byte 
 	b = binary.NativeEndian.AppendUint16(b, flags)
 	b = binary.NativeEndian.AppendUint32(b, sequence)
 	b = binary.NativeEndian.AppendUint32(b, 0)
-	b = append(b, data...)
-	return append(b, make([]byte, aligned(len(data))-len(data))...)
+	return appendAligned(b, data)
 }
 
-// socket is a conversation with the kernel.
 type socket struct {
 	fd       int
-	family   byte // whose tables are asked about
+	family   byte // of the tables in queries
 	sequence uint32
 	buffer   []byte
 }
 
-// answerSize is more than the kernel puts into one answer (linux/net/netlink:
-// 32 KB for a listing).
+// answerSize exceeds the largest answer of the kernel (linux/net/netlink: 32 KB for a
+// listing).
 const answerSize = 64 << 10
 
-// answerTime bounds how long the kernel may take for an answer.
+// answerTime is the time limit for an answer of the kernel.
 const answerTime = 30 // seconds
 
 func dial() (*socket, error) {
@@ -150,31 +156,31 @@ func dial() (*socket, error) {
 	if err == nil {
 		err = unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: answerTime})
 	}
-	if err != nil {
-		s.close()
-		return nil, err
+	if err == nil {
+		// Otherwise each answer contains the request, which may be large.
+		if err = unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err == unix.ENOPROTOOPT {
+			err = nil
+		}
 	}
-	// Else each answer holds the request, which may be large.
-	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err != nil && err != unix.ENOPROTOOPT {
+	if err != nil {
 		s.close()
 		return nil, err
 	}
 	return s, nil
 }
 
-// close does not wait for its end, nor has the process wait that ends meanwhile. The
-// kernel keeps whoever lets go of such a socket until what was deleted before is
-// freed, some ten milliseconds (linux/net/netfilter/nf_tables_api.c,
-// nft_rcv_nl_event). So it is sent off within a pair of sockets that then nobody
-// holds but itself; such the kernel closes in the background (unix(7), SCM_RIGHTS;
-// linux/net/unix/garbage.c). Where that is not allowed, or an older kernel does it
-// on the spot, the process waits at its end.
+// close closes the socket in the background, even if the process ends. Closing blocks
+// until the kernel has freed previously deleted objects, some ten milliseconds
+// (linux/net/netfilter/nf_tables_api.c, nft_rcv_nl_event). So the socket is sent over a
+// socket pair that is then referenced only by itself. The kernel closes such a pair in
+// the background (unix(7), SCM_RIGHTS; linux/net/unix/garbage.c). If sending fails, or
+// an older kernel closes it at once, the process waits at its end.
 func (s *socket) close() {
 	last := s.fd
 	if pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
 		if unix.Sendmsg(pair[0], []byte{0}, unix.UnixRights(s.fd, pair[1]), nil, 0) == nil {
 			unix.Close(s.fd)
-			last = pair[0] // at its end the kernel looks for such
+			last = pair[0] // closing it makes the kernel look for such pairs
 		} else {
 			unix.Close(pair[0])
 		}
@@ -187,7 +193,7 @@ func (s *socket) send(b []byte) error {
 	return unix.Sendto(s.fd, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 
-// receive gives the next messages of the kernel's; they hold until the next call.
+// receive returns the next messages of the kernel, valid until the next call.
 func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
 	for {
 		n, _, flags, from, err := unix.Recvmsg(s.fd, s.buffer, nil, 0)
@@ -195,13 +201,13 @@ func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
 			continue
 		}
 		if err == unix.EAGAIN {
-			return nil, fmt.Errorf("the kernel gives no answer within %d s", answerTime)
+			return nil, fmt.Errorf("no answer from the kernel within %d s", answerTime)
 		}
 		if err != nil {
 			return nil, err
 		}
 		if flags&unix.MSG_TRUNC != 0 {
-			return nil, errors.New("an answer of the kernel is cut off")
+			return nil, errors.New("truncated answer from the kernel")
 		}
 		if kernel, ok := from.(*unix.SockaddrNetlink); ok && kernel.Pid == 0 {
 			return syscall.ParseNetlinkMessage(s.buffer[:n])
@@ -209,11 +215,10 @@ func (s *socket) receive() ([]syscall.NetlinkMessage, error) {
 	}
 }
 
-// failure gives what the kernel said in a message about an error; nil is that all
-// went well.
+// failure returns the error in a message; nil is success.
 func failure(m syscall.NetlinkMessage) error {
 	if len(m.Data) < 4 {
-		return errors.New("an answer of the kernel is cut off")
+		return errors.New("truncated answer from the kernel")
 	}
 	if n := int32(binary.NativeEndian.Uint32(m.Data)); n != 0 {
 		return unix.Errno(-n)
@@ -221,43 +226,58 @@ func failure(m syscall.NetlinkMessage) error {
 	return nil
 }
 
-// refusedError says which part of a change the kernel refused.
+// refusedError is the error for a request that the kernel refused.
 type refusedError struct {
 	about string
 	err   error
 }
 
 func (e *refusedError) Error() string {
-	return fmt.Sprintf("the kernel refuses %s: %v", e.about, e.err)
+	return fmt.Sprintf("the kernel refused the %s: %v", e.about, e.err)
 }
 
 func (e *refusedError) Unwrap() error { return e.err }
 
-// commit has the kernel make all of some requests true, at one moment, or none.
-func commit(requests []request) error {
+// commit sends requests for the family inet as one transaction.
+func commit(requests []request) error { return commitTo(unix.NFPROTO_INET, requests) }
+
+// commitTo sends requests as one transaction: the kernel applies all or none.
+func commitTo(family byte, requests []request) error {
 	s, err := dial()
 	if err != nil {
 		return err
 	}
 	defer s.close()
-	// The number of the subsystem is in network order (linux/netfilter/nfnetlink.h).
+	// The subsystem number is in network byte order (linux/netfilter/nfnetlink.h).
 	bracket := []byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, unix.NFNL_SUBSYS_NFTABLES}
 	batch := message(nil, unix.NFNL_MSG_BATCH_BEGIN, unix.NLM_F_REQUEST, 0, bracket)
 	for i, r := range requests {
-		batch = r.append(batch, unix.NFPROTO_INET, uint32(i+1), unix.NLM_F_ACK)
+		// The kernel reports every refusal. An answer to each of many requests might not fit
+		// into the buffer of a socket without privileges.
+		ack := uint16(0)
+		if i == len(requests)-1 {
+			ack = unix.NLM_F_ACK
+		}
+		batch = r.append(batch, family, uint32(i+1), ack)
 	}
 	batch = message(batch, unix.NFNL_MSG_BATCH_END, unix.NLM_F_REQUEST, 0, bracket)
-	for _, option := range []int{unix.SO_SNDBUFFORCE, unix.SO_RCVBUFFORCE} {
-		if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, option, 2*len(batch)+256<<10); err != nil {
-			return err
-		}
+	size := 2*len(batch) + 256<<10
+	err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, size)
+	if errors.Is(err, unix.EPERM) { // in a user namespace; the limit is net.core.wmem_max
+		err = unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_SNDBUF, size)
 	}
-	if err := s.send(batch); err != nil {
+	if err != nil {
+		return fmt.Errorf("setting the size of the netlink buffer: %w", err)
+	}
+	if err := s.send(batch); errors.Is(err, unix.EMSGSIZE) {
+		return hint.Wrap(fmt.Errorf("the change of %d bytes does not fit into the netlink buffer: %w", len(batch), err),
+			"on the host of this container, set net.core.wmem_max to %d", size)
+	} else if err != nil {
 		return err
 	}
-	// An answer for each request, in their order; the first that is refused takes
-	// all others with it. One for none of them is of the batch as a whole.
-	for answered := 0; answered < len(requests); {
+	// An answer without an error is for the last request. One for no request is for the
+	// batch as a whole. The first refusal ends the transaction.
+	for done := len(requests) == 0; !done; {
 		answers, err := s.receive()
 		if err != nil {
 			return err
@@ -267,20 +287,20 @@ func commit(requests []request) error {
 				continue
 			}
 			if err := failure(m); err != nil {
-				about := "the change as a whole"
+				about := "change as a whole"
 				if n := int(m.Header.Seq); n > 0 && n <= len(requests) {
 					about = requests[n-1].about
 				}
 				return &refusedError{about, err}
 			}
-			answered++
+			done = true
 		}
 	}
 	return nil
 }
 
-// ask has the kernel tell one thing, or with NLM_F_DUMP list some, to each: what
-// comes behind the struct nfgenmsg.
+// ask sends a query, or a listing with NLM_F_DUMP, and calls each with the data after
+// struct nfgenmsg of every answer.
 func (s *socket) ask(kind, flags uint16, data []byte, each func([]byte) error) error {
 	s.sequence++
 	if flags&unix.NLM_F_DUMP == 0 {
@@ -306,11 +326,54 @@ func (s *socket) ask(kind, flags uint16, data []byte, each func([]byte) error) e
 				return errors.Join(failed, failure(m))
 			}
 			if len(m.Data) < 4 {
-				return errors.New("a message of nf_tables is cut off")
+				return errors.New("truncated nf_tables message")
 			}
 			if failed == nil {
 				failed = each(m.Data[4:])
 			}
 		}
 	}
+}
+
+// Watch calls notify on each change of our table, or of the IPv4 and IPv6 tables
+// "filter", which the nft variant of iptables uses, until the context ends. The kernel
+// does not report changes of the legacy variant's tables.
+func Watch(ctx context.Context, notify func()) error {
+	if err := system.Multicast(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, relevant, notify); err != nil {
+		return fmt.Errorf("watching nf_tables: %w", err)
+	}
+	return nil
+}
+
+// relevant reports whether a message is about our table and its contents, or about a
+// table "filter" and its chains and rules. Sets there are ignored: they belong to other
+// programs, and may change often. The kernel does not report elements that packets add
+// to our sets. A message begins with the family (struct nfgenmsg), and the first
+// attribute of these kinds is the table's name (linux/netfilter/nf_tables.h).
+func relevant(m syscall.NetlinkMessage) bool {
+	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES {
+		return false
+	}
+	sets := false
+	switch m.Header.Type & 0xff {
+	case unix.NFT_MSG_NEWSET, unix.NFT_MSG_DELSET, unix.NFT_MSG_NEWSETELEM, unix.NFT_MSG_DELSETELEM:
+		sets = true
+	case unix.NFT_MSG_NEWTABLE, unix.NFT_MSG_DELTABLE, unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
+	default:
+		return false
+	}
+	const nfgenmsg, attr = 4, 4
+	if len(m.Data) < nfgenmsg+attr {
+		return true
+	}
+	name := map[byte]string{unix.NFPROTO_INET: TableName, unix.NFPROTO_IPV4: "filter", unix.NFPROTO_IPV6: "filter"}[m.Data[0]]
+	if name == "" || sets && name != TableName {
+		return false
+	}
+	first := m.Data[nfgenmsg:]
+	end := int(binary.NativeEndian.Uint16(first))
+	if kind := binary.NativeEndian.Uint16(first[2:]); kind != unix.NFTA_TABLE_NAME || end < attr || end > len(first) {
+		return true
+	}
+	return string(bytes.TrimRight(first[attr:end], "\x00")) == name
 }

@@ -9,10 +9,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Render gives the ruleset of some families as a file that nft -f loads, and as
-// "nft list table inet basicfw" prints it from version 1.0 on; but the times at
-// which a rule begins or ends, which nft prints by the clock on the wall, are in
-// seconds since 1970.
+// Render returns the ruleset of some families as a file for nft -f, in the format that
+// "nft list table inet basicfw" prints from version 1.0 on. However, the times at which
+// a rule begins or expires, which nft prints in local time, are in seconds since 1970.
 func Render(r firewall.Ruleset, families []firewall.Family) string {
 	return write(r, families).render()
 }
@@ -38,7 +37,7 @@ func (c compiled) render() string {
 		}
 		fmt.Fprintf(&b, "\t\ttype %s\n", kind)
 		if s.isDynamic() {
-			fmt.Fprintf(&b, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", s.size, span(time.Duration(s.timeout)*time.Millisecond))
+			fmt.Fprintf(&b, "\t\tsize %d\n\t\tflags dynamic,timeout\n\t\ttimeout %s\n", s.size, firewall.FormatDuration(time.Duration(s.timeout)*time.Millisecond))
 		} else {
 			var lines []string
 			for some := range slices.Chunk(s.lines(), perLine) {
@@ -64,17 +63,17 @@ func (c compiled) render() string {
 	return b.String()
 }
 
-// span is a time as nft writes it: "1h", "1m30s".
-func span(d time.Duration) string {
-	var b strings.Builder
-	for _, u := range []struct {
-		unit time.Duration
-		name string
-	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}} {
-		if n := d / u.unit; n > 0 {
-			fmt.Fprintf(&b, "%d%s", n, u.name)
-			d -= n * u.unit
-		}
-	}
-	return b.String()
+// Files writes the file with the persisted rules.
+type Files struct{}
+
+const fileHeader = `# The firewall of this machine, written by basicfw-agent, which puts back what is
+# changed here: "basicfw-agent open", "ssh allow" and /etc/basicfw/agent.ini change
+# it. The agent loads it by itself; "nft -f" loads this file without the agent.
+table inet ` + TableName + `
+delete table inet ` + TableName + `
+`
+
+// Persisted returns the file of a ruleset, with which nft -f replaces the table.
+func (Files) Persisted(r firewall.Ruleset, families []firewall.Family) []byte {
+	return []byte(fileHeader + Render(r, families))
 }

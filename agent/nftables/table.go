@@ -11,27 +11,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TableName is what our table is called, in the family inet.
+// TableName is the name of our table, in the family inet.
 const TableName = "basicfw"
 
-// table is one of the family inet, as the kernel has it.
+// table is a table of the family inet, as in the kernel.
 type table struct {
-	name   string
-	flags  uint32
-	chains []chain
-	sets   []set
-	rules  []rule
+	name       string
+	generation string // of all tables, when this one was read
+	flags      uint32
+	chains     []chain
+	sets       []set
+	rules      []rule
 }
 
 type chain struct {
 	name string
-	// A base chain has the others; the rest are zero.
+	// The other fields are set for a base chain only.
 	hook   []byte // the attributes of NFTA_CHAIN_HOOK
 	policy uint32
 	kind   string
 }
 
-// set is a set or a map.
 type set struct {
 	name              string
 	flags             uint32
@@ -43,8 +43,8 @@ type set struct {
 	elements          []setElement
 }
 
-// setElement is a key of a set. In a set of intervals it is where one begins, or
-// with end where it is over.
+// setElement is a key of a set. In a set of intervals it is the beginning of one, or
+// with end the first key after it.
 type setElement struct {
 	key, data []byte // data are the attributes of NFTA_SET_ELEM_DATA
 	end       bool
@@ -56,19 +56,18 @@ func (s set) isAnonymous() bool { return s.flags&unix.NFT_SET_ANONYMOUS != 0 }
 
 type rule struct {
 	chain    string
-	handle   uint64 // the kernel's, of one that was read
+	handle   uint64 // the kernel's, if the rule was read
 	exprs    []expression
 	userdata []byte
-	canon    string // canonical; setCanon gives it to those of a table
+	canon    string // the result of canonical; see setCanon
 }
 
-// expression is one of a rule's: what it is called, and its attributes.
+// expression is an expression of a rule: its name and attributes.
 type expression struct {
 	name string
 	data []byte
 }
 
-// chain gives one by its name.
 func (t table) chain(name string) (chain, bool) {
 	i := slices.IndexFunc(t.chains, func(c chain) bool { return c.name == name })
 	if i < 0 {
@@ -77,7 +76,6 @@ func (t table) chain(name string) (chain, bool) {
 	return t.chains[i], true
 }
 
-// set gives one by its name.
 func (t table) set(name string) (set, bool) {
 	i := slices.IndexFunc(t.sets, func(s set) bool { return s.name == name })
 	if i < 0 {
@@ -86,7 +84,6 @@ func (t table) set(name string) (set, bool) {
 	return t.sets[i], true
 }
 
-// rulesOf are those of a chain, in their order.
 func (t table) rulesOf(name string) []rule {
 	var out []rule
 	for _, r := range t.rules {
@@ -97,29 +94,27 @@ func (t table) rulesOf(name string) []rule {
 	return out
 }
 
-// remove takes a table out, be it there or not.
+// remove returns the requests that remove a table, whether it exists or not.
 func remove(name string) []request {
 	data := putString(nil, unix.NFTA_TABLE_NAME, name)
 	return []request{
-		{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, data, "table inet " + name}, // so that there is one to delete
-		{unix.NFT_MSG_DELTABLE, 0, data, "that table inet " + name + " goes"},
+		{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE, data, "table inet " + name}, // so that it exists
+		{unix.NFT_MSG_DELTABLE, 0, data, "removal of table inet " + name},
 	}
 }
 
-// maxSent is how many elements one message has: an attribute, and so a list of
-// them, ends at 64 KB.
+// maxSent is the maximum number of elements in a message: an attribute, such as a list
+// of elements, is limited to 64 KB.
 const maxSent = 500
 
-// requests make the table what t says, whatever it was.
+// requests returns the requests that replace the table with t.
 func (t table) requests() []request { return append(remove(t.name), t.create(0)...) }
 
-// requestsFresh make the table, which must not be there.
-func (t table) requestsFresh() []request { return t.create(unix.NLM_F_EXCL) }
-
+// create returns the requests that create the table; with unix.NLM_F_EXCL it must not
+// exist.
 func (t table) create(flags uint16) []request {
-	var out []request
 	at := func(kind uint16) []byte { return putString(nil, kind, t.name) }
-	out = append(out, request{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE | flags, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name})
+	out := []request{{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE | flags, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name}}
 	for _, c := range t.chains {
 		data := putString(at(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, c.name)
 		if c.hook != nil {
@@ -133,15 +128,14 @@ func (t table) create(flags uint16) []request {
 		out = append(out, s.requests(t.name, uint32(i+1))...)
 	}
 	for _, r := range t.rules {
-		q := r.request(t.name)
-		q.flags |= unix.NLM_F_APPEND
-		out = append(out, q)
+		out = append(out, r.request(t.name, 0))
 	}
 	return out
 }
 
-// request makes the rule.
-func (r rule) request(table string) request {
+// request returns the request that adds the rule before the one with a handle; 0 is the
+// end of the chain.
+func (r rule) request(table string, before uint64) request {
 	data := putString(putString(nil, unix.NFTA_RULE_TABLE, table), unix.NFTA_RULE_CHAIN, r.chain)
 	var list []byte
 	for _, e := range r.exprs {
@@ -151,14 +145,20 @@ func (r rule) request(table string) request {
 	if len(r.userdata) > 0 {
 		data = put(data, unix.NFTA_RULE_USERDATA, r.userdata)
 	}
-	return request{unix.NFT_MSG_NEWRULE, unix.NLM_F_CREATE, data, fmt.Sprintf("%q in %s", r.describe(), r.chain)}
+	flags := uint16(unix.NLM_F_CREATE)
+	if before == 0 {
+		flags |= unix.NLM_F_APPEND
+	} else {
+		data = put64(data, unix.NFTA_RULE_POSITION, before)
+	}
+	return request{unix.NFT_MSG_NEWRULE, flags, data, fmt.Sprintf("rule %q in %s", r.describe(), r.chain)}
 }
 
 func (s set) requests(table string, id uint32) []request {
 	name := putString(putString(nil, unix.NFTA_SET_TABLE, table), unix.NFTA_SET_NAME, s.name)
 	data := put32(slices.Clone(name), unix.NFTA_SET_FLAGS, s.flags)
 	data = put32(put32(data, unix.NFTA_SET_KEY_TYPE, s.keyType), unix.NFTA_SET_KEY_LEN, s.keyLen)
-	if s.flags&unix.NFT_SET_MAP != 0 {
+	if s.isMap() {
 		data = put32(put32(data, unix.NFTA_SET_DATA_TYPE, s.dataType), unix.NFTA_SET_DATA_LEN, s.dataLen)
 	}
 	data = put32(data, unix.NFTA_SET_ID, id)
@@ -178,7 +178,7 @@ func (s set) requests(table string, id uint32) []request {
 	return append(out, s.elementRequests(table, unix.NFT_MSG_NEWSETELEM, unix.NLM_F_CREATE)...)
 }
 
-// elementRequests add a set's elements to it, or take them out.
+// elementRequests returns the requests that add or remove the elements of a set.
 func (s set) elementRequests(table string, kind, flags uint16) []request {
 	var out []request
 	name := putString(putString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, table), unix.NFTA_SET_ELEM_LIST_SET, s.name)
@@ -194,16 +194,16 @@ func (s set) elementRequests(table string, kind, flags uint16) []request {
 			}
 			list = putNested(list, unix.NFTA_LIST_ELEM, item)
 		}
-		out = append(out, request{kind, flags, putNested(slices.Clone(name), unix.NFTA_SET_ELEM_LIST_ELEMENTS, list), "an element of set " + s.name})
+		out = append(out, request{kind, flags, putNested(slices.Clone(name), unix.NFTA_SET_ELEM_LIST_ELEMENTS, list), "elements of set " + s.name})
 	}
 	return out
 }
 
-// readTries is how often a table is read that changes meanwhile.
+// readTries is how often reading a table is tried if it changes meanwhile.
 const readTries = 20
 
-// read gives our table as it is at one moment; false where there is none, also
-// where the kernel has no nf_tables.
+// read returns a consistent copy of our table. It returns false if there is none, or if
+// the kernel does not support nf_tables.
 func read() (table, bool, error) {
 	s, err := dial()
 	if absent(err) {
@@ -214,29 +214,25 @@ func read() (table, bool, error) {
 	}
 	defer s.close()
 	for n := 1; ; n++ {
-		t, err := readOnce(s)
-		switch {
-		case errors.Is(err, errNoTable):
-			return table{}, false, nil
-		case err == nil:
-			return t, true, nil
-		case n == readTries || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOENT):
+		t, exists, err := readOnce(s)
+		if err == nil {
+			return t, exists, nil
+		}
+		if n == readTries || !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.ENOENT) {
 			return table{}, false, fmt.Errorf("reading table inet %s: %w", TableName, err)
 		}
 	}
 }
 
-var errNoTable = errors.New("no such table")
-
-func readOnce(s *socket) (t table, err error) {
-	t.name = TableName
+func readOnce(s *socket) (t table, exists bool, err error) {
 	before, err := generation(s)
 	if absent(err) {
-		return t, errNoTable
+		return table{}, false, nil
 	}
 	if err != nil {
-		return t, err
+		return t, false, err
 	}
+	t.name, t.generation = TableName, string(before)
 	err = s.ask(unix.NFT_MSG_GETTABLE, 0, putString(nil, unix.NFTA_TABLE_NAME, TableName), func(b []byte) error {
 		return each(b, func(a attribute) {
 			if a.kind == unix.NFTA_TABLE_FLAGS {
@@ -245,56 +241,50 @@ func readOnce(s *socket) (t table, err error) {
 		})
 	})
 	if errors.Is(err, unix.ENOENT) {
-		return t, errNoTable
+		return table{generation: t.generation}, false, nil
 	}
-	if err != nil {
-		return t, err
+	list := func(kind uint16, of []byte, each func([]byte) error) {
+		if err == nil {
+			err = s.ask(kind, unix.NLM_F_DUMP, of, each)
+		}
 	}
-	err = s.ask(unix.NFT_MSG_GETCHAIN, unix.NLM_F_DUMP, nil, func(b []byte) error {
+	list(unix.NFT_MSG_GETCHAIN, nil, func(b []byte) error {
 		c, of, err := readChain(b)
 		if of == TableName {
 			t.chains = append(t.chains, c)
 		}
 		return err
 	})
-	if err != nil {
-		return t, err
-	}
-	err = s.ask(unix.NFT_MSG_GETSET, unix.NLM_F_DUMP, putString(nil, unix.NFTA_SET_TABLE, TableName), func(b []byte) error {
+	list(unix.NFT_MSG_GETSET, putString(nil, unix.NFTA_SET_TABLE, TableName), func(b []byte) error {
 		set, err := readSet(b)
 		t.sets = append(t.sets, set)
 		return err
 	})
-	if err != nil {
-		return t, err
-	}
 	for i := range t.sets {
-		if !t.sets[i].isDynamic() {
-			if err := readElements(s, &t.sets[i]); err != nil {
-				return t, err
-			}
+		if err == nil && !t.sets[i].isDynamic() {
+			err = readElements(s, &t.sets[i])
 		}
 	}
-	err = s.ask(unix.NFT_MSG_GETRULE, unix.NLM_F_DUMP, putString(nil, unix.NFTA_RULE_TABLE, TableName), func(b []byte) error {
-		// The place of the message is used again.
+	list(unix.NFT_MSG_GETRULE, putString(nil, unix.NFTA_RULE_TABLE, TableName), func(b []byte) error {
+		// The buffer of the message is reused.
 		r, of, err := readRule(bytes.Clone(b))
-		if of == TableName { // the kernel before 4.17 does not choose
+		if of == TableName { // kernels before 4.17 do not filter
 			t.rules = append(t.rules, r)
 		}
 		return err
 	})
 	if err != nil {
-		return t, err
+		return t, false, err
 	}
 	t.setCanon()
 	after, err := generation(s)
 	if err == nil && !bytes.Equal(before, after) {
 		err = unix.EINTR
 	}
-	return t, err
+	return t, true, err
 }
 
-// generation is another one after each change of nf_tables.
+// generation returns the generation ID, which differs after each change of nf_tables.
 func generation(s *socket) (id []byte, err error) {
 	err = s.ask(unix.NFT_MSG_GETGEN, 0, nil, func(b []byte) error {
 		return each(b, func(a attribute) {
@@ -345,13 +335,11 @@ func readSet(b []byte) (s set, err error) {
 		case unix.NFTA_SET_USERDATA:
 			s.userdata = bytes.Clone(a.data)
 		case unix.NFTA_SET_DESC:
-			if d, e := attributes(a.data); e == nil {
-				for _, a := range d {
-					if a.kind == unix.NFTA_SET_DESC_SIZE {
-						s.size = uint32(number(a.data))
-					}
+			_ = each(a.data, func(a attribute) { // on an error there is no size
+				if a.kind == unix.NFTA_SET_DESC_SIZE {
+					s.size = uint32(number(a.data))
 				}
-			}
+			})
 		}
 	})
 	return s, err
@@ -360,7 +348,7 @@ func readSet(b []byte) (s set, err error) {
 func readElements(s *socket, of *set) error {
 	name := putString(putString(nil, unix.NFTA_SET_ELEM_LIST_TABLE, TableName), unix.NFTA_SET_ELEM_LIST_SET, of.name)
 	err := s.ask(unix.NFT_MSG_GETSETELEM, unix.NLM_F_DUMP, name, func(b []byte) error {
-		list, err := attributes(b)
+		list, err := appendAttributes(nil, b)
 		if err != nil {
 			return err
 		}
@@ -368,7 +356,7 @@ func readElements(s *socket, of *set) error {
 			if a.kind != unix.NFTA_SET_ELEM_LIST_ELEMENTS {
 				continue
 			}
-			items, err := attributes(a.data)
+			items, err := appendAttributes(nil, a.data)
 			if err != nil {
 				return err
 			}
@@ -386,7 +374,7 @@ func readElements(s *socket, of *set) error {
 		if c := bytes.Compare(a.key, b.key); c != 0 || a.end == b.end {
 			return c
 		}
-		if a.end { // where one interval ends and the next begins
+		if a.end { // adjacent intervals: one ends before the next begins
 			return -1
 		}
 		return 1
@@ -402,7 +390,7 @@ func readElement(b []byte) (e setElement, err error) {
 		case unix.NFTA_SET_ELEM_KEY:
 			inner, bad := appendAttributes(within[:0], a.data)
 			if bad != nil || len(inner) != 1 {
-				return e, errors.New("a set's element has no key")
+				return e, errors.New("set element without a key")
 			}
 			e.key = bytes.Clone(inner[0].data)
 		case unix.NFTA_SET_ELEM_FLAGS:
@@ -458,66 +446,60 @@ func readExpression(b []byte) (e expression, err error) {
 	return e, err
 }
 
-// setCanon keeps what each rule is to the kernel, once all of the table is there.
+// setCanon sets the canonical form of each rule, once the table is complete.
 func (t *table) setCanon() {
 	for i := range t.rules {
 		t.rules[i].canon = t.canonical(t.rules[i])
 	}
 }
 
-// canonical is a rule in a form in which two are the same if, and only if, the
-// kernel does the same by them. What counts packets is left out, and what is
-// zero: a kernel sends back more attributes than it was sent, the more the newer
-// it is, and those are zero. An anonymous set is what is in it, whatever its name;
-// of a map that is left out.
+// canonical returns a form of a rule that is equal for two rules only if they have the
+// same effect in the kernel. Counters are omitted. Zero attributes are omitted as well:
+// newer kernels return more attributes than were sent, and those are zero. An anonymous
+// set is represented by its elements, regardless of its name; for a map they are
+// omitted.
 func (t table) canonical(r rule) string {
 	b := make([]byte, 0, 512)
 	for _, e := range r.exprs {
-		if name := e.setName(); name != "" {
-			if s, ok := t.set(name); ok && s.isAnonymous() {
-				b = fmt.Appendf(b, "%s ", s.definition())
-				if !s.isMap() { // of which its own comparison tells
-					b = fmt.Appendf(b, "%v ", s.lines())
-				}
-				e = e.withSet("__set")
+		if s, ok := t.setOf(e); ok && s.isAnonymous() {
+			b = fmt.Appendf(b, "%s ", s.definition())
+			if !s.isMap() { // maps are compared separately
+				b = fmt.Appendf(b, "%v ", s.lines())
 			}
+			e = e.withSet("__set")
 		}
 		b = e.append(b)
 	}
 	return string(hex.AppendEncode(b, r.userdata))
 }
 
-// identity is canonical, with what is in maps.
+// identity returns canonical with the elements of maps.
 func (t table) identity(r rule) string {
 	text := r.canon
 	for _, e := range r.exprs {
-		if name := e.setName(); name != "" {
-			if s, ok := t.set(name); ok && s.isMap() {
-				text += fmt.Sprint(s.lines())
-			}
+		if s, ok := t.setOf(e); ok && s.isMap() {
+			text += fmt.Sprint(s.lines())
 		}
 	}
 	return text
 }
 
-// nested are the attributes of expressions in which others are nested, as deep
-// as they are.
-func nested(name string, kind uint16) int {
-	switch name {
-	case "cmp":
-		return one(kind == unix.NFTA_CMP_DATA)
-	case "bitwise":
-		return one(kind == unix.NFTA_BITWISE_MASK || kind == unix.NFTA_BITWISE_XOR)
-	case "range":
-		return one(kind == unix.NFTA_RANGE_FROM_DATA || kind == unix.NFTA_RANGE_TO_DATA)
-	case "immediate":
-		return 2 * one(kind == unix.NFTA_IMMEDIATE_DATA)
+// setOf returns the set that an expression uses.
+func (t table) setOf(e expression) (set, bool) {
+	if name := e.setName(); name != "" {
+		return t.set(name)
 	}
-	return 0
+	return set{}, false
 }
 
-func one(is bool) int {
-	if is {
+// nested returns the depth of attributes nested in an attribute of an expression.
+func nested(name string, kind uint16) int {
+	switch {
+	case name == "immediate" && kind == unix.NFTA_IMMEDIATE_DATA:
+		return 2
+	case name == "cmp" && kind == unix.NFTA_CMP_DATA,
+		name == "bitwise" && (kind == unix.NFTA_BITWISE_MASK || kind == unix.NFTA_BITWISE_XOR),
+		name == "range" && (kind == unix.NFTA_RANGE_FROM_DATA || kind == unix.NFTA_RANGE_TO_DATA):
 		return 1
 	}
 	return 0
@@ -535,7 +517,7 @@ func (e expression) append(b []byte) []byte {
 	}
 	slices.SortStableFunc(list, func(x, y attribute) int { return int(x.kind) - int(y.kind) })
 	for _, a := range list {
-		// Within a transaction sets may have numbers besides their names.
+		// In a transaction, sets may have an ID in addition to their name.
 		id := e.name == "lookup" && a.kind == unix.NFTA_LOOKUP_SET_ID || e.name == "dynset" && a.kind == unix.NFTA_DYNSET_SET_ID
 		if id || !slices.ContainsFunc(a.data, func(c byte) bool { return c != 0 }) {
 			continue

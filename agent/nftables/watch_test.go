@@ -8,8 +8,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// The kernel tells of what happens in our table and in iptables' own filter tables,
-// however much it is, and of nothing else.
+// Watch reports changes of our table and of the filter tables of iptables, however
+// many, and nothing else.
 func TestWatch(t *testing.T) {
 	lab.Need(t, "ip", "nft", "xtables-nft-multi")
 	n := lab.NewNamespace(t)
@@ -19,8 +19,7 @@ func TestWatch(t *testing.T) {
 	if err := n.Do(func() error { return Watch(ctx, news.Tell) }); err != nil {
 		t.Fatal(err)
 	}
-	// What counts comes behind what may not,
-	// so that it is known to have been read.
+	// Changes to ignore are first: a later reported change proves that they were read.
 	for _, tt := range []struct {
 		name string
 		args []string
@@ -31,20 +30,20 @@ func TestWatch(t *testing.T) {
 		{"our table", []string{"nft", "add table inet basicfw; add chain inet basicfw c; add set inet basicfw s { type ipv4_addr; }"}, true},
 		{"a rule of ours", []string{"nft", "add rule inet basicfw c accept"}, true},
 		{"an element of ours", []string{"nft", "add element inet basicfw s { 192.0.2.1 }"}, true},
-		{"our table goes", []string{"nft", "delete table inet basicfw"}, true},
+		{"our table removed", []string{"nft", "delete table inet basicfw"}, true},
 		{"a chain", []string{"xtables-nft-multi", "iptables", "-N", "X"}, true},
 		{"a rule", []string{"xtables-nft-multi", "ip6tables", "-A", "INPUT", "-j", "ACCEPT"}, true},
 		{"a policy", []string{"xtables-nft-multi", "iptables", "-P", "INPUT", "DROP"}, true},
 		{"a table", []string{"nft", "delete table ip6 filter"}, true},
-		{"more than there is room for", []string{"sh", "-c", "(echo '*filter'; i=0; while [ $i -lt 3000 ]; do echo -A X -p tcp --dport $i -j ACCEPT; i=$((i+1)); done; echo COMMIT) | xtables-nft-multi iptables-restore --noflush"}, true},
+		{"more messages than the buffer holds", []string{"sh", "-c", "(echo '*filter'; i=0; while [ $i -lt 3000 ]; do echo -A X -p tcp --dport $i -j ACCEPT; i=$((i+1)); done; echo COMMIT) | xtables-nft-multi iptables-restore --noflush"}, true},
 		{"a rule after that", []string{"xtables-nft-multi", "iptables", "-F", "X"}, true},
 	} {
 		n.MustRun(t, tt.args...)
 		news.Want(t, tt.name, tt.news)
 	}
 	cancel()
-	// It ends when it has heard of that.
-	lab.Poll(t, "the end of the news", func() bool {
+	// It ends at the next message.
+	lab.Poll(t, "the end of the watch", func() bool {
 		n.MustRun(t, "xtables-nft-multi", "iptables", "-A", "X")
 		return !news.Heard(500 * time.Millisecond)
 	})

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/twin"
+	"github.com/basicfw/basicfw-agent/agent/netsim"
 )
 
 // Kinds of cases.
@@ -23,26 +23,25 @@ const (
 	replies     = "replies"
 	neighbours  = "neighbours"
 	leases      = "DHCP"
-	everybody   = "broadcast, multicast"
+	groups      = "broadcast, multicast"
 	others      = "other protocols"
 	loopback    = "loopback"
 )
 
-// probe is a packet, and what is wanted of it.
+// probe is a packet and its expected result.
 type probe struct {
 	kind, what string
 	packet     firewall.Packet
 	passes     bool
 }
 
-// Ports that are tried though nothing may be said of them: those that scanners
-// try first, and both ends.
+// Ports that are always tested: those that scanners try first, and the ends of the range.
 var (
 	tcpSamples = []uint16{1, 21, 23, 111, 135, 139, 445, 1433, 2375, 3306, 3389, 5432, 5900, 6379, 8080, 9200, 11211, 27017, 65535}
 	udpSamples = []uint16{1, 19, 53, 69, 111, 123, 137, 161, 389, 1900, 5353, 11211, 51820, 65535}
 )
 
-// odd are combinations of TCP's flags that begin no connection.
+// odd are combinations of TCP flags that open no connection.
 var odd = []struct {
 	name  string
 	flags firewall.TCPFlags
@@ -65,18 +64,17 @@ var odd = []struct {
 
 const (
 	syn = uint8(firewall.SYN)
-	ecn = 0xc0 // ECE and CWR, which ask for ECN (RFC 3168, 6.1.1)
-	// sampled is how many of a long list of networks are tried, and how many
-	// addresses are looked through for one that is in none.
+	ecn = 0xc0 // ECE and CWR, which request ECN (RFC 3168, 6.1.1)
+	// sampled limits the networks of a list that are tested, and strangersTried the
+	// search for an address in none of them.
 	sampled, strangersTried = 16, 5000
 )
 
-// cases says what is wanted of packets of all kinds, as a person would, from
-// what is desired and not from the rules.
+// cases returns packets of all kinds with expected results that follow from the desired
+// state, independently of the compiled rules.
 func cases(d firewall.Desired, interfaces []firewall.Interface, families []firewall.Family, now time.Time) []probe {
 	c := &caser{d: d, now: now, offered: d.Services(), counted: map[netip.Prefix]bool{}}
-	c.logins = slices.Clone(d.SSH.Allow)
-	for _, t := range d.SSH.Timed {
+	for _, t := range d.SSH.Sources() {
 		c.logins = append(c.logins, t.From)
 	}
 	if u := d.Unlock; u != nil {
@@ -105,9 +103,7 @@ func cases(d firewall.Desired, interfaces []firewall.Interface, families []firew
 			c.rest()
 		}
 		c.family, c.on = f, firewall.Interface{Name: "lo", Zone: firewall.LoopbackZone}
-		if c.to = netip.IPv6Loopback(); f == firewall.IPv4 {
-			c.to = netip.MustParseAddr("127.0.0.1")
-		}
+		c.to = loopbackOf(f)
 		for _, p := range []firewall.Packet{{Proto: firewall.TCP, DstPort: 1, Flags: syn}, {Proto: firewall.UDP, DstPort: 1}} {
 			p.Src = c.to
 			c.add(loopback, fmt.Sprintf("1/%s", p.Proto), p, true)
@@ -121,8 +117,8 @@ type caser struct {
 	d       firewall.Desired
 	now     time.Time
 	offered []firewall.Service
-	// logins are the networks of which it is said that they may log in, and
-	// known these, the services' own, and this host.
+	// logins are the networks that may log in. known also contains the services'
+	// sources and this host's addresses.
 	logins, known []netip.Prefix
 
 	family firewall.Family
@@ -130,12 +126,16 @@ type caser struct {
 	to     netip.Addr
 
 	list []probe
-	seen int // strangers
-	// counted are sources that a limit of SSH has counted.
+	seen int // number of strangers so far
+	// counted are sources already counted by SSH's rate limit.
 	counted map[netip.Prefix]bool
 }
 
-// addressOf is an address of an interface that outsiders may send to.
+func loopbackOf(f firewall.Family) netip.Addr {
+	return netip.MustParseAddr(firewall.ByFamily(f, "127.0.0.1", "::1"))
+}
+
+// addressOf returns an address of an interface to send packets to.
 func addressOf(i firewall.Interface, f firewall.Family) netip.Addr {
 	for _, p := range i.Addresses {
 		if firewall.FamilyOf(p) == f && !p.Addr().IsLinkLocalUnicast() {
@@ -147,10 +147,10 @@ func addressOf(i firewall.Interface, f firewall.Family) netip.Addr {
 			return p.Addr()
 		}
 	}
-	return twin.LinkLocal
+	return netsim.LinkLocal
 }
 
-// add adds a case; where everything is let in, that is wanted of it too.
+// add adds a case. It is expected to pass if passes is set or everything is accepted.
 func (c *caser) add(kind, what string, p firewall.Packet, passes bool) {
 	p.In = c.on.Name
 	if !p.Dst.IsValid() {
@@ -160,12 +160,12 @@ func (c *caser) add(kind, what string, p firewall.Packet, passes bool) {
 		p.HopLimit = 64
 	}
 	if p.State == "" {
-		p.State = twin.Unprovoked(p)
+		p.State = netsim.Unprovoked(p)
 	}
 	c.list = append(c.list, probe{kind, what, p, passes || c.everything()})
 }
 
-// begin adds a case of a packet that begins something with a port.
+// begin adds a case of a packet that opens a connection to a port.
 func (c *caser) begin(what string, proto firewall.Proto, port uint16, from netip.Addr) {
 	if port == 0 || !usable(from) {
 		return
@@ -192,57 +192,50 @@ func (c *caser) begin(what string, proto firewall.Proto, port uint16, from netip
 	c.add(kind, name, p, passes)
 }
 
-// counts tells whether an SSH session from an address is within every limit that
-// there may be: it is one of the owner's, or the first of its source.
+// counts reports whether a new SSH session is within every possible rate limit: it is
+// from an allowed address, or the first from its source.
 func (c *caser) counts(from netip.Addr) bool {
 	u := c.d.Unlock
 	limited := c.d.SSH.Mode == firewall.SSHLimited || c.d.SSH.Probation != nil || u != nil && len(u.From) == 0
 	if !limited || contains(c.d.SSH.Allow, from) {
 		return true
 	}
-	bits := 32
-	if from.Is6() {
-		bits = 64
-	}
-	source := netip.PrefixFrom(from, bits).Masked()
+	source := netip.PrefixFrom(from, firewall.ByFamily(c.family, 32, 64)).Masked()
 	again := c.counted[source]
 	c.counted[source] = true
 	return !again
 }
 
-// everything tells whether all is let in on the interface.
+// everything reports whether the interface accepts all packets.
 func (c *caser) everything() bool {
 	u := c.d.Unlock
 	return u != nil && u.All && !ended(u.Until, c.now) || c.on.Name == "lo" ||
-		slices.ContainsFunc(c.d.Trusted, func(pattern string) bool { return firewall.MatchInterface(pattern, c.on.Name) })
+		slices.Contains(c.d.TrustedNames(), c.on.Name)
 }
 
-// admits tells whether somebody may begin something with a port.
+// admits reports whether an address may connect to a port.
 func (c *caser) admits(proto firewall.Proto, port uint16, from netip.Addr) bool {
-	dhcp := uint16(67)
-	if c.family == firewall.IPv6 {
-		dhcp = 547
-	}
+	dhcp := firewall.ByFamily[uint16](c.family, 67, 547)
 	switch {
 	case c.everything():
 		return true
 	case c.on.ServesGuests && (port == 53 || proto == firewall.UDP && port == dhcp):
 		return true
-	case proto == firewall.UDP && port == 546 && from.Is6() && from.IsLinkLocalUnicast():
+	case proto == firewall.UDP && port == 546 && c.to.Is6() && c.to.IsLinkLocalUnicast():
 		return true
 	case proto == firewall.TCP && slices.Contains(c.d.SSH.Ports, port):
 		return c.mayLogIn(from)
 	}
 	return slices.ContainsFunc(c.offered, func(s firewall.Service) bool {
-		return s.Proto == proto && s.Ports.Contains(port) && !ended(s.Until, c.now) && c.isOn(s.On) &&
+		return s.Proto == proto && s.Ports.Contains(port) && !ended(c.d.RuleEnd(s.Until), c.now) && c.isOn(s.On) &&
 			(len(s.From) == 0 || contains(s.From, from))
 	})
 }
 
-// mayLogIn tells whether somebody may begin an SSH session.
+// mayLogIn reports whether an address may open an SSH session.
 func (c *caser) mayLogIn(from netip.Addr) bool {
 	s := c.d.SSH
-	if s.Mode == firewall.SSHLimited || contains(s.Allow, from) {
+	if s.Mode == firewall.SSHLimited {
 		return true
 	}
 	if p := s.Probation; p != nil && !p.NoRule && c.now.Unix() >= p.Until.Unix() {
@@ -251,10 +244,10 @@ func (c *caser) mayLogIn(from netip.Addr) bool {
 	if u := c.d.Unlock; u != nil && !ended(u.Until, c.now) && (len(u.From) == 0 || contains(u.From, from)) {
 		return true
 	}
-	return slices.ContainsFunc(s.Timed, func(t firewall.TimedSource) bool { return t.From.Contains(from) && !ended(t.Until, c.now) })
+	return slices.ContainsFunc(s.Sources(), func(t firewall.TimedSource) bool { return t.From.Contains(from) && !ended(c.d.RuleEnd(t.Until), c.now) })
 }
 
-// isOn tells whether "on WHERE" means the interface.
+// isOn reports whether "on WHERE" includes the interface.
 func (c *caser) isOn(where string) bool {
 	switch zone := firewall.Zone(where); zone {
 	case "", firewall.AnyZone:
@@ -265,14 +258,14 @@ func (c *caser) isOn(where string) bool {
 	return firewall.MatchInterface(where, c.on.Name)
 }
 
-// ended tells whether what lasts until a second, that one included, is over.
+// ended reports whether until, a second that is included, is over. Zero is never.
 func ended(until, now time.Time) bool { return !until.IsZero() && now.Unix() > until.Unix() }
 
 func contains(list []netip.Prefix, a netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
-// services is each service's ports and its sources, and what is next to them.
+// services adds cases for each service's ports and sources, and those next to them.
 func (c *caser) services() {
 	for _, s := range c.offered {
 		other := firewall.UDP
@@ -284,13 +277,13 @@ func (c *caser) services() {
 		for _, from := range sources {
 			c.begin(s.Name, s.Proto, s.Ports.First, from)
 		}
-		inside := sources[0] // the first network's own, or a stranger
+		inside := sources[0] // in the first network, or a stranger
 		if s.Ports.First != s.Ports.Last {
 			c.begin(s.Name, s.Proto, s.Ports.Last, inside)
 			c.begin(s.Name, s.Proto, middle, inside)
 		}
 		c.begin("before "+s.Name, s.Proto, s.Ports.First-1, inside)
-		c.begin("behind "+s.Name, s.Proto, s.Ports.Last+1, inside) // 0 is none
+		c.begin("after "+s.Name, s.Proto, s.Ports.Last+1, inside) // 0 is none
 		c.begin("", other, s.Ports.First, inside)
 		if s.Proto == firewall.TCP && !slices.Contains(c.d.SSH.Ports, s.Ports.First) {
 			p := firewall.Packet{Src: inside, Proto: firewall.TCP, DstPort: s.Ports.First, Flags: syn | ecn}
@@ -301,7 +294,7 @@ func (c *caser) services() {
 	}
 }
 
-// samples is ports that nothing is said of.
+// samples adds cases for ports that are usually closed.
 func (c *caser) samples() {
 	for _, port := range tcpSamples {
 		c.begin("", firewall.TCP, port, c.stranger())
@@ -311,8 +304,8 @@ func (c *caser) samples() {
 	}
 }
 
-// ssh is who may log in, and who is next to them. Where there is a limit for each
-// source, each case has one of its own.
+// ssh adds cases for the networks that may log in, and the addresses next to them. With a
+// limit per source, each case has a different source.
 func (c *caser) ssh() {
 	edges := c.edges(c.logins)
 	for _, port := range c.d.SSH.Ports {
@@ -325,76 +318,77 @@ func (c *caser) ssh() {
 			inside = edges[0]
 		}
 		c.begin("before SSH", firewall.TCP, port-1, inside)
-		c.begin("behind SSH", firewall.TCP, port+1, inside)
+		c.begin("after SSH", firewall.TCP, port+1, inside)
 		c.begin("", firewall.UDP, port, inside)
 	}
 }
 
-// scans is TCP that begins no connection, to a port that is open, to SSH and to
-// one that is closed.
+// scans adds cases for TCP packets that open no connection, to an open port, to SSH and to
+// a closed port.
 func (c *caser) scans() {
-	targets := map[uint16]bool{}
-	for _, port := range c.d.SSH.Ports {
-		targets[port] = true
-		break
-	}
+	ports := slices.Clone(c.d.SSH.Ports[:min(1, len(c.d.SSH.Ports))])
 	from := c.stranger()
-	for _, s := range c.offered {
-		if s.Proto == firewall.TCP && c.admits(firewall.TCP, s.Ports.First, from) {
-			targets[s.Ports.First] = true
-			break
-		}
+	open := func(s firewall.Service) bool {
+		return s.Proto == firewall.TCP && c.admits(firewall.TCP, s.Ports.First, from)
 	}
-	for _, port := range tcpSamples {
-		if !c.admits(firewall.TCP, port, from) {
-			targets[port] = true
-			break
-		}
+	if i := slices.IndexFunc(c.offered, open); i >= 0 {
+		ports = append(ports, c.offered[i].Ports.First)
 	}
-	var ports []uint16
-	for port := range targets {
-		ports = append(ports, port)
+	closed := func(port uint16) bool { return !c.admits(firewall.TCP, port, from) }
+	if i := slices.IndexFunc(tcpSamples, closed); i >= 0 {
+		ports = append(ports, tcpSamples[i])
 	}
 	slices.Sort(ports)
-	for _, port := range ports {
+	for _, port := range slices.Compact(ports) {
 		who := from
 		if edges := c.edges(c.d.SSH.Allow); slices.Contains(c.d.SSH.Ports, port) && len(edges) > 0 {
-			who = edges[0] // the owner's, so that nothing but the flags tells
+			who = edges[0] // an allowed address, so that only the flags matter
 		}
 		for _, x := range odd {
 			c.add(scans, fmt.Sprintf("%s to %d/tcp", x.name, port), firewall.Packet{Src: who, Proto: firewall.TCP, DstPort: port, Flags: uint8(x.flags)}, false)
 		}
-		p := firewall.Packet{Src: netip.MustParseAddr("127.0.0.1"), Proto: firewall.TCP, DstPort: port, Flags: syn}
-		if c.family == firewall.IPv6 {
-			p.Src = netip.IPv6Loopback()
-		}
+		p := firewall.Packet{Src: loopbackOf(c.family), Proto: firewall.TCP, DstPort: port, Flags: syn}
 		if c.family == firewall.IPv4 || !c.everything() { // the kernel drops ::1 itself
-			c.add(spoofed, fmt.Sprintf("%d/tcp", port), p, false)
+			c.add(spoofed, fmt.Sprintf("from it, to %d/tcp", port), p, false)
+			p.Src, p.Dst = who, p.Src
+			c.add(spoofed, fmt.Sprintf("to it, at %d/tcp", port), p, false)
 		}
 	}
 }
 
 func (c *caser) icmp() {
-	ping := c.d.Profile.Ping
+	message := func(kind uint8) firewall.Packet {
+		return firewall.Packet{Src: c.stranger(), Proto: firewall.ByFamily(c.family, firewall.ICMP, firewall.ICMPv6), ICMPType: kind}
+	}
+	type named struct {
+		kind uint8
+		name string
+	}
+	c.add(pings, "echo request", message(firewall.ByFamily[uint8](c.family, 8, 128)), c.d.Profile.Ping)
+	for _, x := range firewall.ByFamily(c.family,
+		[]named{{0, "echo reply, unsolicited"}, {5, "redirect"}, {13, "timestamp request"}, {17, "address mask request"}},
+		[]named{{129, "echo reply, unsolicited"}, {137, "redirect"}, {139, "node information query"}}) {
+		c.add(otherICMP, x.name, message(x.kind), false)
+	}
 	if c.family == firewall.IPv4 {
-		c.add(pings, "echo request", firewall.Packet{Src: c.stranger(), Proto: firewall.ICMP, ICMPType: 8}, ping)
-		for _, x := range []struct {
-			name string
-			kind uint8
-		}{{"echo reply, unasked", 0}, {"redirect", 5}, {"timestamp request", 13}, {"address mask request", 17}} {
-			c.add(otherICMP, x.name, firewall.Packet{Src: c.stranger(), Proto: firewall.ICMP, ICMPType: x.kind}, false)
-		}
-		c.errors(firewall.ICMP, 3, 11, 12)
+		p := message(5)
+		p.State = firewall.TrackedRelated
+		c.add(otherICMP, "redirect, known connection", p, false)
+	}
+	// ICMP errors, path MTU among them, pass even if they belong to no connection in the
+	// conntrack table.
+	for _, x := range firewall.ByFamily(c.family,
+		[]named{{3, "packet too big"}, {11, "time exceeded"}, {12, "parameter problem"}},
+		[]named{{1, "unreachable"}, {2, "packet too big"}, {3, "time exceeded"}, {4, "parameter problem"}}) {
+		p := message(x.kind)
+		p.State = firewall.TrackedRelated
+		c.add(icmpErrors, x.name+", known connection", p, true)
+		p.State = firewall.TrackedInvalid
+		c.add(icmpErrors, x.name+", unknown connection", p, true)
+	}
+	if c.family == firewall.IPv4 {
 		return
 	}
-	c.add(pings, "echo request", firewall.Packet{Src: c.stranger(), Proto: firewall.ICMPv6, ICMPType: 128}, ping)
-	for _, x := range []struct {
-		name string
-		kind uint8
-	}{{"echo reply, unasked", 129}, {"redirect", 137}, {"node information query", 139}} {
-		c.add(otherICMP, x.name, firewall.Packet{Src: c.stranger(), Proto: firewall.ICMPv6, ICMPType: x.kind}, false)
-	}
-	c.errors(firewall.ICMPv6, 1, 2, 3, 4)
 	next := netip.MustParseAddr("fe80::99")
 	for i, name := range []string{"router solicitation", "router advertisement", "neighbour solicitation", "neighbour advertisement"} {
 		p := firewall.Packet{Src: next, Proto: firewall.ICMPv6, ICMPType: 133 + uint8(i), HopLimit: 255}
@@ -406,27 +400,12 @@ func (c *caser) icmp() {
 		p := firewall.Packet{Src: next, Proto: firewall.ICMPv6, ICMPType: 130 + uint8(i), HopLimit: 1}
 		c.add(neighbours, name, p, true)
 		p.Src = c.stranger()
-		c.add(neighbours, name+" from afar", p, false)
+		c.add(neighbours, name+" from another network", p, false)
 	}
 	c.add(neighbours, "MLDv2 report", firewall.Packet{Src: next, Proto: firewall.ICMPv6, ICMPType: 143, HopLimit: 1}, true)
 }
 
-// errors is what is said of the way to somebody: path MTU among it. They pass
-// also where conntrack does not know what they are about.
-func (c *caser) errors(proto firewall.Proto, kinds ...uint8) {
-	names := map[firewall.Proto][]string{
-		firewall.ICMP:   {3: "packet too big", 11: "time exceeded", 12: "parameter problem"},
-		firewall.ICMPv6: {1: "unreachable", 2: "packet too big", 3: "time exceeded", 4: "parameter problem"},
-	}
-	for _, kind := range kinds {
-		p := firewall.Packet{Src: c.stranger(), Proto: proto, ICMPType: kind, State: firewall.TrackedRelated}
-		c.add(icmpErrors, names[proto][kind]+", about a connection of ours", p, true)
-		p.State = firewall.TrackedInvalid
-		c.add(icmpErrors, names[proto][kind]+", about none", p, true)
-	}
-}
-
-// replies is answers to what this host begins, and the same where it did not.
+// replies adds cases for replies to this host's connections, and for unsolicited ones.
 func (c *caser) replies() {
 	reply := firewall.Packet{Src: c.stranger(), Proto: firewall.ICMP, ICMPType: 0, State: firewall.TrackedEstablished}
 	if c.family == firewall.IPv6 {
@@ -438,51 +417,56 @@ func (c *caser) replies() {
 		proto firewall.Proto
 		port  uint16
 		flags firewall.TCPFlags
-	}{{"of 443/tcp", firewall.TCP, 443, firewall.SYN | firewall.ACK}, {"of 53/udp", firewall.UDP, 53, 0}} {
+	}{{"from 443/tcp", firewall.TCP, 443, firewall.SYN | firewall.ACK}, {"from 53/udp", firewall.UDP, 53, 0}} {
 		p := firewall.Packet{Src: c.stranger(), Proto: x.proto, SrcPort: x.port, DstPort: 50000, Flags: uint8(x.flags), State: firewall.TrackedEstablished}
 		c.add(replies, x.name, p, true)
 		p.State, p.DstPort = "", 50001
-		c.add(replies, x.name+", unasked", p, x.proto == firewall.UDP && c.admits(x.proto, p.DstPort, p.Src))
+		c.add(replies, x.name+", unsolicited", p, x.proto == firewall.UDP && c.admits(x.proto, p.DstPort, p.Src))
 	}
 }
 
-// leases is DHCP, for this host and for its guests.
+// leases adds cases for DHCP, of this host and of its guests.
 func (c *caser) leases() {
 	p := firewall.Packet{Src: c.stranger(), Proto: firewall.UDP, SrcPort: 67, DstPort: 68}
 	if c.family == firewall.IPv4 {
-		c.add(leases, "answer", p, true)
+		opens := func(s firewall.Service) bool { return s.Proto == firewall.UDP && s.Ports.Contains(68) }
+		c.add(leases, "answer", p, c.on.IPv4 != firewall.Permanent || slices.ContainsFunc(c.offered, opens))
 		p.Dst, p.DstType = netip.MustParseAddr("255.255.255.255"), firewall.Broadcast
-		c.add(leases, "answer to all", p, true)
+		c.add(leases, "answer by broadcast", p, true)
 		p.Dst, p.DstType, p.SrcPort = netip.Addr{}, "", 1067
-		c.add(leases, "answer of another program", p, c.admits(firewall.UDP, 68, p.Src))
+		c.add(leases, "answer from another port", p, c.admits(firewall.UDP, 68, p.Src))
 		c.begin("DHCP of guests", firewall.UDP, 67, c.stranger())
 		return
 	}
-	p.Src, p.SrcPort, p.DstPort, p.Dst = netip.MustParseAddr("fe80::99"), 547, 546, twin.LinkLocal
+	p.Src, p.SrcPort, p.DstPort, p.Dst = netip.MustParseAddr("fe80::99"), 547, 546, netsim.LinkLocal
 	c.add(leases, "answer", p, true)
+	p.Src = c.stranger() // servers and relays have global addresses, too
+	c.add(leases, "answer from another network", p, true)
 	p.Src, p.Dst = c.stranger(), netip.Addr{}
-	c.add(leases, "answer from afar", p, c.admits(firewall.UDP, 546, p.Src))
+	c.add(leases, "to another address", p, c.admits(firewall.UDP, 546, p.Src))
 	c.begin("DHCP of guests", firewall.UDP, 547, netip.MustParseAddr("fe80::99"))
 }
 
-// rest is DNS of guests, what is for everybody, and what has no ports.
+// rest adds cases for guests' DNS, broadcast, multicast and protocols without ports.
 func (c *caser) rest() {
 	c.begin("DNS of guests", firewall.UDP, 53, c.stranger())
 	c.begin("DNS of guests", firewall.TCP, 53, c.stranger())
-	p := firewall.Packet{Src: c.stranger(), Proto: firewall.UDP, DstPort: 5353, Dst: netip.MustParseAddr("ff02::1"), DstType: firewall.Multicast}
-	if c.family == firewall.IPv4 {
-		p.Dst = netip.MustParseAddr("224.0.0.1")
-	}
-	c.add(everybody, "multicast to 5353/udp", p, c.admits(firewall.UDP, 5353, p.Src))
+	all := netip.MustParseAddr(firewall.ByFamily(c.family, "224.0.0.1", "ff02::1"))
+	p := firewall.Packet{Src: c.stranger(), Proto: firewall.UDP, DstPort: 5353, Dst: all, DstType: firewall.Multicast}
+	c.add(groups, "multicast to 5353/udp", p, c.admits(firewall.UDP, 5353, p.Src))
 	if c.family == firewall.IPv4 {
 		p.Dst, p.DstType, p.DstPort = netip.MustParseAddr("255.255.255.255"), firewall.Broadcast, 137
-		c.add(everybody, "broadcast to 137/udp", p, c.admits(firewall.UDP, 137, p.Src))
+		c.add(groups, "broadcast to 137/udp", p, c.admits(firewall.UDP, 137, p.Src))
+		query := firewall.Packet{Src: c.stranger(), Proto: firewall.IGMP, Dst: all, DstType: firewall.Multicast, HopLimit: 1}
+		c.add(groups, "IGMP query", query, true)
+		query.Dst, query.DstType = netip.Addr{}, ""
+		c.add(groups, "IGMP to this host only", query, false)
 	}
-	c.add(others, "protocol "+string(twin.OtherProto), firewall.Packet{Src: c.stranger(), Proto: twin.OtherProto}, false)
+	c.add(others, "protocol "+string(netsim.OtherProto), firewall.Packet{Src: c.stranger(), Proto: netsim.OtherProto}, false)
 }
 
-// edges are the first and the last address of each network of the family, and
-// those before and behind it. Of many networks, they are of some.
+// edges returns the first and last address of each network of the family, and those before
+// and after it, for a limited number of networks.
 func (c *caser) edges(networks []netip.Prefix) []netip.Addr {
 	var list []netip.Addr
 	count := 0
@@ -503,7 +487,7 @@ func (c *caser) edges(networks []netip.Prefix) []netip.Addr {
 	return list
 }
 
-// lastOf is the last address of a network.
+// lastOf returns the last address of a network.
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Masked().Addr().AsSlice()
 	for i := p.Bits(); i < len(b)*8; i++ {
@@ -513,7 +497,7 @@ func lastOf(p netip.Prefix) netip.Addr {
 	return a
 }
 
-// usable tells whether the kernel takes a packet from an address.
+// usable reports whether the kernel accepts packets from an address.
 func usable(a netip.Addr) bool {
 	switch {
 	case !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.Is4In6():
@@ -525,8 +509,8 @@ func usable(a netip.Addr) bool {
 	return true
 }
 
-// stranger is somebody of whom nothing is said, if there is anybody, and whom no
-// other case has: of another IPv6 /64 too, which is what limits count.
+// stranger returns an address that, if possible, is in no known network. No other case uses
+// it, nor its IPv6 /64, which rate limits count.
 func (c *caser) stranger() netip.Addr {
 	var a netip.Addr
 	for range strangersTried {
@@ -539,8 +523,8 @@ func (c *caser) stranger() netip.Addr {
 	return a
 }
 
-// strangerOf gives addresses of the ranges for documentation and for
-// benchmarks (RFC 5737, RFC 3849, RFC 2544), and then of those of others.
+// strangerOf returns the nth stranger. It is in the range for documentation (RFC 3849), for
+// benchmarks (RFC 2544) or for carrier NAT (RFC 6598), or a public address.
 func strangerOf(f firewall.Family, n int) netip.Addr {
 	if f == firewall.IPv6 {
 		if n%2 == 0 {
@@ -548,13 +532,6 @@ func strangerOf(f firewall.Family, n int) netip.Addr {
 		}
 		return netip.AddrFrom16([16]byte{0x2a, 0x01, 0x0b, 0xf0, byte(n >> 16), 0xff, byte(n >> 8), byte(n), 15: 7})
 	}
-	switch n % 4 {
-	case 0:
-		return netip.AddrFrom4([4]byte{198, 18 + byte(n>>16)&1, byte(n >> 8), byte(n)})
-	case 1:
-		return netip.AddrFrom4([4]byte{100, 64 + byte(n>>16)&63, byte(n >> 8), byte(n)})
-	case 2:
-		return netip.AddrFrom4([4]byte{45, 150 + byte(n>>16)&63, byte(n >> 8), byte(n)})
-	}
-	return netip.AddrFrom4([4]byte{212, 20 + byte(n>>16)&63, byte(n >> 8), byte(n)})
+	x := [4]struct{ first, second, mask byte }{{198, 18, 1}, {100, 64, 63}, {45, 150, 63}, {212, 20, 63}}[n%4]
+	return netip.AddrFrom4([4]byte{x.first, x.second + byte(n>>16)&x.mask, byte(n >> 8), byte(n)})
 }

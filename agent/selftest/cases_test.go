@@ -8,14 +8,13 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/twin"
+	"github.com/basicfw/basicfw-agent/agent/netsim"
 	"github.com/basicfw/basicfw-agent/test/meaning"
 )
 
 var now = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
 
-// TestCases: what a person reads out of the settings is what the rules do that
-// are made of them.
+// TestCases: the compiled rules do what the cases expect from the same desired state.
 func TestCases(t *testing.T) {
 	kinds := map[string]map[bool]int{}
 	for n := range uint64(120) {
@@ -26,7 +25,7 @@ func TestCases(t *testing.T) {
 		}
 		for _, p := range cases(d, interfaces(d, r), firewall.Families[:], now) {
 			if v := r.Decide(p.packet, now); v.Accepted != p.passes {
-				t.Errorf("%d, which has %q: %s %s: want %s, the rules say %+v\n%+v", n, has, p.kind, p.what, word(p.passes), v, p.packet)
+				t.Errorf("%d, with %q: %s %s: want %s, the rules decide %+v\n%+v", n, has, p.kind, p.what, word(p.passes), v, p.packet)
 			}
 			if kinds[p.kind] == nil {
 				kinds[p.kind] = map[bool]int{}
@@ -34,14 +33,14 @@ func TestCases(t *testing.T) {
 			kinds[p.kind][p.passes]++
 		}
 	}
-	for _, kind := range []string{openPorts, closedPorts, ssh, scans, spoofed, pings, icmpErrors, otherICMP, replies, neighbours, leases, everybody, others, loopback} {
+	for _, kind := range []string{openPorts, closedPorts, ssh, scans, spoofed, pings, icmpErrors, otherICMP, replies, neighbours, leases, groups, others, loopback} {
 		if kinds[kind][true] == 0 && kind != closedPorts || kinds[kind][false] == 0 && !slices.Contains([]string{openPorts, icmpErrors, loopback}, kind) {
 			t.Errorf("%s: %v", kind, kinds[kind])
 		}
 	}
 }
 
-// TestCasesLimited: no source has more SSH sessions than the least limit allows.
+// TestCasesLimited: no source opens more SSH sessions than the lowest limit allows.
 func TestCasesLimited(t *testing.T) {
 	for n := range uint64(100) {
 		d, _ := meaning.Generate(n, now)
@@ -62,11 +61,11 @@ func TestCasesLimited(t *testing.T) {
 	}
 }
 
-// TestInterfaces says which interfaces are tried.
+// TestInterfaces checks which interfaces are tested.
 func TestInterfaces(t *testing.T) {
 	d := firewall.Desired{
 		SSH:     firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHLimited},
-		Trusted: []string{"wg*"},
+		Trusted: []string{"wg0"},
 		Interfaces: []firewall.Interface{
 			{Name: "lo", Zone: firewall.LoopbackZone},
 			{Name: "eth0", Zone: firewall.PublicZone, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"),
@@ -93,12 +92,12 @@ func TestInterfaces(t *testing.T) {
 	}
 }
 
-// What did not arrive says nothing of the rules, whatever was expected.
+// A lost packet proves nothing about the rules, whatever was expected.
 func TestArrived(t *testing.T) {
-	if err := arrived([]twin.Fate{twin.Passed, twin.Dropped}); err != nil {
+	if err := arrived([]netsim.Fate{netsim.Passed, netsim.Dropped}); err != nil {
 		t.Errorf("all arrived: %v", err)
 	}
-	if err := arrived([]twin.Fate{twin.Passed, twin.Lost, twin.Dropped}); err == nil {
-		t.Error("one was lost, and nothing is said")
+	if err := arrived([]netsim.Fate{netsim.Passed, netsim.Lost, netsim.Dropped}); err == nil {
+		t.Error("no error for a lost packet")
 	}
 }

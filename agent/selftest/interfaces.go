@@ -8,22 +8,20 @@ import (
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/twin"
 )
 
 const (
-	// alike is how many interfaces are tried of those that the rules treat alike,
-	// and mostInterfaces how many of all.
+	// alike limits the tested interfaces that the rules treat the same, and
+	// mostInterfaces all of them.
 	alike, mostInterfaces = 4, 24
-	// addressesEach is how many addresses of each family an interface has in
-	// the twin.
+	// addressesEach limits an interface's addresses of each family in the copy.
 	addressesEach = 2
-	// unknownName is an interface of which nobody has said anything.
+	// unknownName is an interface without settings or rules.
 	unknownName = "bfwother0"
 )
 
-// interfaces are those to be tried: this host's, one for each name that a rule
-// has and this host has not, and one that no rule names.
+// interfaces returns the interfaces to test: this host's, one for each missing interface
+// that rules name, and one that no rule names.
 func interfaces(d firewall.Desired, r firewall.Ruleset) []firewall.Interface {
 	var all []firewall.Interface
 	for _, i := range d.Interfaces {
@@ -58,20 +56,18 @@ func interfaces(d firewall.Desired, r firewall.Ruleset) []firewall.Interface {
 	return chosen
 }
 
-// named are the names and patterns of interfaces that settings and rules have.
+// named returns the names and patterns of interfaces in the settings and rules.
 func named(d firewall.Desired, r firewall.Ruleset) []string {
-	list := slices.Clone(d.Trusted)
+	list := d.TrustedNames()
 	for _, s := range d.Services() {
 		if !slices.Contains([]firewall.Zone{"", firewall.AnyZone, firewall.PublicZone, firewall.PrivateZone, firewall.VirtualZone}, firewall.Zone(s.On)) {
 			list = append(list, s.On)
 		}
 	}
-	for _, f := range firewall.Families {
-		for _, c := range r.Chains(f) {
-			for _, rule := range c.Rules {
-				if rule.In != "" && rule.In != "lo" {
-					list = append(list, rule.In)
-				}
+	for _, c := range slices.Concat(r.IPv4, r.IPv6) {
+		for _, rule := range c.Rules {
+			if rule.In != "" && rule.In != "lo" {
+				list = append(list, rule.In)
 			}
 		}
 	}
@@ -79,8 +75,8 @@ func named(d firewall.Desired, r firewall.Ruleset) []string {
 	return slices.Compact(list)
 }
 
-// treatment is the same for two interfaces that the rules treat alike: what
-// rules they are in, but for the name.
+// treatment returns the rules for an interface without its name, as text. It is equal
+// for interfaces that the rules treat the same.
 func treatment(i firewall.Interface, r firewall.Ruleset) string {
 	list := []string{string(i.Zone)}
 	for _, f := range firewall.Families {
@@ -89,7 +85,7 @@ func treatment(i firewall.Interface, r firewall.Ruleset) string {
 				if rule.In != "" && firewall.MatchInterface(rule.In, i.Name) {
 					rule.In = ""
 					text, err := json.Marshal(rule)
-					if err != nil { // of no value that a rule can have
+					if err != nil { // impossible for a rule
 						text = fmt.Append(nil, rule)
 					}
 					list = append(list, fmt.Sprintf("%v %s %s", f, c.Name, text))
@@ -100,9 +96,8 @@ func treatment(i firewall.Interface, r firewall.Ruleset) string {
 	return strings.Join(list, "\n")
 }
 
-// withAddresses gives an interface few addresses, and at least one of each
-// family: of IPv4 one of RFC 2544 where it has none, of IPv6 what every twin's
-// has.
+// withAddresses limits an interface's addresses. If it has none of IPv4, it gets one of
+// RFC 2544; netsim adds one of IPv6 to every interface.
 func withAddresses(i firewall.Interface, n int) firewall.Interface {
 	count := map[firewall.Family]int{}
 	var list []netip.Prefix
@@ -119,12 +114,4 @@ func withAddresses(i firewall.Interface, n int) firewall.Interface {
 	}
 	i.Addresses = list
 	return i
-}
-
-func forTwin(list []firewall.Interface) []twin.Interface {
-	var out []twin.Interface
-	for _, i := range list {
-		out = append(out, twin.Interface{Name: i.Name, Addresses: i.Addresses})
-	}
-	return out
 }

@@ -1,68 +1,69 @@
-// Package selftest tries a firewall with real packets: in a copy of this host's
-// network it sends what a person would ask about, and compares what passes with
-// what was decided.
+// Package selftest tests a firewall with real packets in a copy of this host's network.
+// It compares the packets that pass with the desired state.
 package selftest
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
+	"github.com/basicfw/basicfw-agent/agent/netsim"
 	"github.com/basicfw/basicfw-agent/agent/system"
-	"github.com/basicfw/basicfw-agent/agent/twin"
 )
 
-// What can become of a packet that arrives.
+// The results for a packet that arrives.
 const (
 	Passes  = "passes"
 	Dropped = "dropped"
 )
 
-// Row is one packet, and what became of it.
+// Row is one packet and its result.
 type Row struct {
 	Family string `json:"family"`
-	Kind   string `json:"kind"` // what it is a case of: "open ports", "scans"
+	Kind   string `json:"kind"` // the kind of packet: "open ports", "scans"
 	What   string `json:"what"` // "443/tcp (https)"
 	From   string `json:"from"` // an address
 	On     string `json:"on"`   // an interface
-	// Expected is what the decisions say, as a person would read them, and Rules
-	// what follows from the rules that were made of them: by Rule, which is a
-	// comment, or "policy".
+	// Expected follows from the desired state, and Rules from the compiled rules, by
+	// Rule, which is a rule's comment or "policy".
 	Expected string `json:"expected"`
 	Rules    string `json:"rules"`
 	Rule     string `json:"rule"`
-	Seen     string `json:"seen"` // what the kernel did
+	Seen     string `json:"seen"` // the kernel's result
 }
 
-// Agrees tells whether all is as expected.
+// Agrees reports whether the packet behaved as expected.
 func (r Row) Agrees() bool { return r.Expected == r.Seen && r.Expected == r.Rules }
 
-// Report is what came of it.
+// Report is the result of a selftest.
 type Report struct {
 	Schema  int    `json:"schema"`
-	Agrees  bool   `json:"agrees"`  // all rows do
-	Backend string `json:"backend"` // what loaded the rules
+	Agrees  bool   `json:"agrees"`  // all rows agree
+	Backend string `json:"backend"` // the backend that loaded the rules
 	Rows    []Row  `json:"rows"`
 }
 
 // Schema is the version of Report.
 const Schema = 1
 
-// Wanted is what is tried.
+// Wanted is the input of a selftest.
 type Wanted struct {
 	Desired  firewall.Desired  `json:"desired"`
-	Ruleset  firewall.Ruleset  `json:"ruleset"` // that load loads
+	Ruleset  firewall.Ruleset  `json:"ruleset"` // loaded by load
 	Families []firewall.Family `json:"families"`
 }
 
-// Run builds the copy, in the network namespace that the process is in, has load
-// load the rules there, and tries them. The error is a *twin.ImpossibleError
-// where this machine lets nobody do so, or is too busy.
+// Run builds the copy in the network namespace of this process, loads the rules there
+// with load, and tests them. The error is a *netsim.ImpossibleError if this machine does
+// not allow that, or is too busy.
 func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Context) error) ([]Row, error) {
 	list := interfaces(w.Desired, w.Ruleset)
-	t, err := twin.New(sys, w.Families, forTwin(list))
+	t, err := netsim.New(sys, w.Families, list)
 	if err != nil {
 		return nil, err
 	}
@@ -73,11 +74,11 @@ func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Co
 	for i, p := range probes {
 		packets[i] = p.packet
 	}
-	// Without rules first: what does not pass then is dropped by the kernel
-	// itself, and tells nothing of rules that should let it pass.
+	// First without rules: the kernel itself drops the packets that do not pass then.
+	// They are no evidence about rules that should accept them.
 	free, err := t.Send(packets)
 	if err != nil {
-		return nil, &twin.ImpossibleError{Why: err}
+		return nil, &netsim.ImpossibleError{Why: err}
 	}
 	if err := load(ctx); err != nil {
 		return nil, err
@@ -87,7 +88,7 @@ func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Co
 		err = arrived(fates)
 	}
 	if err != nil {
-		return nil, &twin.ImpossibleError{Why: err}
+		return nil, &netsim.ImpossibleError{Why: err}
 	}
 	after := probes
 	if later := time.Now(); later.Unix() != now.Unix() {
@@ -99,8 +100,8 @@ func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Co
 	}
 	rows := []Row{}
 	for i, p := range probes {
-		// What ends, or begins, just now cannot be told.
-		if passes, ok := lasting[p.packet]; !ok || passes != p.passes || passes && free[i] != twin.Passed {
+		// Results that change just now, as a time limit is reached, prove nothing.
+		if passes, ok := lasting[p.packet]; !ok || passes != p.passes || passes && free[i] != netsim.Passed {
 			continue
 		}
 		rows = append(rows, row(p, w.Ruleset.Decide(p.packet, now), fates[i]))
@@ -108,10 +109,10 @@ func Run(ctx context.Context, sys *system.System, w Wanted, load func(context.Co
 	return rows, nil
 }
 
-func row(p probe, v firewall.Verdict, fate twin.Fate) Row {
+func row(p probe, v firewall.Verdict, fate netsim.Fate) Row {
 	r := Row{
 		Family: p.packet.Family().String(), Kind: p.kind, What: p.what, From: p.packet.Src.String(), On: p.packet.In,
-		Expected: word(p.passes), Rules: word(v.Accepted), Rule: v.By, Seen: word(fate == twin.Passed),
+		Expected: word(p.passes), Rules: word(v.Accepted), Rule: v.By, Seen: word(fate == netsim.Passed),
 	}
 	if v.By == "" {
 		r.Rule = "policy"
@@ -119,11 +120,10 @@ func row(p probe, v firewall.Verdict, fate twin.Fate) Row {
 	return r
 }
 
-// arrived tells whether something can be said of the rules: what did not arrive they
-// did not drop.
-func arrived(fates []twin.Fate) error {
-	if slices.Contains(fates, twin.Lost) {
-		return errors.New("packets get lost in it")
+// arrived returns an error if a packet did not arrive, as the rules have not dropped it.
+func arrived(fates []netsim.Fate) error {
+	if slices.Contains(fates, netsim.Lost) {
+		return errors.New("packets were lost")
 	}
 	return nil
 }
@@ -133,4 +133,23 @@ func word(passes bool) string {
 		return Passes
 	}
 	return Dropped
+}
+
+// Title returns the row's packet, with its kind unless that is obvious.
+func (r Row) Title() string {
+	if strings.HasSuffix(r.Kind, "ports") {
+		return r.What
+	}
+	return r.Kind + ": " + r.What
+}
+
+// Err returns an error, with a hint, if packets behaved differently than expected.
+func (r Report) Err() error {
+	differ := slices.DeleteFunc(slices.Clone(r.Rows), Row.Agrees)
+	if len(differ) == 0 {
+		return nil
+	}
+	d := differ[0]
+	return hint.Wrap(fmt.Errorf("selftest: %d of %d packets behaved differently than expected, the first: %s %s, from %s: expected %s, seen %s",
+		len(differ), len(r.Rows), d.Family, d.Title(), d.From, d.Expected, d.Seen), "basicfw-agent selftest shows all")
 }

@@ -14,9 +14,9 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// machine makes this process's view of the machine one of its own: what is
-// written to /etc, /var, /usr and /run is gone with it. A stand-in for the
-// agent writes down what it is called with.
+// machine isolates this process's view of the machine: what it writes to /etc,
+// /var, /usr and /run is lost with it. A stand-in for the agent records its
+// arguments.
 const machine = `set -e
 mount -t tmpfs machine /mnt
 for d in etc var usr; do
@@ -33,8 +33,8 @@ EOF
 chmod 755 /usr/sbin/basicfw-agent
 `
 
-// machines are what makes kardianos take the machine for one of a kind. What
-// systemctl is asked to do to files it does; the rest needs a systemd.
+// machines returns what makes kardianos detect each kind of machine. systemctl performs
+// the operations on files; the rest needs systemd.
 func machines() map[string]string {
 	return map[string]string{
 		"linux-systemd": `
@@ -62,22 +62,24 @@ EOF
 chmod 755 /usr/sbin/initctl
 mkdir -p /etc/init
 `,
+		"container": "",
 		"unix-systemv": `
+rm -f /usr/bin/systemctl
 mkdir -p /etc/init.d /etc/rc0.d /etc/rc1.d /etc/rc2.d /etc/rc3.d /etc/rc4.d /etc/rc5.d /etc/rc6.d
 `,
 	}
 }
 
-// onMachine runs the rest of a test on a machine of a kind, in a process of its
-// own: kardianos looks around when a program starts. It tells whether this is
-// that process.
+// onMachine runs the rest of a test on a machine of a kind, in a process of its own:
+// kardianos detects the kind when a program starts. It reports whether this is that
+// process.
 func onMachine(t *testing.T, kind string) bool {
 	t.Helper()
 	if os.Getenv("BASICFW_TEST_MACHINE") == kind {
 		return true
 	}
 	lab.Need(t, "unshare")
-	if kind == "linux-systemd" {
+	if kind == "linux-systemd" || kind == "container" {
 		lab.Need(t, "systemctl")
 	}
 	sys := &system.System{}
@@ -85,10 +87,14 @@ func onMachine(t *testing.T, kind string) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// The program may be below what is mounted over.
-	res, err := sys.Run(context.Background(), system.Command{Name: "unshare", Args: []string{"-m", "--propagation", "private", "sh", "-c",
-		"exec 3<" + self + "\n" + machine + machines()[kind] +
-			"cat <&3 >/run/self; chmod 755 /run/self; BASICFW_TEST_MACHINE=" + kind + " exec /run/self -test.v -test.run '^" + t.Name() + "$'"}})
+	var own []string
+	if kind == "container" { // its first process is a shell
+		own = []string{"-p", "-f", "--mount-proc"}
+	}
+	// The mounts may hide the program.
+	res, err := sys.Run(context.Background(), system.Command{Name: "unshare", Args: append(own, "-m", "--propagation", "private", "sh", "-c",
+		"exec 3<"+self+"\n"+machine+machines()[kind]+
+			"cat <&3 >/run/self; chmod 755 /run/self; BASICFW_TEST_MACHINE="+kind+" exec /run/self -test.v -test.run '^"+t.Name()+"$'")})
 	if err != nil || !strings.Contains(string(res.Stdout), "--- PASS: "+t.Name()) {
 		t.Fatalf("%v\n%s%s", err, res.Stdout, res.Stderr)
 	}
@@ -112,9 +118,9 @@ func TestSystemd(t *testing.T) {
 	sys := &system.System{}
 	m := newTest(t, sys)
 	if m.initSystem != "linux-systemd" {
-		t.Fatalf("kardianos sees %q", m.initSystem)
+		t.Fatalf("kardianos detects %q", m.initSystem)
 	}
-	// The directory of somebody else must not decide what root runs.
+	// Another user's directory must not decide what root runs.
 	if err := os.Mkdir("/run/bad", 0o777); err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +143,7 @@ func TestSystemd(t *testing.T) {
 	}
 	wantStatus(t, m, Status{Registered: true, Enabled: true})
 	if got, want := logged(t, "/run/systemctl.log"), "enable basicfw-agent.service\ndaemon-reload"; got != want {
-		t.Errorf("Install asked systemctl for %q, want %q", got, want)
+		t.Errorf("Install called systemctl with %q, want %q", got, want)
 	}
 	if data, err := os.ReadFile(unitPath); err != nil || string(data) != strings.ReplaceAll(systemdUnit, "@EXEC@", testExec) {
 		t.Errorf("the unit is %q, %v", data, err)
@@ -146,20 +152,20 @@ func TestSystemd(t *testing.T) {
 		t.Errorf("the unit is %v, %v", fi.Mode(), err)
 	}
 	if err := m.Install(); err != nil || logged(t, "/run/systemctl.log") != "" {
-		t.Errorf("the second Install does something: %v", err)
+		t.Errorf("the second Install changes something: %v", err)
 	}
 	if err := m.Start(); err != nil {
 		t.Error(err)
 	}
 	if got, want := logged(t, "/run/systemctl.log"), "reset-failed basicfw-agent.service\nstart --no-block basicfw-agent.service"; got != want {
-		t.Errorf("Start asked systemctl for %q, want %q", got, want)
+		t.Errorf("Start called systemctl with %q, want %q", got, want)
 	}
 	put(t, sys, unitPath, "[Service]\nExecStart=/bin/true\n[Install]\nWantedBy=sysinit.target\n")
 	if changed, err := m.Refresh(); !changed || err != nil {
 		t.Errorf("Refresh() = %v, %v", changed, err)
 	}
 	if got, want := logged(t, "/run/systemctl.log"), "reenable basicfw-agent.service\ndaemon-reload"; got != want {
-		t.Errorf("Refresh asked systemctl for %q, want %q", got, want)
+		t.Errorf("Refresh called systemctl with %q, want %q", got, want)
 	}
 	wantStatus(t, m, Status{Registered: true, Enabled: true})
 	for i := range 2 {
@@ -168,32 +174,32 @@ func TestSystemd(t *testing.T) {
 		}
 	}
 	if got, want := logged(t, "/run/systemctl.log"), "stop basicfw-agent.service\ndisable basicfw-agent.service\ndaemon-reload"; got != want {
-		t.Errorf("Uninstall asked systemctl for %q, want %q", got, want)
+		t.Errorf("Uninstall called systemctl with %q, want %q", got, want)
 	}
 	wantStatus(t, m, Status{})
 	if sys.Exists(linkPath) || sys.Exists(unitPath) {
 		t.Error("Uninstall leaves files")
 	}
 	if sys.Exists("/run/hidden") {
-		t.Error("systemd is shown a unit that others cannot read")
+		t.Error("systemd found a unit that other users cannot read")
 	}
 	if sys.Exists("/run/pwned") {
-		t.Error("a program from a directory of the caller's was run, or one with the caller's environment")
+		t.Error("a program from the caller's PATH was run, or one with the caller's environment")
 	}
 	if now := slices.Sorted(slices.Values(os.Environ())); !slices.Equal(now, before) {
-		t.Errorf("the environment is %q afterwards, and was %q", now, before)
+		t.Errorf("the environment is %q, and was %q before", now, before)
 	}
 
-	// A failure on the way leaves nothing that would count as registered.
+	// A failed Install leaves nothing that would count as registered.
 	if err := os.WriteFile("/usr/bin/systemctl", []byte("#!/bin/sh\n[ $1 != daemon-reload ]\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	if err := m.Install(); err == nil {
-		t.Error("Install is fine without daemon-reload")
+		t.Error("Install succeeds without daemon-reload")
 	}
 	wantStatus(t, m, Status{})
 
-	// Without systemctl, what is there is still taken out.
+	// Uninstall removes the unit even without systemctl.
 	put(t, sys, unitPath, systemdUnit)
 	if err := os.Remove("/usr/bin/systemctl"); err != nil {
 		t.Fatal(err)
@@ -209,22 +215,63 @@ func TestUpstart(t *testing.T) {
 	}
 	m := newTest(t, &system.System{})
 	if m.initSystem != "linux-upstart" {
-		t.Fatalf("kardianos sees %q", m.initSystem)
+		t.Fatalf("kardianos detects %q", m.initSystem)
 	}
 	if err := m.Install(); err != nil {
 		t.Fatal(err)
 	}
 	wantStatus(t, m, Status{Registered: true, Enabled: true, Active: true})
 	logged(t, "/run/initctl.log")
+	upstartLog(t)
 	for i, err := range []error{m.Start(), m.Restart(), m.Uninstall(), m.Uninstall()} {
 		if err != nil {
 			t.Errorf("%d: %v", i, err)
 		}
 	}
 	if got, want := logged(t, "/run/initctl.log"), "start --no-wait basicfw-agent\nstatus basicfw-agent\nrestart --no-wait basicfw-agent\nstop basicfw-agent"; !strings.HasPrefix(got, want) {
-		t.Errorf("initctl was asked for %q, want %q", got, want)
+		t.Errorf("initctl was called with %q, want %q", got, want)
 	}
 	wantStatus(t, m, Status{})
+}
+
+// upstartLog runs the scripts of the job as Upstart does, with and without a place for the
+// log.
+func upstartLog(t *testing.T) {
+	t.Helper()
+	const log = "/var/log/basicfw-agent.log"
+	job, err := os.ReadFile("/etc/init/basicfw-agent.conf")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(job), "pre-start script\n")
+	before, rest, _ := strings.Cut(rest, "end script\n")
+	_, rest, _ = strings.Cut(rest, "\nscript\n")
+	main, _, ok := strings.Cut(rest, "end script\n")
+	if !ok || !strings.Contains(string(job), "\nenv LOG="+log+"\n") {
+		t.Fatalf("the job has other scripts:\n%s", job)
+	}
+	main = strings.Replace(main, " run ", " plan ", 1) // the stand-in's run does not end
+	run := func() {
+		t.Helper()
+		for _, script := range []string{before, main} {
+			cmd := system.Command{Name: "env", Args: []string{"LOG=" + log, "sh", "-e", "-c", script}}
+			if res, err := (&system.System{}).Run(context.Background(), cmd); err != nil {
+				t.Errorf("%v\n%s%s", err, res.Stdout, res.Stderr)
+			}
+		}
+		if got, want := logged(t, "/run/agent.log"), "verify --repair\nplan"; got != want {
+			t.Errorf("the agent was called with %q, want %q", got, want)
+		}
+	}
+	if err := os.WriteFile(log, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run()
+	if fi, err := os.Stat(log); err != nil || fi.Mode() != 0o600 {
+		t.Errorf("the log: %v, %v", fi, err)
+	}
+	nowhere(t, log)
+	run()
 }
 
 func TestSystemV(t *testing.T) {
@@ -234,7 +281,7 @@ func TestSystemV(t *testing.T) {
 	sys := &system.System{}
 	m := newTest(t, sys)
 	if m.initSystem != "unix-systemv" {
-		t.Fatalf("kardianos sees %q", m.initSystem)
+		t.Fatalf("kardianos detects %q", m.initSystem)
 	}
 	if err := m.Install(); err != nil {
 		t.Fatal(err)
@@ -249,24 +296,52 @@ func TestSystemV(t *testing.T) {
 		t.Errorf("started after the network by %q", late)
 	}
 
+	// A log of an earlier version may be readable by all users.
+	const log = "/var/log/basicfw-agent.log"
+	private := func() {
+		t.Helper()
+		if fi, err := os.Stat(log); err != nil || fi.Mode() != 0o600 {
+			t.Errorf("the log: %v, %v", fi, err)
+		}
+	}
+	if err := os.WriteFile(log, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}
 	defer m.Uninstall()
+	private()
 	called := func() bool {
 		data, _ := os.ReadFile("/run/agent.log")
 		st, err := m.Status()
-		return string(data) == "verify --repair\nrun\n" && err == nil && st.Active
+		return string(data) == "run\n" && err == nil && st.Active
 	}
-	eventually(t, "started, with the rules first", called)
+	// Bootstrap holds the lock, for which a verification would wait.
+	eventually(t, "started, without a verification", called)
 	if err := m.Start(); err != nil || !called() {
-		t.Fatalf("a second Start = %v, or does something", err)
+		t.Fatalf("the second Start: %v, or it changes something", err)
 	}
 	logged(t, "/run/agent.log")
+	if err := os.Remove(log); err != nil {
+		t.Fatal(err)
+	}
 	if err := m.Restart(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "started again", called)
+	again := func() bool {
+		data, _ := os.ReadFile("/run/agent.log")
+		return string(data) == "verify --repair\nrun\n"
+	}
+	eventually(t, "started again", again)
+	private()
+	logged(t, "/run/agent.log")
+	// Without /var there is no log, but there are rules.
+	nowhere(t, log)
+	if err := m.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "started without /var", again)
 	logged(t, "/run/agent.log")
 	if _, err := sys.Run(context.Background(), system.Command{Name: "/etc/init.d/basicfw-agent", Args: []string{"reload"}}); err != nil {
 		t.Error(err)
@@ -288,11 +363,44 @@ func TestSystemV(t *testing.T) {
 	}
 	wantStatus(t, m, Status{})
 	if _, err := os.Stat("/proc/" + strings.TrimSpace(string(pid))); err == nil {
-		t.Error("the service runs after Uninstall")
+		t.Error("the service still runs after Uninstall")
 	}
 	if left, _ := filepath.Glob("/etc/*/*" + name + "*"); len(left) > 0 {
 		t.Errorf("Uninstall leaves %q", left)
 	}
+}
+
+// nowhere makes a file impossible to write.
+func nowhere(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/run/nowhere/log", path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// A container whose first process is a shell registers the service for the systemd that it
+// has, and starts nothing.
+func TestContainer(t *testing.T) {
+	if !onMachine(t, "container") {
+		return
+	}
+	m := newTest(t, &system.System{})
+	if m.initSystem != "linux-systemd" {
+		t.Fatalf("the service manager is %q", m.initSystem)
+	}
+	for _, err := range []error{m.Install(), m.Start(), m.Restart()} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	wantStatus(t, m, Status{Registered: true, Enabled: true})
+	if err := m.Uninstall(); err != nil {
+		t.Error(err)
+	}
+	wantStatus(t, m, Status{})
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {

@@ -12,23 +12,22 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// The orderings below are those of the systems' own unit files, which are not
-// ours to carry: what they say in [Unit], by hand.
+// The orderings below are those of [Unit] in the distributions' own unit files, which
+// we do not copy.
 const (
 	oneshot = "\n[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n"
-	// noDefaults is what a unit says that wants to be early.
+	// noDefaults is what a unit has that starts early.
 	noDefaults = "DefaultDependencies=no\nBefore=shutdown.target\nConflicts=shutdown.target\n"
 	preNetwork = "Wants=network-pre.target\nBefore=network-pre.target\n"
 )
 
-// layout is a machine: its units by name, and what pulls them in.
+// layout is a machine: its units by name, and the targets that start them.
 type layout struct {
 	units map[string]string   // [Unit] of each
 	wants map[string][]string // by target
 }
 
-// cloudInit puts the stages of cloud-init, as a distribution has them, into a
-// layout.
+// cloudInit adds a distribution's stages of cloud-init to a layout.
 func (l layout) cloudInit(local, network string) layout {
 	l.units["cloud-init-local.service"] = preNetwork + local
 	l.units["cloud-init.service"] = "Wants=cloud-init-local.service\nAfter=cloud-init-local.service\nBefore=network-online.target sshd.service\n" + network
@@ -41,7 +40,7 @@ func layouts() map[string]layout {
 	networkManager := "Wants=network.target\nAfter=network-pre.target dbus.service\nBefore=network.target\n"
 	nmOnline := "Requires=NetworkManager.service\nAfter=NetworkManager.service\nBefore=network-online.target\n"
 	return map[string]layout{
-		// cloud-init is ordered before sysinit.target, and so are the rules.
+		// cloud-init is ordered before sysinit.target, as are the rules.
 		"debian": layout{
 			units: map[string]string{
 				"networking.service":           "DefaultDependencies=no\nWants=network.target\nAfter=local-fs.target network-pre.target\nBefore=network.target shutdown.target network-online.target\nConflicts=shutdown.target\n",
@@ -102,8 +101,8 @@ func layouts() map[string]layout {
 			},
 			wants: map[string][]string{"basic.target": {"iptables.service", "ip6tables.service"}, "multi-user.target": {"network.service"}},
 		}.cloudInit(noDefaults+"After=systemd-remount-fs.service dbus.socket\nRequires=dbus.socket\nBefore=NetworkManager.service network.service\n", "After=network.service\n"),
-		// cloud-init with the default dependencies, as Fedora, CentOS Stream
-		// and Amazon Linux have it.
+		// cloud-init with the default dependencies, as in Fedora, CentOS Stream
+		// and Amazon Linux.
 		"fedora": layout{
 			units: map[string]string{
 				"NetworkManager.service":             networkManager,
@@ -115,7 +114,7 @@ func layouts() map[string]layout {
 	}
 }
 
-// analyze has systemd build the transaction of a boot, and gives what it says.
+// analyze makes systemd build the transaction of a boot and returns its output.
 func analyze(t *testing.T, l layout, unitText string) string {
 	t.Helper()
 	sys := &system.System{}
@@ -135,8 +134,8 @@ func analyze(t *testing.T, l layout, unitText string) string {
 			t.Fatal(err)
 		}
 	}
-	// What this machine has of cloud-init, and others of the same names, must
-	// not stand in for what a layout leaves out.
+	// This machine's own units of these names must not replace those that a layout
+	// leaves out.
 	for _, name := range []string{"cloud-config.service", "cloud-final.service", "cloud-init-local.service", "cloud-init.service", "cloud-init.target",
 		"cloud-init-hotplugd.socket", "networking.service", "nftables.service", "ssh.service"} {
 		if _, ok := l.units[name]; !ok {
@@ -173,7 +172,7 @@ func TestNoOrderingCycle(t *testing.T) {
 	for name, l := range layouts() {
 		t.Run(name, func(t *testing.T) {
 			if out := analyze(t, l, ""); strings.Contains(out, "cycle") {
-				t.Fatalf("the layout has a cycle by itself:\n%s", out)
+				t.Fatalf("the layout itself has a cycle:\n%s", out)
 			}
 			out := analyze(t, l, systemdUnit)
 			for _, line := range strings.Split(out, "\n") {
@@ -185,8 +184,8 @@ func TestNoOrderingCycle(t *testing.T) {
 	}
 }
 
-// TestOrderingsThatWouldBeCycles shows that the test above can fail, and why
-// the unit is not ordered behind these.
+// TestOrderingsThatWouldBeCycles shows that the test above can fail, and why the unit is
+// not ordered after these.
 func TestOrderingsThatWouldBeCycles(t *testing.T) {
 	for _, tt := range []struct{ layout, from, to string }{
 		{"debian", " ufw.service\n", " ufw.service shorewall.service\n"},
@@ -204,8 +203,8 @@ func TestOrderingsThatWouldBeCycles(t *testing.T) {
 	}
 }
 
-// TestEnabledAsWanted: what Install does below a root is what systemctl makes
-// of the unit's [Install].
+// TestEnabledAsWanted: Install below a root makes the same link as systemctl makes from
+// the unit's [Install].
 func TestEnabledAsWanted(t *testing.T) {
 	sys := &system.System{}
 	lab.NeedTools(t, "systemctl")

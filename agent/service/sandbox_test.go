@@ -11,8 +11,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// security has systemd judge a unit. It counts in tenths; its verdict is whether
-// the unit is exposed at most as much as we say.
+// security returns systemd's rating of a unit. The error reports that its exposure is
+// over the threshold, which is in tenths.
 func security(t *testing.T, text string) (words string, err error) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), unit)
@@ -24,13 +24,13 @@ func security(t *testing.T, text string) (words string, err error) {
 	return string(res.Stdout), err
 }
 
-// TestExposure holds how far the unit is shut off from the machine.
+// TestExposure limits the exposure of the unit.
 func TestExposure(t *testing.T) {
 	lab.NeedTools(t, "systemd-analyze")
 	if words, err := security(t, systemdUnit); err != nil {
-		t.Errorf("the unit is exposed by more than 2.5: %v\n%s", err, words)
+		t.Errorf("the exposure of the unit is over 2.5: %v\n%s", err, words)
 	}
 	if _, err := security(t, strings.Replace(systemdUnit, "ProtectKernelModules=yes\n", "", 1)); err == nil {
-		t.Error("a unit that may load modules is as good: this test proves nothing")
+		t.Error("a unit that may load modules passes: this test proves nothing")
 	}
 }

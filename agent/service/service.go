@@ -1,6 +1,5 @@
-// Package service registers the agent with the machine's service manager. It is
-// the only importer of github.com/kardianos/service, which finds out which
-// manager that is and registers; what is registered is written here.
+// Package service registers the agent with the machine's service manager, which
+// github.com/kardianos/service detects. The definitions are our own.
 package service
 
 import (
@@ -13,12 +12,14 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/kardianos/service"
 
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
@@ -27,59 +28,65 @@ const (
 	unit = name + ".service"
 )
 
-//go:embed basicfw-agent.service
-var systemdUnit string
-
-//go:embed basicfw-agent.init
-var sysvScript string
-
-//go:embed basicfw-agent.conf
-var upstartJob string
+var (
+	//go:embed basicfw-agent.service
+	systemdUnit string
+	//go:embed basicfw-agent.init
+	sysvScript string
+	//go:embed basicfw-agent.conf
+	upstartJob string
+)
 
 // Manager registers and starts the service.
 type Manager struct {
-	sys *system.System
-	// executable is what the service runs.
-	executable string
-	// initSystem is what kardianos found, in its words.
-	initSystem string
+	sys        *system.System
+	executable string // what the service runs
+	initSystem string // as kardianos names it
 }
 
-// New gives the manager of the service on sys, which runs executable; "" is
-// the program that asks. Where sys has a root, systemd is taken to be what will
-// boot there, and files are all that changes.
+// New returns the manager of the service on sys, which runs executable; "" is this
+// program. Below a root, the service manager is assumed to be systemd.
 func New(sys *system.System, executable string) (*Manager, error) {
 	if executable == "" {
 		var err error
-		if executable, err = os.Executable(); err != nil {
+		if executable, err = system.Executable(); err != nil {
 			return nil, fmt.Errorf("finding this program: %w", err)
 		}
 	}
 	m := &Manager{sys: sys, executable: executable, initSystem: service.Platform()}
-	if sys.Root != "" {
+	if sys.Root != "" || m.initSystem == "unix-systemv" && m.awaitsSystemd() {
 		m.initSystem = "linux-systemd"
 	}
 	return m, nil
 }
 
-// Status is how the service manager will see, and sees, the service.
+// awaitsSystemd reports whether systemd is installed, and no init runs: in a container that
+// runs a single program, or while an image is built. kardianos assumes System V there.
+func (m *Manager) awaitsSystemd() bool {
+	comm, err := m.sys.ReadLimited("/proc/1/comm", 64)
+	if err != nil || string(bytes.TrimSpace(comm)) == "init" {
+		return false
+	}
+	_, err = m.sys.LookPath("systemctl")
+	return err == nil
+}
+
+// Status is the status of the service in its service manager.
 type Status struct {
-	Registered bool // the service manager knows it
-	Enabled    bool // it is started at boot
-	Active     bool // processes of it are there now
+	Registered bool `json:"registered"` // the service manager knows it
+	Enabled    bool `json:"enabled"`    // it is started at boot
+	Active     bool `json:"active"`     // it has running processes
 }
 
-// definition is what a service manager reads about the service.
+// definition is a service manager's definition of the service.
 type definition struct {
-	path string
-	mode fs.FileMode
-	text string // "@EXEC@" stands for the program
-	// option is the name under which kardianos takes a text of ours.
-	option string
+	path   string
+	mode   fs.FileMode
+	text   string // "@EXEC@" stands for the program
+	option string // kardianos's option for text
 }
 
-// definitions are what the service managers read, by kardianos's names for
-// them.
+// definitions returns the definitions by kardianos's names of the service managers.
 func definitions() map[string]definition {
 	return map[string]definition{
 		"linux-systemd": {"/etc/systemd/system/" + unit, 0o644, systemdUnit, "SystemdScript"},
@@ -91,34 +98,33 @@ func definitions() map[string]definition {
 func (m *Manager) definition() (definition, error) {
 	d, ok := definitions()[m.initSystem]
 	if !ok {
-		return d, fmt.Errorf("the service manager of this machine is %q: only systemd, Upstart and System V are supported; run \"%s run\" at boot, before the network, in another way",
-			m.initSystem, m.executable)
+		return d, hint.Wrap(fmt.Errorf("service manager %q is not supported; only systemd, Upstart and System V are", m.initSystem),
+			"start \"%s run\" at boot, before the network, by other means", m.executable)
 	}
-	// The path goes into a unit, a shell script and an Upstart job, each with
-	// quoting rules of its own. One that needs none is all that is asked for.
+	// The path is used in a unit, a shell script and an Upstart job, each with its own
+	// quoting rules. Only a path that needs no quoting is accepted.
 	if !regexp.MustCompile(`^/[A-Za-z0-9/._+-]+$`).MatchString(m.executable) {
-		return d, fmt.Errorf("%q cannot be run as a service: move it to a path of letters, digits and \"/._+-\"", m.executable)
+		return d, hint.Wrap(fmt.Errorf("%q cannot be run as a service: its path needs quoting", m.executable), "move it to a path of letters, digits and \"/._+-\"")
 	}
 	d.text = strings.ReplaceAll(d.text, "@EXEC@", m.executable)
 	return d, nil
 }
 
-// Install registers the service, so that it is started at every boot. It does
-// not start it. Where it is registered already, as this version would do it,
-// nothing changes. If it fails, the service is not registered.
+// Install registers the service to be started at every boot, but does not start it. If
+// it fails, the service is not registered.
 func (m *Manager) Install() (err error) {
 	d, err := m.definition()
 	if err != nil {
 		return err
 	}
 	if m.masked(d) {
-		return fmt.Errorf("%s is masked: run \"systemctl unmask %s\" first", unit, unit)
+		return hint.Wrap(fmt.Errorf("%s is masked", unit), "first run: systemctl unmask %s", unit)
 	}
 	if m.installed(d) {
 		return nil
 	}
-	// What is there is of another version, or incomplete. kardianos refuses to
-	// go over it, even over the empty file that its own failures leave behind.
+	// An existing definition is of another version or incomplete. kardianos refuses to
+	// overwrite it, even the empty file that its own failures leave.
 	if err := m.removeFiles(d); err != nil {
 		return err
 	}
@@ -127,27 +133,23 @@ func (m *Manager) Install() (err error) {
 			err = errors.Join(err, m.removeFiles(d))
 		}
 	}()
+	register := m.writeFiles
 	if m.live() {
-		err = m.register(d)
-	} else {
-		err = m.writeFiles(d)
+		register = m.register
 	}
-	if err != nil {
-		return err
+	if err = register(d); err == nil && !m.installed(d) {
+		err = fmt.Errorf("%s differs from what was written, or is not enabled at boot", d.path)
 	}
-	if !m.installed(d) {
-		return fmt.Errorf("%s is not what was written to it, or is not started at boot", d.path)
-	}
-	return nil
+	return err
 }
 
-// live tells whether the service manager runs, and can be talked to. Below a
-// root, and in an image that is being built, it does not.
+// live reports whether the service manager runs and can be used. Below a root, and while
+// an image is built, it does not run. In a chroot, another system's may run.
 func (m *Manager) live() bool {
-	return m.sys.Root == "" && (m.initSystem != "linux-systemd" || m.sys.Exists("/run/systemd/system"))
+	return m.sys.Root == "" && !system.Chrooted() && (m.initSystem != "linux-systemd" || m.sys.Exists("/run/systemd/system"))
 }
 
-// register has kardianos write the definition and enable the service.
+// register makes kardianos write the definition and enable the service.
 func (m *Manager) register(d definition) error {
 	k, restore, err := m.kardianos(d)
 	if err != nil {
@@ -162,11 +164,8 @@ func (m *Manager) register(d definition) error {
 			return err
 		}
 	}
-	// It writes with the mode that the umask leaves, and trusts that no power
-	// cut comes: a file that is empty at the next boot starts nothing.
-	if err := m.sys.Chmod(d.path, d.mode); err != nil {
-		return err
-	}
+	// kardianos does not flush. After a power failure, an empty definition would start
+	// nothing.
 	links, err := m.links()
 	if err != nil {
 		return err
@@ -183,9 +182,9 @@ func (m *Manager) register(d definition) error {
 	return nil
 }
 
-// kardianos gives the library's view of the service. It runs systemctl by PATH,
-// and hands on the environment. Until restore is called, that is what any
-// program of ours gets: somebody else's must not decide what root runs, and how.
+// kardianos returns the library's view of the service. The library finds systemctl by
+// PATH and passes on the environment. Until restore is called, that is our own: the
+// caller's must not decide what root runs, and how.
 func (m *Manager) kardianos(d definition) (k service.Service, restore func(), err error) {
 	k, err = service.New(nil, &service.Config{
 		Name:       name,
@@ -193,18 +192,18 @@ func (m *Manager) kardianos(d definition) (k service.Service, restore func(), er
 		Option:     service.KeyValue{d.option: d.text},
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("asking for the service manager: %w", err)
-	}
-	if m.initSystem != "linux-systemd" {
-		return k, func() {}, nil
-	}
-	systemctl, err := m.sys.LookPath("systemctl")
-	if err != nil {
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("detecting the service manager: %w", err)
 	}
 	was := os.Environ()
-	setEnviron([]string{"LC_ALL=C", "PATH=" + filepath.Dir(systemctl)})
-	// systemd complains of a unit that others cannot read.
+	if m.initSystem == "linux-systemd" {
+		systemctl, err := m.sys.LookPath("systemctl")
+		if err != nil {
+			return nil, nil, err
+		}
+		setEnviron([]string{"LC_ALL=C", "PATH=" + filepath.Dir(systemctl)})
+	}
+	// The umask limits the mode of its files, and systemd warns about a unit that other
+	// users cannot read.
 	umask := syscall.Umask(0o022)
 	return k, func() { setEnviron(was); syscall.Umask(umask) }, nil
 }
@@ -218,26 +217,24 @@ func setEnviron(environ []string) {
 	}
 }
 
-// startBeforeNetwork moves the links that kardianos made: its S50 comes after
-// the network (S10), and the rules must stand before. S09 is after the
-// distribution's own iptables.
+// startBeforeNetwork renames the links that kardianos made: its S50 is after the network
+// (S10). S09 is before it, and after the distribution's own iptables.
 func (m *Manager) startBeforeNetwork() error {
 	links, err := m.links()
 	if err != nil {
 		return err
 	}
 	for _, link := range links {
-		if filepath.Base(link) != "S50"+name {
-			continue
-		}
-		if err := m.sys.Rename(link, filepath.Join(filepath.Dir(link), "S09"+name)); err != nil {
-			return err
+		if dir, was := filepath.Split(link); was == "S50"+name {
+			if err := m.sys.Rename(link, dir+"S09"+name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
 }
 
-// writeFiles registers below a root, where no service manager runs.
+// writeFiles registers the service below a root, where no service manager runs.
 func (m *Manager) writeFiles(d definition) error {
 	wants := "/etc/systemd/system/sysinit.target.wants"
 	if err := m.sys.MkdirAll(wants, 0o755); err != nil {
@@ -249,8 +246,8 @@ func (m *Manager) writeFiles(d definition) error {
 	return m.sys.Symlink(d.path, wants+"/"+unit)
 }
 
-// removeFiles takes out a definition and all that has it started at boot,
-// without a service manager.
+// removeFiles removes a definition and the links that start it at boot, without a
+// service manager.
 func (m *Manager) removeFiles(d definition) error {
 	links, err := m.links()
 	if err != nil {
@@ -264,8 +261,8 @@ func (m *Manager) removeFiles(d definition) error {
 	return m.sys.Remove(d.path)
 }
 
-// links are what has the service started, and for System V stopped, by the
-// manager that it is registered with. Upstart needs none.
+// links returns the links by which systemd starts the service and System V starts and
+// stops it. Upstart needs none.
 func (m *Manager) links() ([]string, error) {
 	var links []string
 	for _, pattern := range []string{"/etc/systemd/system/*.wants/" + unit, "/etc/rc[0-6S].d/[SK][0-9][0-9]" + name} {
@@ -278,38 +275,32 @@ func (m *Manager) links() ([]string, error) {
 	return links, nil
 }
 
-// masked tells whether the owner has forbidden the unit.
+// masked reports whether the administrator has masked the unit.
 func (m *Manager) masked(d definition) bool {
 	target, err := m.sys.Readlink(d.path)
 	return err == nil && target == os.DevNull
 }
 
-// installed tells whether the service is registered as this version does it.
+// installed reports whether the service is registered as this version registers it.
 func (m *Manager) installed(d definition) bool {
-	data, err := m.sys.ReadFile(d.path)
+	data, err := m.sys.ReadLimited(d.path, maxDefinition)
 	return err == nil && string(data) == d.text && m.enabled()
 }
+
+// maxDefinition limits how many bytes of a definition are read; ours are small.
+const maxDefinition = 1 << 20
 
 func (m *Manager) enabled() bool {
 	if m.initSystem == "linux-upstart" {
 		return true // by its "start on"
 	}
 	links, err := m.links()
-	if err != nil {
-		return false
-	}
-	for _, l := range links {
-		if filepath.Base(l)[0] != 'K' {
-			return true
-		}
-	}
-	return false
+	return err == nil && slices.ContainsFunc(links, func(l string) bool { return filepath.Base(l)[0] != 'K' })
 }
 
-// Uninstall stops the service, which leaves the rules, and takes it out of
-// the service manager's books. Where it is not registered, or no service
-// manager is there, that is no error. When it is back, no process of the
-// service is left to repair anything.
+// Uninstall stops the service, which leaves the rules loaded, and unregisters it. When
+// it returns, no process of the service is left that could repair anything. A service
+// that is not registered is no error.
 func (m *Manager) Uninstall() error {
 	for initSystem, d := range definitions() {
 		if !m.sys.Exists(d.path) || m.masked(d) {
@@ -327,11 +318,11 @@ func (m *Manager) Uninstall() error {
 	return nil
 }
 
-// unregister stops the service and has kardianos take it out.
+// unregister stops the service and makes kardianos remove it.
 func (m *Manager) unregister(d definition) error {
 	switch m.initSystem {
 	case "linux-upstart":
-		// An error says that it does not run.
+		// An error means that it does not run.
 		m.sys.Run(context.Background(), system.Command{Name: "initctl", Args: []string{"stop", name}})
 	case "unix-systemv":
 		if err := m.run(d.path, "stop"); err != nil && m.active() {
@@ -339,9 +330,9 @@ func (m *Manager) unregister(d definition) error {
 		}
 	case "linux-systemd":
 		if _, err := m.sys.LookPath("systemctl"); err != nil {
-			return nil // the files go all the same
+			return nil // the files are removed nevertheless
 		}
-		// It also fails for a unit that cannot be read, which runs nothing.
+		// This also fails for an unreadable unit, which runs nothing.
 		if err := m.systemctl("stop", unit); err != nil && m.active() {
 			return err
 		}
@@ -352,20 +343,19 @@ func (m *Manager) unregister(d definition) error {
 	}
 	defer restore()
 	if err := m.sys.Do("uninstall", d.path, k.Uninstall); err != nil {
-		return fmt.Errorf("taking %s out: %w", d.path, err)
+		return fmt.Errorf("unregistering %s: %w", d.path, err)
 	}
 	return nil
 }
 
-// Status looks at files and control groups rather than ask systemctl: it is
-// asked by every status and verify, and systemctl takes longer than all the
-// rest of them.
+// Status reads files and control groups: systemctl would take longer than all the rest
+// of a status or verify.
 func (m *Manager) Status() (Status, error) {
 	d, ok := definitions()[m.initSystem]
 	if !ok {
 		return Status{}, nil
 	}
-	// What an earlier failure may leave is an empty file.
+	// An earlier failure may have left an empty file.
 	fi, err := m.sys.Lstat(d.path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return Status{}, fmt.Errorf("looking for the service: %w", err)
@@ -377,16 +367,16 @@ func (m *Manager) Status() (Status, error) {
 }
 
 func (m *Manager) active() bool {
-	if m.sys.Root != "" {
-		return false // what runs is not of that root
+	if m.sys.Root != "" || system.Chrooted() {
+		return false // what runs does not belong to that root
 	}
 	switch m.initSystem {
 	case "unix-systemv":
-		pid, err := m.sys.ReadFile("/var/run/" + name + ".pid")
+		pid, err := m.sys.ReadLimited("/var/run/"+name+".pid", 4096)
 		if err != nil {
 			return false
 		}
-		stat, err := m.sys.ReadFile("/proc/" + string(bytes.TrimSpace(pid)) + "/stat")
+		stat, err := m.sys.ReadLimited("/proc/"+string(bytes.TrimSpace(pid))+"/stat", 4096)
 		return err == nil && bytes.Contains(stat, []byte("("+name+")"))
 	case "linux-upstart":
 		res, err := m.sys.Run(context.Background(), system.Command{Name: "initctl", Args: []string{"status", name}})
@@ -395,39 +385,41 @@ func (m *Manager) active() bool {
 	return system.Populated("/sys/fs/cgroup", unit)
 }
 
-// Start has the service started and does not wait for it: within cloud-init's
-// final stage, which comes after multi-user.target, a start that waits may
-// wait for itself.
+// Start starts the service without waiting for it: within cloud-init's final stage,
+// after multi-user.target, it might wait for itself.
 func (m *Manager) Start() error {
-	switch m.initSystem {
-	case "unix-systemv":
-		return m.run("/etc/init.d/"+name, "start")
-	case "linux-upstart":
-		return m.run("initctl", "start", "--no-wait", name)
+	// Earlier failures must not count against this start. An error means that systemd
+	// knows of none.
+	if m.initSystem == "linux-systemd" {
+		_ = m.systemctl("reset-failed", unit)
 	}
-	// Failures of the past must not count against this start. An error says
-	// that systemd knows of none.
-	_ = m.systemctl("reset-failed", unit)
-	return m.systemctl("start", "--no-block", unit)
+	return m.begin("start", "start")
 }
 
-// Restart has the service restarted if it runs, and does not wait for it: who
-// stopped it meant it. The rules stand meanwhile.
+// Restart restarts the service without waiting for it, unless the administrator has
+// stopped it. The rules stay loaded.
 func (m *Manager) Restart() error {
 	if !m.active() {
 		return nil
 	}
-	switch m.initSystem {
-	case "unix-systemv":
-		return m.run("/etc/init.d/"+name, "restart")
-	case "linux-upstart":
-		return m.run("initctl", "restart", "--no-wait", name)
-	}
-	return m.systemctl("try-restart", "--no-block", unit)
+	return m.begin("restart", "try-restart")
 }
 
-// Refresh makes a registered service what this version would register. Where
-// it is not registered, nothing changes.
+// begin passes a verb to the service manager without waiting. systemctl has its own name
+// for it.
+func (m *Manager) begin(verb, systemd string) error {
+	switch m.initSystem {
+	case "unix-systemv":
+		// The caller has loaded the rules and holds the lock.
+		return m.run("/etc/init.d/"+name, verb, "loaded")
+	case "linux-upstart":
+		return m.run("initctl", verb, "--no-wait", name)
+	}
+	return m.systemctl(systemd, "--no-block", unit)
+}
+
+// Refresh updates a registered service to the definition of this version. If it is not
+// registered, nothing changes.
 func (m *Manager) Refresh() (changed bool, err error) {
 	st, err := m.Status()
 	if err != nil || !st.Registered {
@@ -437,7 +429,7 @@ func (m *Manager) Refresh() (changed bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	data, err := m.sys.ReadFile(d.path)
+	data, err := m.sys.ReadLimited(d.path, maxDefinition)
 	if err != nil {
 		return false, fmt.Errorf("reading the registered service: %w", err)
 	}
@@ -450,7 +442,7 @@ func (m *Manager) Refresh() (changed bool, err error) {
 	if m.initSystem != "linux-systemd" {
 		return true, nil
 	}
-	if st.Enabled { // by what the other version said
+	if st.Enabled { // as the other version's [Install] says
 		if err := m.systemctl("reenable", unit); err != nil {
 			return true, err
 		}
@@ -458,8 +450,7 @@ func (m *Manager) Refresh() (changed bool, err error) {
 	return true, m.systemctl("daemon-reload")
 }
 
-// systemctl runs systemctl where there is a systemd to talk to. An image that
-// is being built has none, and needs none.
+// systemctl runs systemctl if systemd runs.
 func (m *Manager) systemctl(args ...string) error {
 	if !m.live() {
 		return nil

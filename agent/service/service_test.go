@@ -8,7 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 const (
@@ -41,7 +43,7 @@ func TestTextsAreComplete(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// kardianos takes "{{" for an instruction to itself.
+		// kardianos would expand "{{".
 		for _, leftover := range []string{"@EXEC@", "{{"} {
 			if strings.Contains(d.text, leftover) {
 				t.Errorf("%s: the text has %q", initSystem, leftover)
@@ -57,7 +59,7 @@ func TestTextsAreComplete(t *testing.T) {
 
 func TestBelowARoot(t *testing.T) {
 	var steps []string
-	sys := &system.System{Root: t.TempDir(), Step: system.Before(func(op, name string) error {
+	sys := &system.System{Root: t.TempDir(), Step: lab.Before(func(op, name string) error {
 		steps = append(steps, op+" "+name)
 		return nil
 	})}
@@ -68,7 +70,7 @@ func TestBelowARoot(t *testing.T) {
 	}
 	wantStatus(t, m, Status{Registered: true, Enabled: true})
 	if target, err := sys.Readlink(linkPath); err != nil || target != unitPath {
-		t.Errorf("the link of sysinit.target leads to %q, %v", target, err)
+		t.Errorf("the link of sysinit.target points to %q, %v", target, err)
 	}
 	if fi, err := sys.Stat(unitPath); err != nil || fi.Mode().Perm() != 0o644 {
 		t.Errorf("the unit is %v, %v", fi, err)
@@ -79,13 +81,13 @@ func TestBelowARoot(t *testing.T) {
 
 	steps = nil
 	if err := m.Install(); err != nil || len(steps) > 0 {
-		t.Errorf("the second Install = %v and did %q", err, steps)
+		t.Errorf("the second Install: %v, steps %q", err, steps)
 	}
 	if err := m.Start(); err != nil || len(steps) > 0 {
-		t.Errorf("Start = %v and did %q", err, steps)
+		t.Errorf("Start: %v, steps %q", err, steps)
 	}
 	if err := m.Restart(); err != nil || len(steps) > 0 {
-		t.Errorf("Restart = %v and did %q", err, steps)
+		t.Errorf("Restart: %v, steps %q", err, steps)
 	}
 
 	for i := range 2 {
@@ -101,9 +103,9 @@ func TestBelowARoot(t *testing.T) {
 	}
 }
 
-func TestInstallMendsWhatIsThere(t *testing.T) {
+func TestInstallReplacesADefinition(t *testing.T) {
 	for name, leftover := range map[string]string{
-		"nothing in it":   "",
+		"empty":           "",
 		"another version": "[Service]\nExecStart=/usr/sbin/basicfw-agent old\n",
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -123,17 +125,17 @@ func TestInstallMendsWhatIsThere(t *testing.T) {
 
 func TestInstallAllOrNothing(t *testing.T) {
 	count := 0
-	sys := &system.System{Root: t.TempDir(), Step: system.Before(func(op, name string) error { count++; return nil })}
+	sys := &system.System{Root: t.TempDir(), Step: lab.Before(func(op, name string) error { count++; return nil })}
 	if err := newTest(t, sys).Install(); err != nil {
 		t.Fatal(err)
 	}
 	if count < 3 {
-		t.Fatalf("only %d steps were seen", count)
+		t.Fatalf("only %d steps", count)
 	}
 	for broken := range count {
 		i := -1
 		boom := errors.New("boom")
-		sys := &system.System{Root: t.TempDir(), Step: system.Before(func(op, name string) error {
+		sys := &system.System{Root: t.TempDir(), Step: lab.Before(func(op, name string) error {
 			if i++; i == broken {
 				return boom
 			}
@@ -156,18 +158,18 @@ func TestRefresh(t *testing.T) {
 	if err := m.Install(); err != nil {
 		t.Fatal(err)
 	}
-	want, err := sys.ReadFile(unitPath)
+	want, err := sys.ReadLimited(unitPath, 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if changed, err := m.Refresh(); changed || err != nil {
-		t.Errorf("as it should be: Refresh() = %v, %v", changed, err)
+		t.Errorf("up to date: Refresh() = %v, %v", changed, err)
 	}
 	put(t, sys, unitPath, "[Unit]\nDescription=of an earlier version\n")
 	if changed, err := m.Refresh(); !changed || err != nil {
 		t.Errorf("of an earlier version: Refresh() = %v, %v", changed, err)
 	}
-	if got, err := sys.ReadFile(unitPath); err != nil || string(got) != string(want) {
+	if got, err := sys.ReadLimited(unitPath, 1<<20); err != nil || string(got) != string(want) {
 		t.Errorf("the unit is %q, %v after Refresh", got, err)
 	}
 	wantStatus(t, m, Status{Registered: true, Enabled: true})
@@ -178,13 +180,13 @@ func TestMasked(t *testing.T) {
 	if err := sys.MkdirAll(filepath.Dir(unitPath), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Symlink("/dev/null", sys.Path(unitPath)); err != nil {
+	if err := os.Symlink("/dev/null", filepath.Join(sys.Root, unitPath)); err != nil {
 		t.Fatal(err)
 	}
 	m := newTest(t, sys)
 	wantStatus(t, m, Status{})
-	if err := m.Install(); err == nil || !strings.Contains(err.Error(), "systemctl unmask") {
-		t.Errorf("Install() = %v, want what to do", err)
+	if err := m.Install(); err == nil || !strings.Contains(hint.Of(err), "systemctl unmask") {
+		t.Errorf("Install() = %v, want a hint", err)
 	}
 	if changed, err := m.Refresh(); changed || err != nil {
 		t.Errorf("Refresh() = %v, %v", changed, err)
@@ -193,7 +195,7 @@ func TestMasked(t *testing.T) {
 		t.Errorf("Uninstall() = %v", err)
 	}
 	if target, err := sys.Readlink(unitPath); err != nil || target != "/dev/null" {
-		t.Errorf("the owner's mask leads to %q, %v", target, err)
+		t.Errorf("the administrator's mask points to %q, %v", target, err)
 	}
 }
 
@@ -247,21 +249,21 @@ func TestPopulated(t *testing.T) {
 	}
 }
 
-// TestUnitKeepsItsPromises holds what the manual says about the unit, and what
-// would be lost in silence.
-func TestUnitKeepsItsPromises(t *testing.T) {
+// TestUnitSettings checks what the manual says about the unit, and what could be lost
+// unnoticed.
+func TestUnitSettings(t *testing.T) {
 	for _, line := range []string{
 		"Type=notify", "DefaultDependencies=no", "Conflicts=shutdown.target", "Before=shutdown.target",
 		"Wants=network-pre.target", "Before=network-pre.target cloud-init-local.service",
 		"ExecReload=@EXEC@ apply --no-rehearsal", "Restart=on-failure",
-		// Its failure keeps no rule from being loaded.
+		// Its failure does not prevent loading the rules.
 		"ExecStartPre=-+@EXEC@ prepare",
 	} {
 		if !regexp.MustCompile(`(?m)^` + regexp.QuoteMeta(line) + `$`).MatchString(systemdUnit) {
 			t.Errorf("the unit has no line %q", line)
 		}
 	}
-	// PrivateTmp= and what names directories would order the unit behind
+	// PrivateTmp= and settings that name directories would order the unit after
 	// their mounts.
 	for _, key := range []string{"ExecStop", "PrivateTmp", "StateDirectory", "RuntimeDirectory", "RequiresMountsFor", "Requires"} {
 		if regexp.MustCompile(`(?m)^` + key + `=`).MatchString(systemdUnit) {

@@ -10,13 +10,13 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 )
 
-// Edit is what a command does to local.ini. Without Changes nothing is to be
-// done, and Said says why.
+// Edit is a command's changes to local.ini. If Changes is empty, Said gives the reason.
 type Edit struct {
 	Changes []Change
-	Said    []string // sentences for people
+	Said    []string // lines for the command's output
 }
 
 func (e *Edit) change(section, key, value string) {
@@ -25,50 +25,64 @@ func (e *Edit) change(section, key, value string) {
 
 func (e *Edit) say(format string, args ...any) { e.Said = append(e.Said, fmt.Sprintf(format, args...)) }
 
-// Editor makes what people ask for into changes of local.ini. It decides from
-// values alone and changes nothing itself.
+// Editor turns requests into changes of local.ini. It works on values and writes nothing.
 type Editor struct {
 	Settings Settings
-	Local    string // local.ini's path
-	// Profile is the one in effect, before anything of it is closed.
+	Local    string // path of local.ini
+	// Profile is the one in effect, before any of its services is closed.
 	Profile firewall.Profile
-	// Clients may log in over SSH without being listed in the settings: those
-	// that were named or detected.
-	Clients []netip.Prefix
-	// Unsure is set where they were detected, and may be somebody else.
-	Unsure   bool
+	// Clients are the named or detected provisioning clients, which may log in over
+	// SSH without being listed in ssh.allow.
+	Clients  []netip.Prefix
+	Unsure   bool // they were detected, and may not be the administrator's
 	SSHPorts []uint16
-	Now      time.Time
+	SSHOpen  bool // to any address
+	Now      firewall.Moment
+	Timers   []firewall.Timer
 }
 
-// services are what may be reached now.
+// left returns d without what has certainly expired.
+func (e Editor) left(d firewall.Desired) firewall.Desired {
+	d.Timers = e.Timers
+	return d.Settled(e.Now)
+}
+
+// services returns the services that are open now.
 func (e Editor) services() []firewall.Service {
 	d := firewall.Desired{Profile: e.Profile, Open: e.Settings.Open, Closed: e.Settings.Closed}
-	return d.At(firewall.Moment{Time: e.Now}).Services()
+	return e.left(d).Services()
 }
 
-// local tells whether a setting is from local.ini.
+// WithPruned returns the requested changes and those that only clean up.
+func (e Editor) WithPruned(asked []Change) []Change {
+	for _, p := range e.Prune() {
+		if !slices.ContainsFunc(asked, func(c Change) bool { return c.Section == p.Section && c.Key == p.Key }) {
+			asked = append(asked, p)
+		}
+	}
+	return asked
+}
+
+// local reports whether a setting is from local.ini.
 func (e Editor) local(key string) bool {
 	return strings.HasPrefix(e.Settings.Sources[key], e.Local+":")
 }
 
-// beneath gives the service that a name has without local.ini.
+// beneath returns the service that has this name if local.ini is ignored.
 func (e Editor) beneath(name string) (firewall.Service, bool) {
-	for _, list := range [][]firewall.Service{e.Settings.Replaced, e.Settings.Open, e.Profile.Services} {
-		for _, s := range list {
-			if s.Name == name && !strings.HasPrefix(s.Source, e.Local+":") {
-				return s, true
-			}
+	for _, s := range slices.Concat(e.Settings.Replaced, e.Settings.Open, e.Profile.Services) {
+		if s.Name == name && !strings.HasPrefix(s.Source, e.Local+":") {
+			return s, true
 		}
 	}
 	return firewall.Service{}, false
 }
 
-// title is a service for a sentence: "http = 80/tcp of profile web-only".
+// title returns a service with its source: "http = 80/tcp in profile web-only".
 func title(s firewall.Service) string {
 	where := ""
 	if s.Source != "" {
-		where = " of " + s.Source
+		where = " in " + s.Source
 	}
 	return fmt.Sprintf("%s = %s%s", s.Name, s, where)
 }
@@ -82,7 +96,7 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 	name, what := want.Name, port(want)
 	for _, p := range e.SSHPorts {
 		if want.Proto == firewall.TCP && want.Ports.Contains(p) {
-			return out, fmt.Errorf("%s: sshd listens on port %d: \"basicfw-agent ssh allow ADDRESS\" says who may log in", what, p)
+			return out, hint.Wrap(fmt.Errorf("%s: sshd listens on port %d", what, p), "basicfw-agent ssh allow ADDRESS")
 		}
 	}
 	for _, s := range services {
@@ -91,9 +105,9 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 		}
 		switch {
 		case s.Until.IsZero() && want.Until.IsZero():
-			out.say("nothing changed: %s is open already (%s)", what, title(s))
+			out.say("nothing changed: %s is already open (%s)", what, title(s))
 		case s.Until.IsZero():
-			out.say("nothing changed: %s is open already, and without an end (%s)", what, title(s))
+			out.say("nothing changed: %s is already open, without a time limit (%s)", what, title(s))
 		default:
 			want.Name = s.Name
 			out.change("open", s.Name, want.String())
@@ -103,12 +117,11 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 	}
 	for _, s := range services {
 		if covers(s, want) {
-			out.say("nothing changed: %s is open already, also to others (%s); to narrow that, close it first", what, title(s))
+			out.say("nothing changed: %s is already open, also to more clients (%s); to narrow it, close it first", what, title(s))
 			return out, nil
 		}
 	}
-	// What "close" wrote over a service is taken back, where nothing less and
-	// nothing more was asked for.
+	// If the request is exactly a service that "close" overrode, drop the override.
 	for _, closed := range e.Settings.Closed {
 		s, known := e.beneath(closed)
 		if known && sameReach(s, want) && want.Until.IsZero() && e.local("open."+closed) && (name == "" || name == closed) {
@@ -119,7 +132,7 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 	}
 	if name != "" {
 		if s, there := e.known(name); there {
-			return out, fmt.Errorf("--name %s: that is another service, %s: choose another name, or close that first", firewall.Quote(name), title(s))
+			return out, hint.Wrap(fmt.Errorf("--name %s: already used by %s", firewall.Quote(name), title(s)), "choose another name, or close that service first")
 		}
 	} else {
 		base := fmt.Sprintf("%s-%s", want.Proto, want.Ports)
@@ -136,13 +149,11 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 	return out, nil
 }
 
-// known gives what a name stands for, be it open or closed.
+// known returns the service with this name, open or closed.
 func (e Editor) known(name string) (firewall.Service, bool) {
-	d := firewall.Desired{Open: e.Settings.Open}
-	for _, s := range d.At(firewall.Moment{Time: e.Now}).Open {
-		if s.Name == name {
-			return s, true
-		}
+	open := e.left(firewall.Desired{Open: e.Settings.Open}).Open
+	if i := slices.IndexFunc(open, func(s firewall.Service) bool { return s.Name == name }); i >= 0 {
+		return open[i], true
 	}
 	return e.beneath(name)
 }
@@ -152,7 +163,7 @@ func (e Editor) isKnown(name string) bool {
 	return known || slices.Contains(e.Settings.Closed, name)
 }
 
-// sameReach tells whether two services are the same ports for the same peers.
+// sameReach reports whether two services open the same ports to the same sources.
 func sameReach(a, b firewall.Service) bool {
 	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && sameSet(a.From, b.From)
 }
@@ -163,7 +174,7 @@ func sameSet(a, b []netip.Prefix) bool {
 	return len(a) == len(b) && !slices.ContainsFunc(a, func(p netip.Prefix) bool { return !slices.Contains(b, p) })
 }
 
-// covers tells whether s opens all that want asks for, and for as long.
+// covers reports whether s opens everything that want does, for at least as long.
 func covers(s, want firewall.Service) bool {
 	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last {
 		return false
@@ -174,16 +185,13 @@ func covers(s, want firewall.Service) bool {
 	if !s.Until.IsZero() && (want.Until.IsZero() || s.Until.Before(want.Until)) {
 		return false
 	}
-	return len(s.From) == 0 || len(want.From) > 0 && !slices.ContainsFunc(want.From, func(p netip.Prefix) bool { return !within(p, s.From) })
+	return len(s.From) == 0 || len(want.From) > 0 && !slices.ContainsFunc(want.From, func(p netip.Prefix) bool {
+		_, within := container(p, s.From)
+		return !within
+	})
 }
 
-// within tells whether a network is a part of one in a list.
-func within(p netip.Prefix, list []netip.Prefix) bool {
-	_, ok := container(p, list)
-	return ok
-}
-
-// container gives the network of a list that p is a part of.
+// container returns the network of a list that contains p.
 func container(p netip.Prefix, list []netip.Prefix) (netip.Prefix, bool) {
 	for _, o := range list {
 		if o.Bits() <= p.Bits() && o.Contains(p.Addr()) {
@@ -193,8 +201,8 @@ func container(p netip.Prefix, list []netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// CloseRequest says what to close: a port, or a name, and of what that gives
-// only what the rest says, where it says anything.
+// CloseRequest selects what to close: a port or a name, optionally limited to an
+// interface or zone (On) and to sources (From).
 type CloseRequest struct {
 	Ports firewall.PortRange
 	Proto firewall.Proto
@@ -215,22 +223,22 @@ func (r CloseRequest) matches(s firewall.Service) bool {
 		(r.On == "" || zone(s) == r.On) && !slices.ContainsFunc(r.From, func(p netip.Prefix) bool { return !slices.Contains(s.From, p) })
 }
 
-// Close closes what is open: it takes back what Open gave, and writes over what
-// the profile or the owner's own file opens.
+// Close closes open services. It removes those of local.ini, and overrides those of
+// the profile or of agent.ini.
 func (e Editor) Close(r CloseRequest) (Edit, error) {
 	var out Edit
 	var rest []firewall.Service
 	for _, p := range e.SSHPorts {
 		if r.Proto == firewall.TCP && r.Ports.Contains(p) {
-			return out, fmt.Errorf("%s: sshd listens on port %d: \"basicfw-agent ssh remove ADDRESS\" takes away who may log in", r, p)
+			return out, hint.Wrap(fmt.Errorf("%s: sshd listens on port %d", r, p), "basicfw-agent ssh remove ADDRESS")
 		}
 	}
 	for _, s := range e.services() {
-		if !r.matches(s) {
+		if r.matches(s) {
+			e.close(&out, s, r.From)
+		} else {
 			rest = append(rest, s)
-			continue
 		}
-		e.close(&out, s, r.From)
 	}
 	for _, s := range rest {
 		if r.Ports.IsZero() || s.Proto != r.Proto || !s.Ports.Overlaps(r.Ports) {
@@ -238,11 +246,11 @@ func (e Editor) Close(r CloseRequest) (Edit, error) {
 		}
 		switch {
 		case len(out.Changes) > 0:
-			out.say("note: %s is still open by %s", r, title(s))
+			out.say("note: %s is still open: %s", r, title(s))
 		case s.Ports != r.Ports:
-			return out, fmt.Errorf("%s: only a part, or more, of what is open: %s: close %s", r, title(s), port(s))
+			return out, hint.Wrap(fmt.Errorf("%s: no such port or range is open, only %s", r, title(s)), "basicfw-agent close %s", port(s))
 		default:
-			out.say("nothing changed: %s is open, but not in that way: %s", r, title(s))
+			out.say("nothing changed: %s is open, but differently: %s", r, title(s))
 		}
 	}
 	if len(out.Changes)+len(out.Said) == 0 {
@@ -251,26 +259,19 @@ func (e Editor) Close(r CloseRequest) (Edit, error) {
 	return out, nil
 }
 
-// close closes one service, for some sources only if there are any.
+// close closes one service, or only some of its sources if from is not empty.
 func (e Editor) close(out *Edit, s firewall.Service, from []netip.Prefix) {
 	left := s
-	left.From = nil
-	if len(from) > 0 {
-		for _, p := range s.From {
-			if !slices.Contains(from, p) {
-				left.From = append(left.From, p)
-			}
-		}
-	}
+	left.From = slices.DeleteFunc(slices.Clone(s.From), func(p netip.Prefix) bool { return len(from) == 0 || slices.Contains(from, p) })
 	over, overrides := e.beneath(s.Name)
 	mine := e.local("open." + s.Name)
 	switch {
 	case len(left.From) > 0:
 		out.change("open", s.Name, left.String())
-		out.say("%s is closed for %s: %s = %s is left", port(s), join(from), s.Name, left)
+		out.say("%s is closed for %s: %s = %s remains", port(s), join(from), s.Name, left)
 	case mine && !overrides:
 		out.change("open", s.Name, "")
-		out.say("%s is closed: %s is gone from %s", port(s), s.Name, e.Local)
+		out.say("%s is closed: %s removed from %s", port(s), s.Name, e.Local)
 	default:
 		out.change("open", s.Name, Closed)
 		out.say("%s is closed: %s = closed in %s overrides %s", port(s), s.Name, e.Local, title(over))
@@ -282,7 +283,7 @@ func join(list []netip.Prefix) string {
 	return strings.Join(firewall.FormatPrefixes(list), ", ")
 }
 
-// Allow lets networks log in over SSH, until a time if there is one.
+// Allow lets networks log in over SSH, until end unless that is zero.
 func (e Editor) Allow(who []netip.Prefix, end time.Time) Edit {
 	var out Edit
 	a := e.current()
@@ -293,16 +294,18 @@ func (e Editor) Allow(who []netip.Prefix, end time.Time) Edit {
 	}
 	for _, p := range who {
 		name := firewall.FormatPrefix(p)
-		same := func(t firewall.TimedSource) bool { return t.From == p }
 		if by, ok := container(p, slices.Concat(sure, a.List)); ok {
-			limit := ""
-			if !end.IsZero() {
-				limit = ", and for good: to limit that, remove it first"
+			how := ""
+			if p != by {
+				how = ", as part of " + by.String()
 			}
-			out.say("nothing changed: %s may log in already%s%s", name, through(p, by), limit)
+			if !end.IsZero() {
+				how += ", without a time limit: to limit it, remove it first"
+			}
+			out.say("nothing changed: %s may already log in%s", name, how)
 			continue
 		}
-		a.Timed = slices.DeleteFunc(a.Timed, same)
+		a.Timed = slices.DeleteFunc(a.Timed, func(t firewall.TimedSource) bool { return t.From == p })
 		if !end.IsZero() {
 			a.Timed = append(a.Timed, firewall.TimedSource{From: p, Until: end})
 			out.say("%s may log in until %s", name, firewall.FormatTime(end))
@@ -320,27 +323,19 @@ func (e Editor) Allow(who []netip.Prefix, end time.Time) Edit {
 	return out
 }
 
-// through names the network that lets p in, if that is not p itself.
-func through(p, by netip.Prefix) string {
-	if p == by {
-		return ""
-	}
-	return ", as a part of " + by.String()
-}
-
-// current is who the settings allow, as a copy and without what has ended.
+// current returns a copy of the settings' Allow without expired entries.
 func (e Editor) current() Allow {
 	a := e.Settings.Allow
 	a.List = slices.Clone(a.List)
-	a.Timed = firewall.SSH{Timed: a.Timed}.At(e.Now).Timed
+	a.Timed = e.left(firewall.Desired{SSH: firewall.SSH{Timed: a.Timed}}).SSH.Timed
 	return a
 }
 
-// ErrLast says that nobody would be left who may log in.
-var ErrLast = errors.New("nobody else may log in for good: allow somebody first, or use --force: SSH is then for nobody, and the console is the only way in")
+// ErrLast reports that no address would remain that may log in permanently.
+var ErrLast = errors.New("no other address may log in permanently")
 
-// Remove takes away who may log in. Where nobody would be left it is ErrLast,
-// unless it is forced: then SSH is for nobody.
+// Remove removes networks that may log in. The error is ErrLast, with a hint, if none
+// would remain, unless force is set: SSH is then blocked for all.
 func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 	var out Edit
 	a, clients := e.current(), slices.Clone(e.Clients)
@@ -356,14 +351,18 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 				all = append(all, t.From)
 			}
 			if by, ok := container(p, all); ok {
-				return out, fmt.Errorf("%s may log in as a part of %s: remove that", name, by)
+				return out, hint.Wrap(fmt.Errorf("%s may log in as part of %s", name, by), "basicfw-agent ssh remove %s", by)
 			}
 			for _, o := range all {
 				if p.Bits() < o.Bits() && p.Contains(o.Addr()) {
-					return out, fmt.Errorf("%s is not allowed as a whole, only %s in it: remove that", name, firewall.FormatPrefix(o))
+					return out, hint.Wrap(fmt.Errorf("only a part of %s is allowed", name), "basicfw-agent ssh remove %s", firewall.FormatPrefix(o))
 				}
 			}
-			out.say("nothing changed: %s may not log in anyway", name)
+			why := "was not allowed to log in"
+			if e.SSHOpen {
+				why = "is not listed, but SSH is open to any address"
+			}
+			out.say("nothing changed: %s %s", name, why)
 			continue
 		}
 		if timed >= 0 {
@@ -376,22 +375,30 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 			clients = slices.Delete(clients, client, client+1)
 			dropClients = true
 		}
-		out.say("%s may not log in any more; sessions that are open stay open", name)
+		if a.Mode == AllowAny || e.SSHOpen && client < 0 {
+			out.say("%s is no longer listed, but SSH is open to any address", name)
+			continue
+		}
+		out.say("%s may no longer log in; open sessions stay open", name)
 	}
 	if a.Mode == AllowAny && dropClients && len(clients) == 0 && !e.local("ssh.client_ip") {
-		return out, fmt.Errorf("%s names the last of them, and %s opens SSH to any address: change it there", e.Settings.Sources["ssh.client_ip"], e.Settings.Sources["ssh.allow"])
+		return out, hint.Wrap(fmt.Errorf("%s names the last client, and %s opens SSH to any address", e.Settings.Sources["ssh.client_ip"], e.Settings.Sources["ssh.allow"]), "edit these lines, then run: basicfw-agent apply")
 	}
-	if a.Mode == AllowList || a.Mode == AllowClient {
-		had := len(e.Clients)+len(e.Settings.Allow.List) > 0
-		if had && len(clients)+len(a.List) == 0 {
-			if !force {
-				return out, ErrLast
-			}
-			a.Mode = AllowNone
+	had := len(e.Clients)+len(e.Settings.Allow.List) > 0
+	if (a.Mode == AllowList || a.Mode == AllowClient) && had && len(clients)+len(a.List) == 0 {
+		if !force {
+			return out, hint.Wrap(ErrLast, "allow another address first; or use --force, which blocks SSH for all and leaves only the console")
 		}
+		a.Mode = AllowNone
 	}
 	if dropClients {
 		e.dropClients(&out, &a, clients)
+	}
+	switch {
+	case a.Mode == AllowAny:
+		out.say("hint: to restrict SSH, list addresses in \"allow\" (%s) instead of any, and run: basicfw-agent apply", e.Settings.Sources["ssh.allow"])
+	case a.Mode == AllowClient && e.SSHOpen:
+		out.say("hint: to restrict SSH to addresses of your choice, run: basicfw-agent ssh allow ADDRESS")
 	}
 	if a.String() != old {
 		out.change("ssh", "allow", a.String())
@@ -399,8 +406,8 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 	return out, nil
 }
 
-// dropClients keeps only some of the clients. Named ones are in the settings.
-// Others were detected, and are listed instead from now on.
+// dropClients keeps only some of the clients. Named clients stay in ssh.client_ip;
+// detected ones are moved to ssh.allow.
 func (e Editor) dropClients(out *Edit, a *Allow, left []netip.Prefix) {
 	named := len(e.Settings.ClientIP) > 0
 	switch {
@@ -416,11 +423,11 @@ func (e Editor) dropClients(out *Edit, a *Allow, left []netip.Prefix) {
 	}
 }
 
-// Prune takes out of local.ini what has ended.
+// Prune returns the changes that remove expired entries from local.ini.
 func (e Editor) Prune() []Change {
 	var out Edit
 	for _, s := range e.Settings.Open {
-		if e.local("open."+s.Name) && len(firewall.Desired{Open: []firewall.Service{s}}.At(firewall.Moment{Time: e.Now}).Open) == 0 {
+		if e.local("open."+s.Name) && len(e.left(firewall.Desired{Open: []firewall.Service{s}}).Open) == 0 {
 			out.change("open", s.Name, "")
 		}
 	}

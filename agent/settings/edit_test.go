@@ -10,13 +10,15 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// edited is a machine's settings in front of an edit.
+// edited is a machine's settings before an edit.
 type edited struct {
 	owner, local string
-	clients      []string // named by a flag that local.ini keeps, or detected
+	clients      []string // named by a flag and kept in local.ini, or detected
+	open         bool     // SSH, to any address
 }
 
 var editNow = time.Date(2026, 11, 24, 10, 0, 0, 0, time.UTC)
@@ -28,7 +30,7 @@ func (m edited) editor(t *testing.T) (Editor, *system.System) {
 		t.Fatal(err)
 	}
 	for path, text := range map[string]string{DefaultFile: m.owner, LocalFile(""): m.local} {
-		if err := os.WriteFile(sys.Path(path), []byte(text), 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(sys.Root, path), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -36,7 +38,7 @@ func (m edited) editor(t *testing.T) (Editor, *system.System) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := Editor{Settings: s, Local: LocalFile(""), SSHPorts: []uint16{22, 2222}, Now: editNow, Profile: firewall.Profile{Name: "web-only", Services: []firewall.Service{
+	e := Editor{Settings: s, Local: LocalFile(""), SSHPorts: []uint16{22, 2222}, Now: firewall.Moment{Time: editNow}, SSHOpen: m.open, Profile: firewall.Profile{Name: "web-only", Services: []firewall.Service{
 		{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80), On: "any", Source: "profile web-only"},
 		{Name: "https", Proto: firewall.TCP, Ports: firewall.Port(443), On: "any", Source: "profile web-only"}}}}
 	for _, c := range m.clients {
@@ -45,11 +47,11 @@ func (m edited) editor(t *testing.T) (Editor, *system.System) {
 	return e, sys
 }
 
-// wantEdit compares what an edit makes of local.ini, and what it says.
+// wantEdit compares the local.ini that results from an edit, and its output.
 func wantEdit(t *testing.T, m edited, e Edit, err error, want, said string) {
 	t.Helper()
 	if err != nil {
-		if want != "" || !strings.Contains(err.Error(), said) {
+		if want != "" || !strings.Contains(err.Error()+"\nhint: "+hint.Of(err), said) {
 			t.Errorf("error %q, want local.ini %q, %q", err, want, said)
 		}
 		return
@@ -71,20 +73,20 @@ func TestOpen(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		edited
-		service, value string // as they would stand in a file; service may be empty
-		want, said     string // an empty want is an error that says so
+		service, value string // as in a settings file; service may be empty
+		want, said     string // if want is empty, said is part of an error
 	}{
 		{"a port", edited{local: top}, "", "8080/tcp", top + "tcp-8080 = 8080/tcp\n", "8080/tcp is open: tcp-8080 = 8080/tcp"},
 		{"a range", edited{local: top}, "", "40000-40100/udp", top + "udp-40000-40100 = 40000-40100/udp\n", "is open"},
-		{"all there is to say", edited{local: top}, "db", "5432/tcp on private from 10.0.0.0/8, 192.0.2.1 until 2026-11-24T18:00:00Z",
+		{"all options", edited{local: top}, "db", "5432/tcp on private from 10.0.0.0/8, 192.0.2.1 until 2026-11-24T18:00:00Z",
 			top + "db = 5432/tcp on private from 10.0.0.0/8, 192.0.2.1 until 2026-11-24T18:00:00Z\n", "is open"},
-		{"again", edited{local: top + "x = 8080/tcp ; c\n"}, "", "8080/tcp", top + "x = 8080/tcp ; c\n", "nothing changed: 8080/tcp is open already (x = 8080/tcp of /etc/basicfw/local.ini:3)"},
+		{"again", edited{local: top + "x = 8080/tcp ; c\n"}, "", "8080/tcp", top + "x = 8080/tcp ; c\n", "nothing changed: 8080/tcp is already open (x = 8080/tcp in /etc/basicfw/local.ini:3)"},
 		{"again, by another name", edited{local: top + "x = 8080/tcp\n"}, "y", "8080/tcp", top + "x = 8080/tcp\n", "nothing changed"},
-		{"a port of the profile", edited{local: top}, "", "443/tcp", top, "https = 443/tcp of profile web-only"},
-		{"a part of a range", edited{local: top + "x = 8000-8100/tcp\n"}, "", "8080/tcp", top + "x = 8000-8100/tcp\n", "nothing changed: 8080/tcp is open already, also to others"},
+		{"a port of the profile", edited{local: top}, "", "443/tcp", top, "https = 443/tcp in profile web-only"},
+		{"a part of a range", edited{local: top + "x = 8000-8100/tcp\n"}, "", "8080/tcp", top + "x = 8000-8100/tcp\n", "nothing changed: 8080/tcp is already open, also to more clients"},
 		{"more than a range", edited{local: top + "x = 8000-8100/tcp\n"}, "", "8000-8200/tcp", top + "x = 8000-8100/tcp\ntcp-8000-8200 = 8000-8200/tcp\n", "is open"},
-		{"for fewer than may already", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\n"}, "", "8080/tcp from 10.1.0.0/16", top + "x = 8080/tcp from 10.0.0.0/8\n", "to narrow that, close it first"},
-		{"for others", edited{local: top + "tcp-8080 = 8080/tcp from 10.0.0.0/8\n"}, "", "8080/tcp from 192.0.2.0/24",
+		{"for fewer sources", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\n"}, "", "8080/tcp from 10.1.0.0/16", top + "x = 8080/tcp from 10.0.0.0/8\n", "to narrow it, close it first"},
+		{"for other sources", edited{local: top + "tcp-8080 = 8080/tcp from 10.0.0.0/8\n"}, "", "8080/tcp from 192.0.2.0/24",
 			top + "tcp-8080 = 8080/tcp from 10.0.0.0/8\ntcp-8080-2 = 8080/tcp from 192.0.2.0/24\n", "tcp-8080-2"},
 		{"on another interface", edited{local: top + "x = 8080/tcp on eth0\n"}, "", "8080/tcp on eth1", top + "x = 8080/tcp on eth0\ntcp-8080 = 8080/tcp on eth1\n", "is open"},
 		{"the other protocol", edited{local: top + "x = 8080/tcp\n"}, "", "8080/udp", top + "x = 8080/tcp\nudp-8080 = 8080/udp\n", "is open"},
@@ -92,21 +94,21 @@ func TestOpen(t *testing.T) {
 			top + "x = 9000/udp until 2026-11-24T12:00:00Z ; c\n", "stays open"},
 		{"an earlier end", edited{local: top + "x = 9000/udp until 2026-11-24T12:00:00Z\n"}, "", "9000/udp until 2026-11-24T11:00:00Z",
 			top + "x = 9000/udp until 2026-11-24T11:00:00Z\n", "stays open"},
-		{"no end any more", edited{local: top + "x = 9000/udp until 2026-11-24T12:00:00Z\n"}, "", "9000/udp", top + "x = 9000/udp\n", "stays open"},
-		{"an end for what has none", edited{local: top + "x = 9000/udp\n"}, "", "9000/udp until 2026-11-24T12:00:00Z", top + "x = 9000/udp\n", "nothing changed: 9000/udp is open already, and without an end"},
-		{"what has ended", edited{local: top + "udp-9000 = 9000/udp until 2026-11-24T09:00:00Z ; c\n"}, "", "9000/udp", top + "udp-9000 = 9000/udp ; c\n", "is open"},
-		{"a name of what has ended", edited{local: top + "x = 1/tcp until 2026-11-24T09:00:00Z\n"}, "x", "9000/udp", top + "x = 9000/udp\n", "is open"},
-		{"what close closed", edited{local: top + "http = closed\n"}, "", "80/tcp", "; mine\n", "80/tcp is open again: http = 80/tcp of profile web-only"},
-		{"what close closed, of the owner's", edited{owner: "[open]\ngame = 9999/udp\n", local: top + "game = closed\n"}, "", "9999/udp", "; mine\n", "open again: game = 9999/udp of /etc/basicfw/agent.ini:2"},
-		{"what close closed, for some", edited{local: top + "http = closed\n"}, "", "80/tcp from 10.0.0.0/8", top + "http = closed\ntcp-80 = 80/tcp from 10.0.0.0/8\n", "is open"},
-		{"what close closed, for a while", edited{local: top + "http = closed\n"}, "", "80/tcp until 2026-11-24T12:00:00Z",
+		{"no time limit any more", edited{local: top + "x = 9000/udp until 2026-11-24T12:00:00Z\n"}, "", "9000/udp", top + "x = 9000/udp\n", "stays open"},
+		{"a time limit for a permanent service", edited{local: top + "x = 9000/udp\n"}, "", "9000/udp until 2026-11-24T12:00:00Z", top + "x = 9000/udp\n", "nothing changed: 9000/udp is already open, without a time limit"},
+		{"an expired service", edited{local: top + "udp-9000 = 9000/udp until 2026-11-24T09:00:00Z ; c\n"}, "", "9000/udp", top + "udp-9000 = 9000/udp ; c\n", "is open"},
+		{"the name of an expired service", edited{local: top + "x = 1/tcp until 2026-11-24T09:00:00Z\n"}, "x", "9000/udp", top + "x = 9000/udp\n", "is open"},
+		{"closed by a command", edited{local: top + "http = closed\n"}, "", "80/tcp", "; mine\n", "80/tcp is open again: http = 80/tcp in profile web-only"},
+		{"closed by a command, from agent.ini", edited{owner: "[open]\ngame = 9999/udp\n", local: top + "game = closed\n"}, "", "9999/udp", "; mine\n", "open again: game = 9999/udp in /etc/basicfw/agent.ini:2"},
+		{"closed by a command, for some sources", edited{local: top + "http = closed\n"}, "", "80/tcp from 10.0.0.0/8", top + "http = closed\ntcp-80 = 80/tcp from 10.0.0.0/8\n", "is open"},
+		{"closed by a command, temporarily", edited{local: top + "http = closed\n"}, "", "80/tcp until 2026-11-24T12:00:00Z",
 			top + "http = closed\ntcp-80 = 80/tcp until 2026-11-24T12:00:00Z\n", "is open"},
-		{"what the owner closed", edited{owner: "[open]\nhttp = closed\n", local: top}, "", "80/tcp", top + "tcp-80 = 80/tcp\n", "is open"},
-		{"a name that is taken", edited{local: top + "x = 1/tcp\n"}, "x", "8080/tcp", "", `--name "x": that is another service, x = 1/tcp of /etc/basicfw/local.ini:3`},
-		{"the profile's name", edited{local: top}, "http", "8080/tcp", "", "http = 80/tcp of profile web-only"},
+		{"closed in agent.ini", edited{owner: "[open]\nhttp = closed\n", local: top}, "", "80/tcp", top + "tcp-80 = 80/tcp\n", "is open"},
+		{"a name that is taken", edited{local: top + "x = 1/tcp\n"}, "x", "8080/tcp", "", `--name "x": already used by x = 1/tcp in /etc/basicfw/local.ini:3`},
+		{"the profile's name", edited{local: top}, "http", "8080/tcp", "", "http = 80/tcp in profile web-only"},
 		{"sshd's port", edited{local: top}, "", "22/tcp", "", "ssh allow"},
 		{"sshd's port in a range", edited{local: top}, "", "2000-3000/tcp", "", "sshd listens on port 2222"},
-		{"a word of the rules", edited{local: top}, "log", "8080/tcp", "", "service name"},
+		{"a reserved word", edited{local: top}, "log", "8080/tcp", "", "service name"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e, _ := tt.editor(t)
@@ -138,28 +140,28 @@ func TestClose(t *testing.T) {
 		r          CloseRequest
 		want, said string
 	}{
-		{"what open gave", edited{local: top + "x = 8080/tcp\ny = 1/tcp\n"}, tcp(8080, 8080), top + "y = 1/tcp\n", "8080/tcp is closed: x is gone from /etc/basicfw/local.ini"},
-		{"by its name", edited{local: top + "x = 8080/tcp\n"}, CloseRequest{Name: "x"}, "; mine\n", "is closed"},
-		{"all that open gave", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\ny = 8080/tcp on eth0\nz = 8080/udp\n"}, tcp(8080, 8080), top + "z = 8080/udp\n", "y is gone"},
-		{"one interface's", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\ny = 8080/tcp on eth0\n"},
-			CloseRequest{Ports: firewall.Port(8080), Proto: firewall.TCP, On: "eth0"}, top + "x = 8080/tcp from 10.0.0.0/8\n", "note: 8080/tcp is still open by x"},
-		{"one source's", edited{local: top + "x = 8080/tcp from 10.0.0.0/8, 192.0.2.0/24\n"}, from(tcp(8080, 8080), "10.0.0.0/8"), top + "x = 8080/tcp from 192.0.2.0/24\n",
-			"8080/tcp is closed for 10.0.0.0/8: x = 8080/tcp from 192.0.2.0/24 is left"},
-		{"the last source's", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\n"}, from(tcp(8080, 8080), "10.0.0.0/8"), "; mine\n", "x is gone"},
-		{"nobody's source", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\n"}, from(tcp(8080, 8080), "10.1.0.0/16"), top + "x = 8080/tcp from 10.0.0.0/8\n", "nothing changed: 8080/tcp is open, but not in that way: x = 8080/tcp from 10.0.0.0/8"},
-		{"the profile's", edited{local: top}, tcp(80, 80), top + "http = closed\n", "http = closed in /etc/basicfw/local.ini overrides http = 80/tcp of profile web-only"},
-		{"the profile's by its name", edited{local: top}, CloseRequest{Name: "https"}, top + "https = closed\n", "overrides"},
-		{"the profile's, that local.ini says anew", edited{local: top + "http = 80/tcp from 10.0.0.0/8\n"}, tcp(80, 80), top + "http = closed\n", "overrides"},
-		{"the owner's", edited{owner: "[open]\ngame = 9999/tcp\n", local: top}, tcp(9999, 9999), top + "game = closed\n", "overrides game = 9999/tcp of /etc/basicfw/agent.ini:2"},
-		{"one of the owner's sources", edited{owner: "[open]\ngame = 9999/tcp from 10.0.0.0/8, 192.0.2.0/24\n", local: top}, from(tcp(9999, 9999), "10.0.0.0/8"),
-			top + "game = 9999/tcp from 192.0.2.0/24\n", "is left"},
+		{"opened by a command", edited{local: top + "x = 8080/tcp\ny = 1/tcp\n"}, tcp(8080, 8080), top + "y = 1/tcp\n", "8080/tcp is closed: x removed from /etc/basicfw/local.ini"},
+		{"by name", edited{local: top + "x = 8080/tcp\n"}, CloseRequest{Name: "x"}, "; mine\n", "is closed"},
+		{"all opened by commands", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\ny = 8080/tcp on eth0\nz = 8080/udp\n"}, tcp(8080, 8080), top + "z = 8080/udp\n", "y removed"},
+		{"one interface", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\ny = 8080/tcp on eth0\n"},
+			CloseRequest{Ports: firewall.Port(8080), Proto: firewall.TCP, On: "eth0"}, top + "x = 8080/tcp from 10.0.0.0/8\n", "note: 8080/tcp is still open: x"},
+		{"one source", edited{local: top + "x = 8080/tcp from 10.0.0.0/8, 192.0.2.0/24\n"}, from(tcp(8080, 8080), "10.0.0.0/8"), top + "x = 8080/tcp from 192.0.2.0/24\n",
+			"8080/tcp is closed for 10.0.0.0/8: x = 8080/tcp from 192.0.2.0/24 remains"},
+		{"the last source", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\n"}, from(tcp(8080, 8080), "10.0.0.0/8"), "; mine\n", "x removed"},
+		{"an unused source", edited{local: top + "x = 8080/tcp from 10.0.0.0/8\n"}, from(tcp(8080, 8080), "10.1.0.0/16"), top + "x = 8080/tcp from 10.0.0.0/8\n", "nothing changed: 8080/tcp is open, but differently: x = 8080/tcp from 10.0.0.0/8"},
+		{"a profile service", edited{local: top}, tcp(80, 80), top + "http = closed\n", "http = closed in /etc/basicfw/local.ini overrides http = 80/tcp in profile web-only"},
+		{"a profile service by name", edited{local: top}, CloseRequest{Name: "https"}, top + "https = closed\n", "overrides"},
+		{"a profile service overridden in local.ini", edited{local: top + "http = 80/tcp from 10.0.0.0/8\n"}, tcp(80, 80), top + "http = closed\n", "overrides"},
+		{"a service of agent.ini", edited{owner: "[open]\ngame = 9999/tcp\n", local: top}, tcp(9999, 9999), top + "game = closed\n", "overrides game = 9999/tcp in /etc/basicfw/agent.ini:2"},
+		{"one source of a service of agent.ini", edited{owner: "[open]\ngame = 9999/tcp from 10.0.0.0/8, 192.0.2.0/24\n", local: top}, from(tcp(9999, 9999), "10.0.0.0/8"),
+			top + "game = 9999/tcp from 192.0.2.0/24\n", "remains"},
 		{"a new local.ini", edited{}, tcp(80, 80), localHeader + "\n[open]\nhttp = closed\n", "overrides"},
-		{"what is not open", edited{local: top}, tcp(8080, 8080), top, "nothing changed: 8080/tcp is not open"},
-		{"what has ended", edited{local: top + "x = 8080/tcp until 2026-11-24T09:00:00Z\n"}, tcp(8080, 8080), top + "x = 8080/tcp until 2026-11-24T09:00:00Z\n", "nothing changed"},
-		{"what is closed", edited{local: top + "http = closed\n"}, tcp(80, 80), top + "http = closed\n", "nothing changed"},
+		{"not open", edited{local: top}, tcp(8080, 8080), top, "nothing changed: 8080/tcp is not open"},
+		{"expired", edited{local: top + "x = 8080/tcp until 2026-11-24T09:00:00Z\n"}, tcp(8080, 8080), top + "x = 8080/tcp until 2026-11-24T09:00:00Z\n", "nothing changed"},
+		{"already closed", edited{local: top + "http = closed\n"}, tcp(80, 80), top + "http = closed\n", "nothing changed"},
 		{"no such name", edited{local: top}, CloseRequest{Name: "nosuch"}, top, "nothing changed: nosuch is not open"},
-		{"a part of a range", edited{local: top + "x = 8000-8100/tcp\n"}, tcp(8080, 8080), "", "x = 8000-8100/tcp of /etc/basicfw/local.ini:3: close 8000-8100/tcp"},
-		{"sshd's", edited{local: top}, tcp(22, 22), "", "ssh remove"},
+		{"a part of a range", edited{local: top + "x = 8000-8100/tcp\n"}, tcp(8080, 8080), "", "x = 8000-8100/tcp in /etc/basicfw/local.ini:3\nhint: basicfw-agent close 8000-8100/tcp"},
+		{"sshd's port", edited{local: top}, tcp(22, 22), "", "ssh remove"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e, _ := tt.editor(t)
@@ -175,36 +177,40 @@ func TestAllowRemove(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		edited
-		do         string // "+ADDR" allow, "~ADDR" for a while, "-ADDR" remove, "!ADDR" remove by force
+		do         string // "+ADDR" allow, "~ADDR" allow temporarily, "-ADDR" remove, "!ADDR" remove by force
 		want, said string
 	}{
-		{"another", edited{local: ssh, clients: []string{"203.0.113.9/32"}}, "+198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "198.51.100.7 may log in"},
+		{"another address", edited{local: ssh, clients: []string{"203.0.113.9/32"}}, "+198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "198.51.100.7 may log in"},
 		{"a network", edited{local: ssh}, "+2001:db8::/64", ssh + "allow = client, 2001:db8::/64\n", "may log in"},
-		{"for a while", edited{local: ssh}, "~198.51.100.7/32", ssh + "allow = client, 198.51.100.7 until 2026-11-24T18:00:00Z\n", "until 2026-11-24T18:00:00Z"},
-		{"the client", edited{local: ssh, clients: []string{"203.0.113.0/24"}}, "+203.0.113.9/32", ssh, "nothing changed: 203.0.113.9 may log in already, as a part of 203.0.113.0/24"},
+		{"temporarily", edited{local: ssh}, "~198.51.100.7/32", ssh + "allow = client, 198.51.100.7 until 2026-11-24T18:00:00Z\n", "until 2026-11-24T18:00:00Z"},
+		{"the client", edited{local: ssh, clients: []string{"203.0.113.0/24"}}, "+203.0.113.9/32", ssh, "nothing changed: 203.0.113.9 may already log in, as part of 203.0.113.0/24"},
 		{"again", edited{local: ssh + "allow = client, 198.51.100.7\n"}, "+198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "nothing changed"},
-		{"for a while, who may for good", edited{local: ssh + "allow = client, 198.51.100.7\n"}, "~198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "nothing changed"},
-		{"for good, who may for a while", edited{local: ssh + "allow = any, 198.51.100.7 until 2026-11-24T12:00:00Z\n"}, "+198.51.100.7/32", ssh + "allow = any, 198.51.100.7\n", "may log in"},
+		{"temporarily, already permanent", edited{local: ssh + "allow = client, 198.51.100.7\n"}, "~198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "nothing changed"},
+		{"permanently, already temporary", edited{local: ssh + "allow = any, 198.51.100.7 until 2026-11-24T12:00:00Z\n"}, "+198.51.100.7/32", ssh + "allow = any, 198.51.100.7\n", "may log in"},
 		{"another end", edited{local: ssh + "allow = any, 198.51.100.7 until 2026-11-24T12:00:00Z\n"}, "~198.51.100.7/32", ssh + "allow = any, 198.51.100.7 until 2026-11-24T18:00:00Z\n", "until"},
-		{"to the owner's list", edited{owner: ssh + "allow = 203.0.113.9\n", local: ssh}, "+198.51.100.7/32", ssh + "allow = 203.0.113.9, 198.51.100.7\n", "may log in"},
-		{"to nobody", edited{local: ssh + "allow = none\n"}, "+198.51.100.7/32", ssh + "allow = 198.51.100.7\n", "may log in"},
-		{"to nobody, for a while", edited{local: ssh + "allow = none\n"}, "~198.51.100.7/32", ssh + "allow = none, 198.51.100.7 until 2026-11-24T18:00:00Z\n", "may log in"},
-		{"what has ended goes", edited{local: ssh + "allow = client, 192.0.2.1 until 2026-11-24T09:00:00Z\n"}, "+198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "may log in"},
+		{"with a list in agent.ini", edited{owner: ssh + "allow = 203.0.113.9\n", local: ssh}, "+198.51.100.7/32", ssh + "allow = 203.0.113.9, 198.51.100.7\n", "may log in"},
+		{"with allow = none", edited{local: ssh + "allow = none\n"}, "+198.51.100.7/32", ssh + "allow = 198.51.100.7\n", "may log in"},
+		{"with allow = none, temporarily", edited{local: ssh + "allow = none\n"}, "~198.51.100.7/32", ssh + "allow = none, 198.51.100.7 until 2026-11-24T18:00:00Z\n", "may log in"},
+		{"expired entries are removed", edited{local: ssh + "allow = client, 192.0.2.1 until 2026-11-24T09:00:00Z\n"}, "+198.51.100.7/32", ssh + "allow = client, 198.51.100.7\n", "may log in"},
 
-		{"one of the list", edited{local: ssh + "allow = client, 198.51.100.7, 192.0.2.1\n", clients: []string{"203.0.113.9/32"}}, "-198.51.100.7/32", ssh + "allow = client, 192.0.2.1\n", "may not log in any more"},
-		{"who may for a while", edited{local: ssh + "allow = client, 198.51.100.7 until 2026-11-24T12:00:00Z\n"}, "-198.51.100.7/32", ssh + "allow = client\n", "any more"},
-		{"one of the named", edited{local: ssh + "client_ip = 203.0.113.9, 203.0.113.10\n", clients: []string{"203.0.113.9/32", "203.0.113.10/32"}}, "-203.0.113.9/32", ssh + "client_ip = 203.0.113.10\n", "any more"},
-		{"one that the owner named", edited{owner: ssh + "client_ip = 203.0.113.9, 203.0.113.10\n", local: ssh, clients: []string{"203.0.113.9/32", "203.0.113.10/32"}}, "-203.0.113.9/32",
-			ssh + "client_ip = 203.0.113.10\n", "any more"},
-		{"the last named, beside others", edited{local: ssh + "client_ip = 203.0.113.9\nallow = client, 192.0.2.1\n", clients: []string{"203.0.113.9/32"}}, "-203.0.113.9/32", ssh + "allow = 192.0.2.1\n", "any more"},
-		{"one of those detected", edited{local: ssh, clients: []string{"203.0.113.9/32", "2001:db8::/64"}}, "-203.0.113.9/32", ssh + "allow = 2001:db8::/64\n", "any more"},
-		{"the last", edited{local: ssh, clients: []string{"203.0.113.9/32"}}, "-203.0.113.9/32", "", "nobody else may log in for good"},
-		{"the last but for a while", edited{local: ssh + "allow = client, 192.0.2.1 until 2026-11-24T12:00:00Z\n", clients: []string{"203.0.113.9/32"}}, "-203.0.113.9/32", "", "nobody else may log in for good"},
-		{"the last by force", edited{local: ssh + "client_ip = 203.0.113.9\n", clients: []string{"203.0.113.9/32"}}, "!203.0.113.9/32", ssh + "allow = none\n", "any more"},
-		{"the last that pinned", edited{local: ssh + "allow = client, 192.0.2.1\n"}, "!192.0.2.1/32", ssh + "allow = none\n", "any more"},
-		{"where any may", edited{local: ssh + "allow = any, 192.0.2.1\n"}, "-192.0.2.1/32", ssh + "allow = any\n", "any more"},
-		{"a part of a network", edited{local: ssh, clients: []string{"2001:db8::/64"}}, "-2001:db8::5/128", "", "2001:db8::5 may log in as a part of 2001:db8::/64: remove that"},
-		{"who may not", edited{local: ssh}, "-192.0.2.1/32", ssh, "nothing changed: 192.0.2.1 may not log in anyway"},
+		{"a listed address", edited{local: ssh + "allow = client, 198.51.100.7, 192.0.2.1\n", clients: []string{"203.0.113.9/32"}}, "-198.51.100.7/32", ssh + "allow = client, 192.0.2.1\n", "may no longer log in"},
+		{"a temporary address", edited{local: ssh + "allow = client, 198.51.100.7 until 2026-11-24T12:00:00Z\n"}, "-198.51.100.7/32", ssh + "allow = client\n", "no longer"},
+		{"a named client", edited{local: ssh + "client_ip = 203.0.113.9, 203.0.113.10\n", clients: []string{"203.0.113.9/32", "203.0.113.10/32"}}, "-203.0.113.9/32", ssh + "client_ip = 203.0.113.10\n", "no longer"},
+		{"a client named in agent.ini", edited{owner: ssh + "client_ip = 203.0.113.9, 203.0.113.10\n", local: ssh, clients: []string{"203.0.113.9/32", "203.0.113.10/32"}}, "-203.0.113.9/32",
+			ssh + "client_ip = 203.0.113.10\n", "no longer"},
+		{"the last named client, other addresses remain", edited{local: ssh + "client_ip = 203.0.113.9\nallow = client, 192.0.2.1\n", clients: []string{"203.0.113.9/32"}}, "-203.0.113.9/32", ssh + "allow = 192.0.2.1\n", "no longer"},
+		{"a detected client", edited{local: ssh, clients: []string{"203.0.113.9/32", "2001:db8::/64"}}, "-203.0.113.9/32", ssh + "allow = 2001:db8::/64\n", "no longer"},
+		{"the last address", edited{local: ssh, clients: []string{"203.0.113.9/32"}}, "-203.0.113.9/32", "", "no other address may log in permanently\nhint: allow another address first; or use --force"},
+		{"the last permanent address", edited{local: ssh + "allow = client, 192.0.2.1 until 2026-11-24T12:00:00Z\n", clients: []string{"203.0.113.9/32"}}, "-203.0.113.9/32", "", "no other address may log in permanently\nhint: allow another address first; or use --force"},
+		{"the last address by force", edited{local: ssh + "client_ip = 203.0.113.9\n", clients: []string{"203.0.113.9/32"}}, "!203.0.113.9/32", ssh + "allow = none\n", "no longer"},
+		{"the last listed address by force", edited{local: ssh + "allow = client, 192.0.2.1\n"}, "!192.0.2.1/32", ssh + "allow = none\n", "no longer"},
+		{"with allow = any", edited{local: ssh + "allow = any, 192.0.2.1\n"}, "-192.0.2.1/32", ssh + "allow = any\n", "192.0.2.1 is no longer listed, but SSH is open to any address"},
+		{"not listed, with allow = any", edited{owner: ssh + "allow = any\n", local: ssh, open: true}, "-192.0.2.1/32", ssh, "list addresses in \"allow\" (/etc/basicfw/agent.ini:2) instead of any"},
+		{"not listed, no known client", edited{local: ssh, open: true}, "-192.0.2.1/32", ssh, "nothing changed: 192.0.2.1 is not listed, but SSH is open to any address"},
+		{"a temporary address, no known client", edited{local: ssh + "allow = client, 192.0.2.1 until 2026-11-24T12:00:00Z\n", open: true}, "-192.0.2.1/32", ssh + "allow = client\n", "192.0.2.1 is no longer listed, but"},
+		{"a hint how to restrict SSH", edited{local: ssh, open: true}, "-192.0.2.1/32", ssh, "hint: to restrict SSH to addresses of your choice, run: basicfw-agent ssh allow ADDRESS"},
+		{"a part of a network", edited{local: ssh, clients: []string{"2001:db8::/64"}}, "-2001:db8::5/128", "", "2001:db8::5 may log in as part of 2001:db8::/64\nhint: basicfw-agent ssh remove 2001:db8::/64"},
+		{"not allowed", edited{local: ssh}, "-192.0.2.1/32", ssh, "nothing changed: 192.0.2.1 was not allowed to log in"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			e, sys := tt.editor(t)
@@ -220,10 +226,10 @@ func TestAllowRemove(t *testing.T) {
 				edit, err = e.Remove(who, tt.do[0] == '!')
 			}
 			wantEdit(t, tt.edited, edit, err, tt.want, tt.said)
-			if errors.Is(err, ErrLast) != strings.Contains(tt.said, "nobody else") {
+			if errors.Is(err, ErrLast) != strings.Contains(tt.said, "no other address") {
 				t.Errorf("%v", err)
 			}
-			// What was written is right, and can be changed again.
+			// The written file is valid, and can be changed again.
 			if err == nil {
 				if _, err := LoadEdited(sys, "", []byte(tt.want)); err != nil {
 					t.Error(err)
@@ -243,6 +249,6 @@ func TestPrune(t *testing.T) {
 	wantEdit(t, m, Edit{Changes: e.Prune()}, nil, "[open]\n; kept\nb = 3/tcp until 2026-11-24T10:00:00Z ; its last second\nc = 4/tcp\n[ssh]\nallow = client, 192.0.2.2\n", "")
 	m.local = "[open]\nc = 4/tcp\n"
 	if e, _ := m.editor(t); len(e.Prune()) > 0 {
-		t.Errorf("nothing of local.ini has ended: %v", e.Prune())
+		t.Errorf("pruned with nothing expired: %v", e.Prune())
 	}
 }

@@ -9,19 +9,17 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Change is a setting that a command writes. An empty value takes the setting
-// out of the file.
+// Change is a setting that a command writes. An empty value removes it from the file.
 type Change struct {
 	Section, Key, Value string
 }
 
-// localHeader begins a file that commands write.
-const localHeader = "; Written by basicfw-agent. What is set here wins over agent.ini.\n"
+// localHeader is the first line of a file that commands write.
+const localHeader = "; Written by basicfw-agent. Settings here override agent.ini.\n"
 
-// SetLocal makes changes to the text of a settings file, whose name is for
-// messages. Comments, order and everything else stay as they are; what is not
-// there yet is added. The text must be right before and is right afterwards:
-// the error is Errors, about the old text or about a change.
+// SetLocal applies changes to the text of a settings file and keeps its comments and
+// order. The text must be valid, and the result is. The error is Errors, about the
+// old text or about a change. file is for messages.
 func SetLocal(file string, data []byte, changes []Change) ([]byte, error) {
 	doc, errs := Parse(file, data)
 	settings := Defaults()
@@ -37,7 +35,7 @@ func SetLocal(file string, data []byte, changes []Change) ([]byte, error) {
 	if strings.TrimSpace(text) == "" {
 		text = localHeader
 	}
-	// What is taken out goes last, so that no section is left empty in between.
+	// Removals come last, so that no section becomes empty in between.
 	changes = slices.Clone(changes)
 	slices.SortStableFunc(changes, func(a, b Change) int {
 		return cmp.Compare(min(len(b.Value), 1), min(len(a.Value), 1))
@@ -51,7 +49,7 @@ func SetLocal(file string, data []byte, changes []Change) ([]byte, error) {
 		}
 		if got := doc.value(c.Section, c.Key); got != c.Value {
 			return nil, Errors{{File: file, Key: c.Section + "." + c.Key,
-				Msg: fmt.Sprintf("%s cannot stand in a settings file", firewall.Quote(c.Value))}}
+				Msg: fmt.Sprintf("%s cannot be written to a settings file", firewall.Quote(c.Value))}}
 		}
 	}
 	return []byte(text), nil
@@ -59,20 +57,16 @@ func SetLocal(file string, data []byte, changes []Change) ([]byte, error) {
 
 func (d *Document) value(section, key string) string {
 	if s := d.Section(section); s != nil {
-		for _, k := range s.Keys {
-			if k.Name == key {
-				return k.Value
-			}
+		if i := slices.IndexFunc(s.Keys, func(k Key) bool { return k.Name == key }); i >= 0 {
+			return s.Keys[i].Value
 		}
 	}
 	return ""
 }
 
-// dropHeader takes out the header of a section whose last key was taken out,
-// with the blank line before it, if nothing else is in the section: no comment,
-// and no header that comes again.
+// dropHeader removes the header of a section whose last key was removed, with the
+// blank line before it. A section with a comment, or a repeated one, keeps it.
 func dropHeader(lines []string, header, key int) {
-	blank := func(i int) bool { return strings.Trim(lines[i], " \t\r\n") == "" }
 	end := key + 1
 	for end < len(lines) && !strings.HasPrefix(strings.TrimLeft(lines[end], " \t"), "[") {
 		end++
@@ -80,18 +74,16 @@ func dropHeader(lines []string, header, key int) {
 	if _, comment := splitComment(strings.TrimRight(lines[header], "\r\n")); comment != "" {
 		return
 	}
-	for i := header + 1; i < end; i++ {
-		if !blank(i) {
-			return
-		}
+	if strings.TrimSpace(strings.Join(lines[header+1:end], "")) != "" {
+		return
 	}
 	lines[header] = ""
-	if header > 0 && blank(header-1) {
+	if header > 0 && strings.TrimSpace(lines[header-1]) == "" {
 		lines[header-1] = ""
 	}
 }
 
-// setLine makes one change to a text that Parse has found right.
+// setLine applies one change to a text that Parse accepts.
 func setLine(text string, c Change) string {
 	doc, _ := Parse("", []byte(text))
 	eol := "\n"

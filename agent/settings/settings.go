@@ -15,21 +15,24 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// DefaultFile is the owner's settings. What commands write lies beside it, in
-// LocalName, and wins.
 const (
-	DefaultFile = "/etc/basicfw/agent.ini"
-	LocalName   = "local.ini"
+	DefaultFile = "/etc/basicfw/agent.ini" // the administrator's settings
+	LocalName   = "local.ini"              // written by commands, in the same directory; overrides it
+
+	Auto   = "auto"   // the value of a setting that the agent detects
+	Closed = "closed" // the value of a service in [open] that stays closed, whatever else opens it
+	until  = "until"  // between an address and the time when its access expires
+
+	// What to do about other programs that manage the firewall.
+	TakeOver = "takeover"
+	Refuse   = "refuse"
 )
 
-// Auto is the value of what the agent finds out by itself.
-const Auto = "auto"
-
-// AllowMode is how it is said who may log in over SSH.
+// AllowMode is a rule for who may log in over SSH.
 type AllowMode string
 
-// The modes. AllowClient is the provisioning client, named or detected, and
-// AllowList nobody but those who are listed.
+// The modes. AllowClient is the provisioning client, named or detected. AllowList
+// is the listed addresses only.
 const (
 	AllowClient AllowMode = "client"
 	AllowAny    AllowMode = "any"
@@ -37,17 +40,15 @@ const (
 	AllowList   AllowMode = "list"
 )
 
-// Allow is who may log in over SSH: those of the mode, and those that are
-// listed besides.
+// Allow is who may log in over SSH: the clients of the mode, and the listed ones.
 type Allow struct {
 	Mode AllowMode
-	List []netip.Prefix // not empty where Mode is AllowList, nil where it is AllowNone
-	// Timed may log in until a time. Mode is another than AllowList if there is
-	// nobody else.
+	List []netip.Prefix // not empty if Mode is AllowList, nil if it is AllowNone
+	// Timed may log in until a time. If List is empty, Mode is not AllowList.
 	Timed []firewall.TimedSource
 }
 
-// String gives the value as the settings write it.
+// String returns the value as written in the settings.
 func (a Allow) String() string {
 	var words []string
 	if a.Mode != AllowList {
@@ -60,53 +61,40 @@ func (a Allow) String() string {
 	return strings.Join(words, ", ")
 }
 
-// until stands between an address and the time until which it may log in.
-const until = "until"
-
-// Closed is the value of a service in [open] that is not to be reached, though
-// the profile or the owner's own settings open it.
-const Closed = "closed"
-
-// What to do about other programs that manage the firewall.
-const (
-	TakeOver = "takeover"
-	Refuse   = "refuse"
-)
-
-// Settings is what the owner wants. Whatever was not said has its default. A
-// copy shares Open and Sources with the original.
+// Settings is the administrator's settings. A key that is not set has its default.
+// A copy shares Open and Sources with the original.
 type Settings struct {
-	Profile    string // Auto, or a profile's name, which need not exist
+	Profile    string // Auto, or the name of a profile, which may not exist
 	Backend    string // Auto, "iptables" or "nftables"
 	OnConflict string // TakeOver or Refuse
 
 	SSHPorts     []uint16 // nil is auto
 	Allow        Allow
-	ClientIP     []netip.Prefix // the named provisioning clients; nil is none named
-	ClientIPText string         // as the user wrote them
-	// Limit is for new SSH connections from one source; zero is none.
-	Limit firewall.Rate
-	// ConfirmWithin is how long a detected client has to confirm; 0 is for ever.
+	ClientIP     []netip.Prefix // the named provisioning clients; nil is none
+	ClientIPText string         // as the administrator wrote them
+	Limit        firewall.Rate  // for new SSH connections from one source; zero is none
+	// ConfirmWithin is how long a detected client has to confirm; 0 is no limit.
 	ConfirmWithin time.Duration
 
-	Public  []string // interfaces, with a last "*" for any rest; nil is auto
+	Public  []string // interfaces, a final "*" matches any suffix; nil is auto
 	Private []string // as Public
 	Trusted []string // nil is none
 
-	Open   []firewall.Service // besides the profile's; Source says where each was asked for
-	Closed []string           // names of services that stay closed
-	// Replaced are services of the owner's file that local.ini says anew.
-	Replaced []firewall.Service
+	Open     []firewall.Service // in addition to the profile's; Source is the file and line
+	Closed   []string           // names of services that stay closed
+	Replaced []firewall.Service // of agent.ini, overridden in local.ini
+
+	Tests []Assertion // that every change has to pass
 
 	LogLevel string // a level of logrus
 	LogDrops bool
 
-	// Sources says where a setting came from, by its section.key:
+	// Sources maps section.key to where the setting came from:
 	// "/etc/basicfw/local.ini:7", "--client-ip". A default has none.
 	Sources map[string]string
 }
 
-// Defaults is the settings of somebody who has said nothing.
+// Defaults returns the settings of an empty file.
 func Defaults() Settings {
 	return Settings{
 		Profile:       Auto,
@@ -121,24 +109,25 @@ func Defaults() Settings {
 	}
 }
 
-// Load reads the settings: config, and then local.ini beside it, which wins key
-// by key. An empty config is DefaultFile, and that need not be there; one that
-// was named must. The error is Errors with everything that is wrong in both;
-// the settings beside it hold everything that was right.
+// Load reads config and then local.ini in the same directory, which overrides it key
+// by key. An empty config is DefaultFile, which may be missing; a named one may not.
+// The error is Errors with all problems of both files. The settings returned with it
+// contain every valid value.
 func Load(sys *system.System, config string) (Settings, error) {
-	var local func(file string) (*Document, Errors)
-	if sys.Exists(LocalFile(config)) {
-		local = func(file string) (*Document, Errors) { return Read(sys, file) }
-	}
-	return load(sys, config, local)
+	return load(sys, config, func(file string) (*Document, Errors) {
+		if !sys.Exists(file) {
+			return &Document{File: file}, nil
+		}
+		return Read(sys, file)
+	})
 }
 
-// LoadEdited is Load with a text in the place of what is in local.ini.
+// LoadEdited is Load with text in place of the content of local.ini.
 func LoadEdited(sys *system.System, config string, text []byte) (Settings, error) {
 	return load(sys, config, func(file string) (*Document, Errors) { return Parse(file, text) })
 }
 
-// LocalFile is where commands keep settings: beside the owner's.
+// LocalFile returns the path of local.ini, in the directory of config.
 func LocalFile(config string) string {
 	return filepath.Join(filepath.Dir(cmp.Or(config, DefaultFile)), LocalName)
 }
@@ -150,24 +139,24 @@ func load(sys *system.System, config string, local func(file string) (*Document,
 		doc, problems := Read(sys, file)
 		errs = append(errs, s.decode(doc, problems)...)
 	}
-	if local != nil {
-		doc, problems := local(LocalFile(config))
-		errs = append(errs, s.decode(doc, problems)...)
-	}
-	if p, clash := s.zoneClash(); clash {
-		errs = append(errs, p)
+	doc, problems := local(LocalFile(config))
+	errs = append(errs, s.decode(doc, problems)...)
+	for _, name := range s.Private {
+		if slices.Contains(s.Public, name) {
+			errs = append(errs, Problem{File: s.Sources["interfaces.private"], Key: "interfaces.private",
+				Msg: fmt.Sprintf("%q is also public (%s): an interface has one zone", name, s.Sources["interfaces.public"])})
+			break
+		}
 	}
 	return s, errs.Err()
 }
 
-// decode puts a document's values over s, and adds what is wrong with them to
-// the document's own problems.
+// decode overrides s with a document's values and adds their errors to the
+// document's own problems.
 func (s *Settings) decode(doc *Document, problems Errors) Errors {
 	for _, section := range doc.Sections {
-		known := keysOf(section.Name)
-		if known == nil {
-			problems = append(problems, Problem{File: doc.File, Line: section.Line,
-				Msg: fmt.Sprintf("unknown section [%s]: there are %s", section.Name, sectionNames())})
+		if _, known := keysOf(section.Name); !known {
+			problems.Add(doc.File, section.Line, "", unknownSection(" ["+section.Name+"]"))
 			continue
 		}
 		for _, k := range section.Keys {
@@ -179,115 +168,104 @@ func (s *Settings) decode(doc *Document, problems Errors) Errors {
 	return problems
 }
 
-// Set gives one setting a value, which may be text of a user's: a flag's, say,
-// with source "--client-ip". An empty value is as good as none, and changes
-// nothing. The error is Errors, and then nothing has changed either.
-func (s *Settings) Set(section, key, value, source string) error {
-	var errs Errors
+// Set assigns a value to one setting, such as a flag's with source "--client-ip". An
+// empty or invalid value changes nothing.
+func (s *Settings) Set(section, key, value, source string) (errs Errors) {
 	errs.Add(source, 0, section+"."+key, s.set(section, key, value, source))
-	return errs.Err()
+	return errs
 }
 
-// layout is the sections, in the order of the manual, and their keys.
-// [open] has names of services for keys.
-func layout() []struct {
+// layout is the sections and their keys, in the order of the manual. The keys of
+// [open] are names of services.
+var layout = []struct {
 	name string
 	keys []string
-} {
-	return []struct {
-		name string
-		keys []string
-	}{
-		{"agent", []string{"profile", "backend", "on_conflict"}},
-		{"ssh", []string{"ports", "allow", "client_ip", "limit", "confirm_within"}},
-		{"interfaces", []string{"public", "private", "trusted"}},
-		{"open", []string{}},
-		{"log", []string{"level", "drops"}},
-	}
+}{
+	{"agent", []string{"profile", "backend", "on_conflict"}},
+	{"ssh", []string{"ports", "allow", "client_ip", "limit", "confirm_within"}},
+	{"interfaces", []string{"public", "private", "trusted"}},
+	{"open", nil},
+	{"test", []string{"allow", "deny"}},
+	{"log", []string{"level", "drops"}},
 }
 
-func keysOf(section string) []string {
-	for _, l := range layout() {
+func keysOf(section string) (keys []string, known bool) {
+	for _, l := range layout {
 		if l.name == section {
-			return l.keys
+			return l.keys, true
 		}
 	}
-	return nil
+	return nil, false
 }
 
-func sectionNames() string {
+func unknownSection(section string) error {
 	var names []string
-	for _, l := range layout() {
+	for _, l := range layout {
 		names = append(names, "["+l.name+"]")
 	}
-	return strings.Join(names, ", ")
+	return fmt.Errorf("unknown section%s: want one of %s", section, strings.Join(names, ", "))
 }
 
-// unknownKey says which keys the section has, or which section has the key.
-func unknownKey(section, key string) error {
-	for _, l := range layout() {
-		if slices.Contains(l.keys, key) {
-			return fmt.Errorf("it belongs into the section [%s]", l.name)
+// unknownKey returns an error that names the section's keys, or the key's section.
+func unknownKey(section, key string, keys []string) error {
+	for _, l := range layout {
+		if slices.Contains(l.keys, key) && l.name != "test" {
+			return fmt.Errorf("belongs in section [%s]", l.name)
 		}
 	}
-	return fmt.Errorf("unknown key: [%s] has %s", section, strings.Join(keysOf(section), ", "))
+	return fmt.Errorf("unknown key: [%s] has %s", section, strings.Join(keys, ", "))
 }
 
-// set is the one place where a value is judged.
+// set checks and assigns a value; nothing else does.
 func (s *Settings) set(section, key, value, source string) error {
 	value = strings.TrimSpace(value)
 	if section == "open" {
 		return s.setOpen(key, value, source)
 	}
-	if keysOf(section) == nil {
-		return fmt.Errorf("unknown section: there are %s", sectionNames())
-	}
-	if !slices.Contains(keysOf(section), key) {
-		return unknownKey(section, key)
-	}
-	if value == "" {
+	keys, known := keysOf(section)
+	switch {
+	case !known:
+		return unknownSection("")
+	case !slices.Contains(keys, key):
+		return unknownKey(section, key, keys)
+	case value == "":
 		return nil
 	}
-	var err error
-	switch section + "." + key {
-	case "agent.profile":
-		err = into(&s.Profile)(parseProfile(value))
-	case "agent.backend":
-		err = into(&s.Backend)(oneOf(value, Auto, "iptables", "nftables"))
-	case "agent.on_conflict":
-		err = into(&s.OnConflict)(oneOf(value, TakeOver, Refuse))
-	case "ssh.ports":
-		err = into(&s.SSHPorts)(parsePortList(value))
-	case "ssh.allow":
-		err = into(&s.Allow)(parseAllow(value))
-	case "ssh.client_ip":
-		sources, errs := firewall.ParseSources(value)
-		if err = errors.Join(errs...); err == nil {
-			s.ClientIP, s.ClientIPText = sources, strings.Join(strings.Fields(value), " ")
-		}
-	case "ssh.limit":
-		err = into(&s.Limit)(parseRate(value))
-	case "ssh.confirm_within":
-		err = into(&s.ConfirmWithin)(parseDuration(value))
-	case "interfaces.public":
-		err = into(&s.Public)(parseInterfaces(value, true))
-	case "interfaces.private":
-		err = into(&s.Private)(parseInterfaces(value, true))
-	case "interfaces.trusted":
-		err = into(&s.Trusted)(parseInterfaces(value, false))
-	case "log.level":
-		err = into(&s.LogLevel)(oneOf(value, "error", "warn", "warning", "info", "debug", "trace"))
-	case "log.drops":
-		err = into(&s.LogDrops)(ParseYesNo(value))
-	}
-	if err != nil {
+	if err := setters[section+"."+key](s, value); err != nil {
 		return err
 	}
 	s.setSource(section, key, source)
 	return nil
 }
 
-// into gives what puts a value into a field, unless there is an error.
+// setters parse a value into its field, by section.key as in layout.
+var setters = map[string]func(s *Settings, value string) error{
+	"agent.profile":     func(s *Settings, v string) error { return into(&s.Profile)(parseProfile(v)) },
+	"agent.backend":     func(s *Settings, v string) error { return into(&s.Backend)(oneOf(v, Auto, "iptables", "nftables")) },
+	"agent.on_conflict": func(s *Settings, v string) error { return into(&s.OnConflict)(oneOf(v, TakeOver, Refuse)) },
+	"ssh.ports":         func(s *Settings, v string) error { return into(&s.SSHPorts)(parsePortList(v)) },
+	"ssh.allow":         func(s *Settings, v string) error { return into(&s.Allow)(parseAllow(v)) },
+	"ssh.client_ip": func(s *Settings, v string) error {
+		sources, errs := firewall.ParseSources(v)
+		if len(errs) == 0 {
+			s.ClientIP, s.ClientIPText = sources, strings.Join(strings.Fields(v), " ")
+		}
+		return errors.Join(errs...)
+	},
+	"ssh.limit":          func(s *Settings, v string) error { return into(&s.Limit)(parseRate(v)) },
+	"ssh.confirm_within": func(s *Settings, v string) error { return into(&s.ConfirmWithin)(parseDuration(v)) },
+	"interfaces.public":  func(s *Settings, v string) error { return into(&s.Public)(parseInterfaces(v, true)) },
+	"interfaces.private": func(s *Settings, v string) error { return into(&s.Private)(parseInterfaces(v, true)) },
+	"interfaces.trusted": func(s *Settings, v string) error { return into(&s.Trusted)(parseInterfaces(v, false)) },
+	"test.allow":         func(s *Settings, v string) error { return s.setTests(true, v) },
+	"test.deny":          func(s *Settings, v string) error { return s.setTests(false, v) },
+	"log.level": func(s *Settings, v string) error {
+		return into(&s.LogLevel)(oneOf(v, "error", "warn", "warning", "info", "debug", "trace"))
+	},
+	"log.drops": func(s *Settings, v string) error { return into(&s.LogDrops)(ParseYesNo(v)) },
+}
+
+// into returns a function that sets a field unless there is an error.
 func into[T any](field *T) func(T, error) error {
 	return func(value T, err error) error {
 		if err == nil {
@@ -304,16 +282,14 @@ func (s *Settings) setSource(section, key, source string) {
 	s.Sources[section+"."+key] = source
 }
 
-// setOpen adds a service, or replaces the one of the same name.
+// setOpen adds a service, or replaces the one with the same name.
 func (s *Settings) setOpen(name, value, source string) error {
 	if value == "" {
 		return firewall.CheckServiceName(name)
 	}
 	var service firewall.Service
-	var err error
-	if value == Closed {
-		err = firewall.CheckServiceName(name)
-	} else {
+	err := firewall.CheckServiceName(name)
+	if value != Closed {
 		service, err = firewall.ParseService(name, value)
 	}
 	if err != nil {
@@ -340,35 +316,11 @@ func (s *Settings) setOpen(name, value, source string) error {
 	return nil
 }
 
-// zoneClash finds an interface that is said to be both public and private.
-func (s *Settings) zoneClash() (Problem, bool) {
-	for _, name := range s.Private {
-		if slices.Contains(s.Public, name) {
-			return Problem{File: s.Sources["interfaces.private"], Key: "interfaces.private",
-				Msg: fmt.Sprintf("%q is public too (%s): an interface has one zone", name, s.Sources["interfaces.public"])}, true
-		}
-	}
-	return Problem{}, false
-}
-
-// CheckProfileName says what is wrong with a profile's name, or nil. It is a
-// file's name too: NAME.ini.
-func CheckProfileName(name string) error {
-	const alphanumeric = "abcdefghijklmnopqrstuvwxyz0123456789"
-	switch {
-	case name == "" || len(name) > 40 || strings.Trim(name, alphanumeric+"+._-") != "" || !strings.ContainsRune(alphanumeric, rune(name[0])):
-		return fmt.Errorf("profile name %s: want 1 to 40 of a-z, 0-9, \"+\", \".\", \"_\" and \"-\", a letter or digit first", firewall.Quote(name))
-	case name == Auto:
-		return fmt.Errorf("profile name %q: it stands for the profile that the agent chooses", name)
-	}
-	return nil
-}
-
 func parseProfile(value string) (string, error) {
 	if value == Auto {
 		return value, nil
 	}
-	return value, CheckProfileName(value)
+	return value, firewall.CheckProfileName(value)
 }
 
 // ParseYesNo reads yes or no.
@@ -385,9 +337,9 @@ func oneOf(value string, words ...string) (string, error) {
 	return "", fmt.Errorf("%s: want %s or %s", firewall.Quote(value), strings.Join(words[:last], ", "), words[last])
 }
 
-// list takes apart what commas, white space or both separate. Each entry will
-// be looked for among the others, so there is a limit.
-func list(value, want string) ([]string, error) {
+// parseList parses a list separated by commas, white space or both, and drops
+// duplicates. Each entry is compared with all others, so their number is limited.
+func parseList[T comparable](value, want string, parse func(word string) (T, error)) ([]T, error) {
 	const most = 256
 	words := strings.Fields(strings.ReplaceAll(value, ",", " "))
 	switch {
@@ -396,7 +348,16 @@ func list(value, want string) ([]string, error) {
 	case len(words) > most:
 		return nil, fmt.Errorf("a list of %d: want at most %d", len(words), most)
 	}
-	return words, nil
+	var list []T
+	var errs []error
+	for _, w := range words {
+		if v, err := parse(w); err != nil {
+			errs = append(errs, err)
+		} else if !slices.Contains(list, v) {
+			list = append(list, v)
+		}
+	}
+	return list, errors.Join(errs...)
 }
 
 func parsePortList(value string) ([]uint16, error) {
@@ -404,40 +365,28 @@ func parsePortList(value string) ([]uint16, error) {
 		return nil, nil
 	}
 	const want = "auto, or ports from 1 to 65535 such as 22, 2222"
-	words, err := list(value, want)
-	if err != nil {
-		return nil, err
-	}
-	var (
-		ports []uint16
-		errs  []error
-	)
-	for _, w := range words {
+	return parseList(value, want, func(w string) (uint16, error) {
 		n, err := strconv.ParseUint(w, 10, 16)
 		if err != nil || n == 0 || w[0] == '0' {
-			errs = append(errs, fmt.Errorf("%s: want %s", firewall.Quote(w), want))
-		} else if !slices.Contains(ports, uint16(n)) {
-			ports = append(ports, uint16(n))
+			return 0, fmt.Errorf("%s: want %s", firewall.Quote(w), want)
 		}
-	}
-	return ports, errors.Join(errs...)
+		return uint16(n), nil
+	})
 }
 
 func parseAllow(value string) (Allow, error) {
-	const want = "want client, any or none, and addresses and CIDRs, each with \"until TIME\" behind it if it is to end"
+	const want = "want client, any or none, and addresses and CIDRs, each with \"until TIME\" if temporary"
 	words := strings.Fields(strings.ReplaceAll(value, ",", " "))
 	if len(words) == 0 {
-		return Allow{}, fmt.Errorf("%s holds no address", firewall.Quote(value))
+		return Allow{}, fmt.Errorf("%s contains no address", firewall.Quote(value))
 	}
-	var (
-		a    = Allow{Mode: AllowList}
-		errs []error
-	)
+	a := Allow{Mode: AllowList}
+	var errs []error
 	for i := 0; i < len(words); i++ {
 		switch mode := AllowMode(words[i]); mode {
 		case AllowClient, AllowAny, AllowNone:
 			if a.Mode != AllowList && a.Mode != mode {
-				errs = append(errs, fmt.Errorf("%s: %s and %s do not go together: %s", firewall.Quote(value), a.Mode, mode, want))
+				errs = append(errs, fmt.Errorf("%s: %s and %s exclude each other: %s", firewall.Quote(value), a.Mode, mode, want))
 			}
 			a.Mode = mode
 			continue
@@ -467,83 +416,60 @@ func parseAllow(value string) (Allow, error) {
 	switch {
 	case len(errs) > 0:
 	case a.Mode == AllowNone && len(a.List) > 0:
-		errs = append(errs, fmt.Errorf("%s: none is nobody but those with an end: leave it out", firewall.Quote(value)))
+		errs = append(errs, fmt.Errorf("%s: none allows only temporary addresses: leave it out", firewall.Quote(value)))
 	case a.Mode == AllowList && len(a.List) == 0:
-		errs = append(errs, fmt.Errorf("%s: nobody is left when that has ended: want client, any, none, or an address that stays, too", firewall.Quote(value)))
+		errs = append(errs, fmt.Errorf("%s: all addresses are temporary: want also client, any, none or a permanent address", firewall.Quote(value)))
 	}
 	return a, errors.Join(errs...)
 }
 
-// parseRate reads N/second, minute, hour or day, or off. 10000 in a second is
-// the most that iptables' limits count (XT_HASHLIMIT_SCALE). A rate that
-// iptables would make another of could never be verified.
+// parseRate reads N/second, minute, hour or day, or off. The maximum of iptables'
+// limits is 10000 per second (XT_HASHLIMIT_SCALE). A rate that iptables rounds
+// could never be verified.
 func parseRate(value string) (firewall.Rate, error) {
 	if value == "off" {
 		return firewall.Rate{}, nil
 	}
 	number, unit, _ := strings.Cut(value, "/")
-	var per firewall.Unit
-	switch unit {
-	case "second", "sec":
-		per = firewall.Second
-	case "minute", "min":
-		per = firewall.Minute
-	case "hour":
-		per = firewall.Hour
-	case "day":
-		per = firewall.Day
-	}
+	per := map[string]firewall.Unit{"second": firewall.Second, "sec": firewall.Second,
+		"minute": firewall.Minute, "min": firewall.Minute, "hour": firewall.Hour, "day": firewall.Day}[unit]
 	n, err := strconv.ParseUint(number, 10, 32)
 	if err != nil || per == "" || n < 1 || n > 10000 {
-		return firewall.Rate{}, fmt.Errorf("%s: want 1 to 10000 in a second, minute, hour or day, such as 30/minute, or off", firewall.Quote(value))
+		return firewall.Rate{}, fmt.Errorf("%s: want 1 to 10000 per second, minute, hour or day, such as 30/minute, or off", firewall.Quote(value))
 	}
 	rate := firewall.Rate{N: uint32(n), Per: per}
 	if _, exact := rate.Canonical(); !exact {
-		return firewall.Rate{}, fmt.Errorf("%s: iptables cannot count that exactly: want a round number, such as 100/second or 600/minute", firewall.Quote(value))
+		return firewall.Rate{}, fmt.Errorf("%s: iptables would round this rate: want a round number, such as 100/second or 600/minute", firewall.Quote(value))
 	}
 	return rate, nil
 }
 
-// parseDuration reads a time to wait, or 0.
+// parseDuration reads a duration, or 0 for never.
 func parseDuration(value string) (time.Duration, error) {
-	if value == "0" {
+	if d, err := time.ParseDuration(value); err == nil && d == 0 {
 		return 0, nil
 	}
-	const most = 30 * 24 * time.Hour
-	d, err := time.ParseDuration(value)
-	if err != nil || d != 0 && d < time.Second || d > most {
-		return 0, fmt.Errorf("%s: want a time from 1s to 720h, such as 30m or 1h30m, or 0 for never", firewall.Quote(value))
+	d, err := firewall.ParseDuration(value)
+	if err != nil {
+		err = fmt.Errorf("%w, or 0 for never", err)
 	}
-	return d, nil
+	return d, err
 }
 
-// parseInterfaces reads names of interfaces; auto, where it may be said, is nil.
+// parseInterfaces reads names of interfaces. The word auto is nil if auto is set,
+// and an error otherwise.
 func parseInterfaces(value string, auto bool) ([]string, error) {
 	if auto && value == Auto {
 		return nil, nil
 	}
 	const want = "names of interfaces such as eth0 or wg*"
-	words, err := list(value, want)
-	if err != nil {
-		return nil, err
-	}
-	var (
-		names []string
-		errs  []error
-	)
-	for _, w := range words {
+	return parseList(value, want, func(w string) (string, error) {
 		switch {
 		case w == Auto || firewall.IsZoneWord(w):
-			errs = append(errs, fmt.Errorf("%s: want %s", firewall.Quote(w), want))
+			return "", fmt.Errorf("%s: want %s", firewall.Quote(w), want)
 		case len(w) > 16: // 15 characters and a "*"
-			errs = append(errs, fmt.Errorf("interface name %s: longer than the kernel's 15 characters", firewall.Quote(w)))
-		default:
-			if err := firewall.CheckInterfaceName(w, true); err != nil {
-				errs = append(errs, err)
-			} else if !slices.Contains(names, w) {
-				names = append(names, w)
-			}
+			return "", fmt.Errorf("interface name %s: longer than the kernel's 15 characters", firewall.Quote(w))
 		}
-	}
-	return names, errors.Join(errs...)
+		return w, firewall.CheckInterfaceName(w, true)
+	})
 }

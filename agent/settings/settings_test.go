@@ -19,7 +19,7 @@ import (
 
 var comparePrefixes = cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 
-// machine is a system with files below a root of its own.
+// machine returns a system with files below its own root.
 func machine(t *testing.T, files map[string]string) *system.System {
 	t.Helper()
 	root := t.TempDir()
@@ -44,7 +44,7 @@ func TestLoadWithoutFiles(t *testing.T) {
 		t.Error(diff)
 	}
 	_, err = Load(machine(t, nil), "/etc/basicfw/mine.ini")
-	wantLines(t, err, "/etc/basicfw/mine.ini: reading it: no such file or directory")
+	wantLines(t, err, "/etc/basicfw/mine.ini: cannot be read: no such file or directory")
 }
 
 func TestLoad(t *testing.T) {
@@ -137,27 +137,27 @@ db = 70000/tcp on lan from 10.0.0.1/8
 `})
 	got, err := Load(sys, "/etc/basicfw/mine.ini")
 	wantLines(t, err, `/etc/basicfw/mine.ini:2: agent.profile: profile name "Web": want 1 to 40 of a-z, 0-9,
-/etc/basicfw/mine.ini:3: agent.client_ip: it belongs into the section [ssh]
+/etc/basicfw/mine.ini:3: agent.client_ip: belongs in section [ssh]
 /etc/basicfw/mine.ini:4: agent.colour: unknown key: [agent] has profile, backend, on_conflict
 /etc/basicfw/mine.ini:6: ssh.ports: "0": want auto, or ports from 1 to 65535 such as 22, 2222
 /etc/basicfw/mine.ini:6: ssh.ports: "70000": want auto, or ports from 1 to 65535
 /etc/basicfw/mine.ini:7: ssh.allow: "office.example.com" is not an address
 /etc/basicfw/mine.ini:7: ssh.allow: "10.0.0.1/8" has host bits set: the network is 10.0.0.0/8
 /etc/basicfw/mine.ini:8: "junk": want KEY = VALUE
-/etc/basicfw/mine.ini:9: ssh.limit: "5": want 1 to 10000 in a second, minute, hour or day, such as 30/minute, or off
-/etc/basicfw/mine.ini:10: ssh.limit: it is given twice, in line 9 too
-/etc/basicfw/mine.ini:11: unknown section [nonsense]: there are [agent], [ssh], [interfaces], [open], [log]
+/etc/basicfw/mine.ini:9: ssh.limit: "5": want 1 to 10000 per second, minute, hour or day, such as 30/minute, or off
+/etc/basicfw/mine.ini:10: ssh.limit: duplicate key, first set in line 9
+/etc/basicfw/mine.ini:11: unknown section [nonsense]: want one of [agent], [ssh], [interfaces], [open], [test], [log]
 /etc/basicfw/mine.ini:14: log.drops: "true": want yes or no
-/etc/basicfw/local.ini:2: open.ssh: service name "ssh" is a word of the baseline's own rules: choose another
+/etc/basicfw/local.ini:2: open.ssh: service name "ssh" is reserved for the baseline rules: choose another
 /etc/basicfw/local.ini:3: open.db: "70000/tcp": ports are 1 to 65535
 /etc/basicfw/local.ini:3: open.db: unknown zone "lan"
 /etc/basicfw/local.ini:3: open.db: "10.0.0.1/8" has host bits set`)
 	var errs Errors
 	if !errors.As(err, &errs) || errs.OnlyClient() {
-		t.Errorf("%T, only the client: %v", err, errs.OnlyClient())
+		t.Errorf("%T, OnlyClient %v", err, errs.OnlyClient())
 	}
 	if diff := cmp.Diff(Defaults(), got, comparePrefixes); diff != "" {
-		t.Errorf("a bad value came through: %s", diff)
+		t.Errorf("a bad value was accepted: %s", diff)
 	}
 }
 
@@ -168,37 +168,37 @@ func TestLoadWithABadClientOnly(t *testing.T) {
 /etc/basicfw/agent.ini:4: ssh.client_ip: "10.0.0.1/8" has host bits set`)
 	var errs Errors
 	if !errors.As(err, &errs) || !errs.OnlyClient() {
-		t.Errorf("%T, not only the client: %v", err, err)
+		t.Errorf("%T, want only errors about the client: %v", err, err)
 	}
 	if got.Profile != "web-only" || got.ClientIP != nil {
 		t.Errorf("got profile %q, client %v", got.Profile, got.ClientIP)
 	}
 	if (Errors{}).OnlyClient() || (Errors{}).Err() != nil {
-		t.Error("no error is not the client's")
+		t.Error("an empty Errors is an error about the client")
 	}
 }
 
-func TestLoadFilesThatCannotBeRead(t *testing.T) {
+func TestLoadUnreadableFiles(t *testing.T) {
 	sys := machine(t, map[string]string{"/etc/basicfw/agent.ini": strings.Repeat("x", 10<<20), "/etc/basicfw/local.ini/x": ""})
 	_, err := Load(sys, "")
-	wantLines(t, err, `/etc/basicfw/agent.ini:1: the file is larger than 1048576 bytes
-/etc/basicfw/local.ini: reading it: is a directory`)
+	wantLines(t, err, `/etc/basicfw/agent.ini:1: file is larger than 1048576 bytes
+/etc/basicfw/local.ini: cannot be read: is a directory`)
 
-	// Whoever made a link did not mean that it says nothing.
+	// A dangling link is an error, not a missing file.
 	sys = machine(t, map[string]string{"/etc/basicfw/x": ""})
-	if err := os.Symlink("nowhere", sys.Path("/etc/basicfw/agent.ini")); err != nil {
+	if err := os.Symlink("nowhere", filepath.Join(sys.Root, "/etc/basicfw/agent.ini")); err != nil {
 		t.Fatal(err)
 	}
 	_, err = Load(sys, "")
-	wantLines(t, err, "/etc/basicfw/agent.ini: reading it: no such file or directory")
+	wantLines(t, err, "/etc/basicfw/agent.ini: cannot be read: no such file or directory")
 }
 
-func TestLoadInterfaceOfTwoZones(t *testing.T) {
+func TestLoadInterfaceInTwoZones(t *testing.T) {
 	sys := machine(t, map[string]string{
 		"/etc/basicfw/agent.ini": "[interfaces]\npublic = eth0\n",
 		"/etc/basicfw/local.ini": "[interfaces]\nprivate = eth1 eth0\n"})
 	_, err := Load(sys, "")
-	wantLines(t, err, `/etc/basicfw/local.ini:2: interfaces.private: "eth0" is public too (/etc/basicfw/agent.ini:2)`)
+	wantLines(t, err, `/etc/basicfw/local.ini:2: interfaces.private: "eth0" is also public (/etc/basicfw/agent.ini:2)`)
 }
 
 func TestSet(t *testing.T) {
@@ -217,7 +217,7 @@ func TestSet(t *testing.T) {
 		{key: "agent.profile", value: "..", wrong: "want 1 to 40"},
 		{key: "agent.profile", value: strings.Repeat("x", 41), wrong: "want 1 to 40"},
 		{key: "agent.backend", value: "nftables", want: func(s *Settings) { s.Backend = "nftables" }},
-		{key: "agent.backend", value: "nft", wrong: `--flag: agent.backend: "nft": want auto, iptables or nftables`},
+		{key: "agent.backend", value: "nft", wrong: `--flag: "nft": want auto, iptables or nftables`},
 		{key: "agent.on_conflict", value: "auto", wrong: "want takeover or refuse"},
 		{key: "ssh.ports", value: "2222", want: func(s *Settings) { s.SSHPorts = []uint16{2222} }},
 		{key: "ssh.ports", value: "auto", want: func(s *Settings) {}},
@@ -236,19 +236,19 @@ func TestSet(t *testing.T) {
 				Timed: []firewall.TimedSource{{From: netip.MustParsePrefix("198.51.100.0/24"), Until: time.Date(2026, 11, 24, 18, 0, 0, 0, time.UTC)}}}
 		}},
 		{key: "ssh.allow", value: "none", want: func(s *Settings) { s.Allow = Allow{Mode: AllowNone} }},
-		{key: "ssh.allow", value: "client, any", wrong: `client and any do not go together`},
-		{key: "ssh.allow", value: "none 203.0.113.7", wrong: `none is nobody but those with an end`},
-		{key: "ssh.allow", value: "203.0.113.7 until 2026-11-24T18:00:00Z", wrong: `nobody is left when that has ended`},
+		{key: "ssh.allow", value: "client, any", wrong: `client and any exclude each other`},
+		{key: "ssh.allow", value: "none 203.0.113.7", wrong: `none allows only temporary addresses`},
+		{key: "ssh.allow", value: "203.0.113.7 until 2026-11-24T18:00:00Z", wrong: `all addresses are temporary`},
 		{key: "ssh.allow", value: "client 203.0.113.7 until", wrong: `until: "": want a time in UTC such as 2006-01-02T15:04:05Z`},
 		{key: "ssh.allow", value: "until 2026-11-24T18:00:00Z", wrong: `"until" is not an address` + "\n" + `"2026-11-24T18:00:00Z" is not an address`},
 		{key: "ssh.allow", value: "Any", wrong: `"Any" is not an address`},
-		{key: "ssh.allow", value: "0.0.0.0/0 ::/0", wrong: "use allow = any\nuse allow = any"},
-		{key: "ssh.allow", value: ", ,", wrong: "holds no address"},
+		{key: "ssh.allow", value: "0.0.0.0/0 ::/0", wrong: "set allow = any in [ssh]\nset allow = any in [ssh]"},
+		{key: "ssh.allow", value: ", ,", wrong: "contains no address"},
 		{key: "ssh.client_ip", value: "203.0.113.7,\n198.51.100.0/24\n", want: func(s *Settings) {
 			s.ClientIP = []netip.Prefix{netip.MustParsePrefix("203.0.113.7/32"), netip.MustParsePrefix("198.51.100.0/24")}
 			s.ClientIPText = "203.0.113.7, 198.51.100.0/24"
 		}},
-		{key: "ssh.client_ip", value: "127.0.0.1", wrong: "--flag: ssh.client_ip: \"127.0.0.1\" is a loopback address"},
+		{key: "ssh.client_ip", value: "127.0.0.1", wrong: "--flag: \"127.0.0.1\" is a loopback address"},
 		{key: "ssh.client_ip", value: "a\x1bb", wrong: `"a\x1bb" is not an address`},
 		{key: "ssh.limit", value: "1/second", want: rate(1, firewall.Second)},
 		{key: "ssh.limit", value: "10000/sec", want: rate(10000, firewall.Second)},
@@ -257,7 +257,7 @@ func TestSet(t *testing.T) {
 		{key: "ssh.limit", value: "7/day", want: rate(7, firewall.Day)},
 		{key: "ssh.limit", value: "off", want: rate(0, "")},
 		{key: "ssh.limit", value: "0/second", wrong: "want 1 to 10000"},
-		{key: "ssh.limit", value: "7000/second", wrong: "iptables cannot count that exactly"},
+		{key: "ssh.limit", value: "7000/second", wrong: "iptables would round this rate"},
 		{key: "ssh.limit", value: "10001/second", wrong: "want 1 to 10000"},
 		{key: "ssh.limit", value: "-1/second", wrong: "want 1 to 10000"},
 		{key: "ssh.limit", value: "4294967297/second", wrong: "want 1 to 10000"},
@@ -268,7 +268,8 @@ func TestSet(t *testing.T) {
 		{key: "ssh.confirm_within", value: "0s", want: confirm(0)},
 		{key: "ssh.confirm_within", value: "90s", want: confirm(90 * time.Second)},
 		{key: "ssh.confirm_within", value: "720h", want: confirm(720 * time.Hour)},
-		{key: "ssh.confirm_within", value: "30", wrong: "want a time from 1s to 720h, such as 30m or 1h30m, or 0 for never"},
+		{key: "ssh.confirm_within", value: "1d", want: confirm(24 * time.Hour)},
+		{key: "ssh.confirm_within", value: "30", wrong: "want a time from 1s to 30d, such as 90m, 8h or 7d, or 0 for never"},
 		{key: "ssh.confirm_within", value: "-30m", wrong: "want a time"},
 		{key: "ssh.confirm_within", value: "1ms", wrong: "want a time"},
 		{key: "ssh.confirm_within", value: "721h", wrong: "want a time"},
@@ -285,14 +286,14 @@ func TestSet(t *testing.T) {
 		{key: "open.web", value: "8080/tcp", want: func(s *Settings) {
 			s.Open = []firewall.Service{{Name: "web", Proto: "tcp", Ports: firewall.Port(8080), On: "any", Source: "--flag"}}
 		}},
-		{key: "open.web", value: "8080", wrong: `--flag: open.web: "8080": write 8080/tcp or 8080/udp`},
+		{key: "open.web", value: "8080", wrong: `--flag: "8080": write 8080/tcp or 8080/udp`},
 		{key: "open.Web", value: "8080/tcp", wrong: `service name "Web"`},
 		{key: "log.level", value: "warn", want: func(s *Settings) { s.LogLevel = "warn" }},
 		{key: "log.level", value: "loud", wrong: "want error, warn, warning, info, debug or trace"},
 		{key: "log.drops", value: "no", want: func(s *Settings) { s.LogDrops = false }},
 		{key: "log.drops", value: "0", wrong: "want yes or no"},
 		{key: "log.colour", value: "red", wrong: "unknown key: [log] has level, drops"},
-		{key: "log.ports", value: "22", wrong: "it belongs into the section [ssh]"},
+		{key: "log.ports", value: "22", wrong: "belongs in section [ssh]"},
 		{key: "nonsense.x", value: "1", wrong: "unknown section"},
 	} {
 		got, want := Defaults(), Defaults()
@@ -310,7 +311,7 @@ func TestSet(t *testing.T) {
 		} else {
 			lines, wrong := strings.Split(err.Error(), "\n"), strings.Split(tt.wrong, "\n")
 			for i := range lines {
-				if len(lines) != len(wrong) || !strings.Contains(lines[i], wrong[i]) || !strings.HasPrefix(lines[i], "--flag: "+tt.key+": ") {
+				if len(lines) != len(wrong) || !strings.Contains(lines[i], wrong[i]) || !strings.HasPrefix(lines[i], "--flag: ") || strings.Contains(lines[i], tt.key) {
 					t.Errorf("%s = %q: got %s, want %s", tt.key, tt.value, err, tt.wrong)
 					break
 				}
@@ -322,9 +323,9 @@ func TestSet(t *testing.T) {
 	}
 }
 
-func TestAnEmptyValueChangesNothing(t *testing.T) {
+func TestEmptyValueChangesNothing(t *testing.T) {
 	s := Defaults()
-	for _, l := range layout() {
+	for _, l := range layout {
 		for _, key := range append(l.keys, map[string][]string{"open": {"web"}}[l.name]...) {
 			for _, value := range []string{"", " \n"} {
 				if err := s.Set(l.name, key, value, "--flag"); err != nil {
@@ -338,20 +339,20 @@ func TestAnEmptyValueChangesNothing(t *testing.T) {
 	}
 }
 
-// Every key of the layout is judged: none is known and then forgotten.
-func TestEveryKeyIsJudged(t *testing.T) {
-	for _, l := range layout() {
+// Every key of the layout has a check.
+func TestEveryKeyIsChecked(t *testing.T) {
+	for _, l := range layout {
 		for _, key := range l.keys {
 			s := Defaults()
 			if err := s.Set(l.name, key, "!", "--flag"); err == nil {
-				t.Errorf("%s.%s took \"!\"", l.name, key)
+				t.Errorf("%s.%s accepted \"!\"", l.name, key)
 			}
 		}
 	}
 }
 
-// The settings file of the package shows the defaults: every line of it may be
-// put to use as it stands.
+// The packaged settings file shows the defaults: every line of it can be
+// uncommented unchanged.
 func TestPackagedFileShowsTheDefaults(t *testing.T) {
 	data, err := os.ReadFile("../../packaging/rpm/agent.ini")
 	if err != nil {
@@ -371,7 +372,7 @@ func TestPackagedFileShowsTheDefaults(t *testing.T) {
 	if errs := got.decode(doc, errs); errs != nil {
 		t.Fatal(errs)
 	}
-	for _, l := range layout() {
+	for _, l := range layout {
 		s := doc.Section(l.name)
 		if s == nil {
 			t.Errorf("no section [%s]", l.name)
@@ -381,7 +382,7 @@ func TestPackagedFileShowsTheDefaults(t *testing.T) {
 		for _, k := range s.Keys {
 			keys = append(keys, k.Name)
 			if _, said := got.Sources[l.name+"."+k.Name]; !said && k.Value != "" {
-				t.Errorf("%s.%s = %s came to nothing", l.name, k.Name, k.Value)
+				t.Errorf("%s.%s = %s had no effect", l.name, k.Name, k.Value)
 			}
 		}
 		if diff := cmp.Diff(strings.Join(l.keys, " "), strings.Join(keys, " ")); diff != "" {

@@ -8,18 +8,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/basicfw/basicfw-agent/agent/backend"
+	"github.com/basicfw/basicfw-agent/agent/files"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// written are states as the program writes them: with everything that ends, and
-// the failsafe one.
+// written returns states as the program writes them: one with everything temporary,
+// and the failsafe one.
 func written(f *testing.F) []State {
 	f.Helper()
 	until := time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
 	client := netip.MustParsePrefix("2001:db8::/64")
 	full := State{
-		InstanceID: "i-1", SSHFixed: true, SSHPorts: []string{"22: test"}, Service: true, TakenBack: "why", RescueArgument: "basicfw.unlock=5m",
+		InstanceID: "i-1", SSHFixed: true, SSHPorts: []string{"22: test"}, Service: true, RolledBack: "why", RescueArgument: "basicfw.unlock=5m",
 		Profile: Choice{"mine", "flag", "because"}, Backend: Choice{"iptables", "auto", "it is there"},
 		Client:  Client{Allow: []netip.Prefix{client}, Source: "named", Reason: "client_ip"},
 		Allowed: []Allowed{{From: client, Until: until, Reason: "ssh allow"}},
@@ -41,8 +44,8 @@ func written(f *testing.F) []State {
 	return []State{full, safe}
 }
 
-// fuzz gives a file of the store any text, has it read, and if that can be,
-// written and read again: then it is the same.
+// fuzz puts any text into a file of the store. If that can be read, it must not change
+// when it is written and read again.
 func fuzz[T any](f *testing.F, path string, seeds []T, load func(*Store) (T, error), save func(*Store, T) error, use func(t *testing.T, got T)) {
 	root := f.TempDir()
 	s := New(&system.System{Root: root})
@@ -74,11 +77,11 @@ func fuzz[T any](f *testing.F, path string, seeds []T, load func(*Store) (T, err
 		}
 		use(t, got)
 		if err := save(s, got); err != nil {
-			t.Fatalf("it was read, and cannot be written: %v", err)
+			t.Fatalf("it was read but cannot be written: %v", err)
 		}
 		first, err := load(s)
 		if err != nil {
-			t.Fatalf("it was written, and cannot be read: %v", err)
+			t.Fatalf("it was written but cannot be read: %v", err)
 		}
 		if err := save(s, first); err != nil {
 			t.Fatal(err)
@@ -89,20 +92,20 @@ func fuzz[T any](f *testing.F, path string, seeds []T, load func(*Store) (T, err
 	})
 }
 
-// useState does with a state what every run does.
+// useState uses a state as every run does.
 func useState(t *testing.T, st State) {
 	t.Helper()
 	if err := st.Ruleset.Check(); err != nil {
-		t.Errorf("it was read, and is none for a kernel: %v", err)
+		t.Errorf("it was read, but its rules are invalid: %v", err)
 	}
 	m := firewall.Moment{Time: time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC), Boot: "b", Uptime: time.Minute}
 	if err := st.At(m).Ruleset.Check(); err != nil {
-		t.Errorf("without what has ended it is none for a kernel: %v", err)
+		t.Errorf("without expired rules it is invalid: %v", err)
 	}
 	st.Desired.Ends(m)
 	if rules, err := firewall.Compile(st.Desired); err == nil {
 		if err := rules.Check(); err != nil {
-			t.Errorf("compiled again it is none for a kernel: %v", err)
+			t.Errorf("compiled again, it is invalid: %v", err)
 		}
 	}
 }
@@ -124,14 +127,14 @@ func FuzzPending(f *testing.F) {
 	})
 }
 
-func FuzzOriginal(f *testing.F) {
-	before := firewall.FamilyBefore{Input: "ACCEPT", Output: "ACCEPT", Removed: []string{"-p tcp -m tcp --dport 22 -j ACCEPT"}, Places: []int{0}}
-	seed := Original{
-		Files:     []File{{Path: "/etc/sysconfig/iptables", Existed: true, Mode: 0o600, Data: []byte("*filter\nCOMMIT\n")}, {Path: "/etc/motd.d/basicfw"}},
+func FuzzBackup(f *testing.F) {
+	before := backend.FamilyBackup{Input: "ACCEPT", Output: "ACCEPT", Removed: []string{"-p tcp -m tcp --dport 22 -j ACCEPT"}, Places: []int{0}}
+	seed := Backup{
+		Files:     []files.File{{Path: "/etc/sysconfig/iptables", Existed: true, Mode: 0o600, Data: []byte("*filter\nCOMMIT\n")}, {Path: "/etc/motd.d/basicfw"}},
 		Dirs:      []string{"/etc/motd.d"},
-		Conntrack: Conntrack{4096, 1024},
-		Managers:  []firewall.ManagerBefore{{Name: "ufw", Units: []firewall.UnitBefore{{Name: "ufw.service", Enabled: true, Active: true}}}},
+		Conntrack: host.Conntrack{Max: 4096, Buckets: 1024},
+		Conflicts: []firewall.ConflictBackup{{Name: "ufw", Units: []firewall.UnitBackup{{Name: "ufw.service", Enabled: true, Active: true}}}},
 	}
 	seed.Rules.IPv4, seed.Rules.IPv6 = before, before
-	fuzz(f, original, []Original{seed}, (*Store).LoadOriginal, (*Store).SaveOriginal, func(t *testing.T, o Original) { o.File("/etc/sysconfig/iptables") })
+	fuzz(f, original, []Backup{seed}, (*Store).LoadBackup, (*Store).SaveBackup, func(t *testing.T, o Backup) { o.File("/etc/sysconfig/iptables") })
 }

@@ -39,7 +39,7 @@ func TestState(t *testing.T) {
 	}
 	got, err := s.Load()
 	if err != nil || !got.Ruleset.Equal(st.Ruleset) {
-		t.Errorf("not what was saved: %v", err)
+		t.Errorf("not the saved state: %v", err)
 	}
 	path := filepath.Join(root, StateFile)
 	good, err := os.ReadFile(path)
@@ -48,7 +48,7 @@ func TestState(t *testing.T) {
 	}
 	for name, bad := range map[string]string{
 		"empty": "", "truncated": string(good[:len(good)/2]), "garbage": "\x00\xff", "another schema": `{"schema": 3}`, "no schema": `{}`,
-		"a rule that is none": strings.Replace(string(good), `"in": "lo"`, `"in": "lo -j ACCEPT"`, 1),
+		"an invalid rule": strings.Replace(string(good), `"in": "lo"`, `"in": "lo -j ACCEPT"`, 1),
 	} {
 		if err := os.WriteFile(path, []byte(bad), 0o600); err != nil {
 			t.Fatal(err)
@@ -62,7 +62,7 @@ func TestState(t *testing.T) {
 	}
 }
 
-// Who waits in vain is told who holds the lock.
+// The error of a timeout names the holder of the lock.
 func TestLockNamesHolder(t *testing.T) {
 	s, _ := newStore(t)
 	unlock, err := s.Lock(context.Background(), "apply")

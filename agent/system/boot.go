@@ -9,13 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Boot names this boot, differently from any other, and tells how long ago it
-// began, time in suspend included (proc(5), clock_gettime(2)). No change of the
-// clock moves that.
+// Boot returns a unique name of this boot and the time since, including suspend (proc(5),
+// clock_gettime(2)). Changes of the clock do not affect it.
 func Boot() (name string, uptime time.Duration, err error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
-		return "", 0, fmt.Errorf("reading which boot this is: %w", err)
+		return "", 0, fmt.Errorf("reading the boot ID: %w", err)
 	}
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &ts); err != nil {

@@ -5,29 +5,26 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"regexp"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// consolesFile names what the kernel prints to, such as "tty0 ttyS0" (Linux
-// 2.6.37 and later).
+// consolesFile lists the kernel's consoles, such as "tty0 ttyS0" (Linux 2.6.37 and
+// later).
 const consolesFile = "/sys/class/tty/console/active"
 
-// serialLine is a console that is a line, and no screen: the PC's, ARM's and
-// those of hypervisors.
-var serialLine = regexp.MustCompile(`^(ttyS|ttyAMA|hvc)[0-9]+$`)
+// serialLine reports whether a console is a serial line (of a PC, of ARM or of a
+// hypervisor), not a screen.
+func serialLine(name string) bool {
+	kind := strings.TrimRight(name, "0123456789")
+	return kind != name && (kind == "ttyS" || kind == "ttyAMA" || kind == "hvc")
+}
 
-// screen is the virtual terminal that is shown, which the kernel prints to or
-// not.
-const screen = "tty0"
-
-// Say writes a line to the serial consoles of the machine, and with shown to
-// its screen too. A console that takes nothing, because who is at its other end
-// holds it up, keeps nobody waiting for longer than a second. Below a root there
-// are no consoles.
+// Say writes a line to the machine's serial consoles, and with shown also to its
+// screen. A console that accepts no output, because its terminal has stopped it,
+// delays this for at most about a second. With a Root it does nothing.
 func (s *System) Say(text string, shown bool) error {
 	if s.Root != "" {
 		return nil
@@ -38,17 +35,17 @@ func (s *System) Say(text string, shown bool) error {
 	}
 	var devices []string
 	for _, name := range strings.Fields(string(active)) {
-		if serialLine.MatchString(name) {
+		if serialLine(name) {
 			devices = append(devices, "/dev/"+name)
 		}
 	}
 	if shown {
-		devices = append(devices, "/dev/"+screen)
+		devices = append(devices, "/dev/tty0") // the visible virtual terminal
 	}
 	return s.Do("say", strings.Join(devices, " "), func() error { return sayTo(devices, text) })
 }
 
-// sayLimit is how long a line may take to get out.
+// sayLimit is the timeout for a line.
 const sayLimit = time.Second
 
 func sayTo(devices []string, text string) error {
@@ -63,15 +60,15 @@ func sayTo(devices []string, text string) error {
 		case err := <-said:
 			errs = append(errs, err)
 		case <-limit:
-			// The kernel lets a line that is held up empty itself for half a
-			// minute before it closes it. That goes on without us.
-			return errors.Join(append(errs, errors.New("a console does not take what is said"))...)
+			// Closing a stopped line takes the kernel up to half a minute. The
+			// goroutine waits for that.
+			return errors.Join(append(errs, errors.New("a console accepts no output"))...)
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// sayOn writes a line to a console; one that is not there is no error.
+// sayOn writes a line to a console. A missing one is no error.
 func sayOn(device, text string) error {
 	f, err := os.OpenFile(device, os.O_WRONLY|unix.O_NOCTTY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -82,13 +79,13 @@ func sayOn(device, text string) error {
 	}
 	defer f.Close()
 	if fi, err := f.Stat(); err != nil || fi.Mode()&fs.ModeCharDevice == 0 {
-		return fmt.Errorf("%s is no console", device)
+		return fmt.Errorf("%s is not a console", device)
 	}
 	if err := f.SetWriteDeadline(time.Now().Add(sayLimit)); err != nil {
 		return err
 	}
-	// Behind a login prompt, or what somebody types. What a terminal might take
-	// for a command, or cannot show, is none of it.
+	// The line starts after a login prompt or typed text. It contains no character
+	// that the terminal interprets or cannot show.
 	line := strings.Map(func(r rune) rune {
 		if r > '~' {
 			return '?'

@@ -12,8 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// terminal gives the two ends of a terminal: the one where somebody sits, and
-// the name of the device.
+// terminal returns a pseudoterminal's master and the name of its device.
 func terminal(t *testing.T) (master *os.File, device string) {
 	t.Helper()
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|unix.O_NOCTTY, 0)
@@ -36,7 +35,7 @@ func terminal(t *testing.T) (master *os.File, device string) {
 	return master, fmt.Sprintf("/dev/pts/%d", n)
 }
 
-// A console gets a line of its own, in plain characters.
+// A console receives a separate line in plain characters.
 func TestSay(t *testing.T) {
 	master, device := terminal(t)
 	gone := filepath.Join(t.TempDir(), "ttyS9")
@@ -53,15 +52,15 @@ func TestSay(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := sayTo([]string{plain}, "x"); err == nil {
-		t.Error("a file passes for a console")
+		t.Error("a file was accepted as a console")
 	}
 	if data, _ := os.ReadFile(plain); len(data) > 0 {
-		t.Errorf("the file holds %q", data)
+		t.Errorf("the file contains %q", data)
 	}
 }
 
-// A console that is held up, as by Ctrl-S, holds up nobody.
-func TestSayHeldUp(t *testing.T) {
+// A stopped console (Ctrl-S) does not block.
+func TestSayStopped(t *testing.T) {
 	_, device := terminal(t)
 	slave, err := os.OpenFile(device, os.O_RDWR|unix.O_NOCTTY, 0)
 	if err != nil {

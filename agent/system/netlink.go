@@ -4,36 +4,35 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// netlinkNap is how long the kernel's messages may pile up once there was one:
-// they are read together, however many there are.
+// netlinkNap is the pause after the kernel's messages were read, so that the next ones
+// are read together.
 const netlinkNap = 50 * time.Millisecond
 
-// netlinkBuffer is how much of them may pile up, in bytes. What does not fit is
-// lost, and the kernel says that something was, which is all that is asked.
+// netlinkBuffer is the size of the socket's buffer in bytes. The kernel drops messages
+// that do not fit and reports the loss, which is all that is needed.
 const netlinkBuffer = 64 << 10
 
-// Multicast calls tell when the kernel sends a message that counts to one of
-// some multicast groups of a netlink protocol (netlink(7)), or when messages
-// were lost, until the context ends. tell must not wait. The error is of a
-// kernel that has no such groups, or of a sandbox that keeps us from them.
+// Multicast joins multicast groups of a netlink protocol (netlink(7)). It calls tell
+// for a message that counts, or if messages were lost, until the context ends. tell
+// must not block. It fails if the kernel has no such groups or a sandbox forbids them.
 func Multicast(ctx context.Context, protocol int, groups []int, counts func(syscall.NetlinkMessage) bool, tell func()) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	// A file of Go's waits without a thread, and Close ends a Read.
+	// An os.File waits without a thread, and Close ends a Read.
 	f := os.NewFile(uintptr(fd), "netlink")
-	if err := join(fd, groups); err != nil {
-		f.Close()
-		return err
-	}
 	conn, err := f.SyscallConn()
+	if err == nil {
+		err = join(fd, groups)
+	}
 	if err != nil {
 		f.Close()
 		return err
@@ -56,7 +55,7 @@ func Multicast(ctx context.Context, protocol int, groups []int, counts func(sysc
 			}
 			nap := netlinkNap
 			if failed != nil {
-				nap = time.Minute // none that is known; it must not keep us busy
+				nap = time.Minute // no known error; it must not cause a busy loop
 			}
 			select {
 			case <-ctx.Done():
@@ -68,10 +67,10 @@ func Multicast(ctx context.Context, protocol int, groups []int, counts func(sysc
 	return nil
 }
 
-// drain reads the messages that are there, and tells whether any counts. The
-// error is EAGAIN where there was none.
+// drain reads the available messages and reports whether any counts. The error is
+// EAGAIN if there were none.
 func drain(fd int, buf []byte, counts func(syscall.NetlinkMessage) bool) (news bool, err error) {
-	const most = 4096 // of those that keep coming, for this once
+	const most = 4096 // messages per call, as more may keep arriving
 	for i := range most {
 		n, err := unix.Read(fd, buf)
 		switch {
@@ -79,7 +78,7 @@ func drain(fd int, buf []byte, counts func(syscall.NetlinkMessage) bool) (news b
 		case err == unix.EAGAIN && i > 0:
 			return news, nil
 		case err == unix.ENOBUFS:
-			news = true // some were lost; the socket goes on
+			news = true // some were lost; the socket still works
 		case err != nil:
 			return err != unix.EAGAIN, err
 		default:
@@ -104,16 +103,8 @@ func join(fd int, groups []int) error {
 	return nil
 }
 
-// anyCounts takes what is cut off or cannot be read for what counts.
+// anyCounts reports whether any message counts. A truncated or invalid one does.
 func anyCounts(data []byte, counts func(syscall.NetlinkMessage) bool) bool {
 	msgs, err := syscall.ParseNetlinkMessage(data)
-	if err != nil {
-		return true
-	}
-	for _, m := range msgs {
-		if counts(m) {
-			return true
-		}
-	}
-	return false
+	return err != nil || slices.ContainsFunc(msgs, counts)
 }

@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -10,19 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BeginAnew makes this process the same program with other arguments, in the
-// network of another process. It returns only where that fails.
-func BeginAnew(pid int, args ...string) error {
-	// The namespace is a thread's, and exec keeps that of the one that calls it.
+// Reexec replaces this process with the same program with other arguments, in the
+// network namespace of another process. It returns only on failure.
+func Reexec(pid int, args ...string) error {
+	// A namespace belongs to a thread, and exec keeps the calling thread's.
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	// Kernels before 3.0 have namespaces of the network, and no way into one.
+	// Kernels before 3.0 have network namespaces, but no way to enter one.
 	if _, err := os.Stat("/proc/self/ns/net"); !errors.Is(err, fs.ErrNotExist) {
 		if err := enterNetwork(pid); err != nil {
-			return fmt.Errorf("entering the network of process %d: %w", pid, err)
+			return fmt.Errorf("entering the network namespace of process %d: %w", pid, err)
 		}
 	}
-	return fmt.Errorf("beginning anew: %w", unix.Exec("/proc/self/exe", append(os.Args[:1:1], args...), os.Environ()))
+	self := Self
+	if _, err := os.Stat(self); err != nil { // no /proc, in a chroot
+		self, _ = Executable()
+	}
+	return fmt.Errorf("restarting this program: %w", unix.Exec(self, append(os.Args[:1:1], args...), os.Environ()))
 }
 
 func enterNetwork(pid int) error {
@@ -31,17 +36,10 @@ func enterNetwork(pid int) error {
 		return err
 	}
 	defer theirs.Close()
-	own, err := os.Open("/proc/self/ns/net")
-	if err != nil {
-		return err
-	}
-	defer own.Close()
-	a, err := theirs.Stat()
-	if err != nil {
-		return err
-	}
-	if b, err := own.Stat(); err != nil || os.SameFile(a, b) {
-		return err // to enter the same takes a privilege
+	a, errA := theirs.Stat()
+	b, errB := os.Stat("/proc/self/ns/net")
+	if err := cmp.Or(errA, errB); err != nil || os.SameFile(a, b) {
+		return err // entering it would need a privilege
 	}
 	return unix.Setns(int(theirs.Fd()), unix.CLONE_NEWNET)
 }

@@ -1,6 +1,6 @@
-// Package system is the one door to files and programs. Everything that the
-// agent reads, writes or runs goes through a System, so that a test can put a
-// tree of its own under it, count what happens, and break any single step.
+// Package system provides access to files and programs. The agent reads, writes and runs
+// everything through a System. A test can thus use its own file tree, count the operations,
+// and make any single one fail.
 package system
 
 import (
@@ -28,22 +28,21 @@ import (
 
 // System is a machine's files and programs.
 type System struct {
-	// Root prefixes every path below /etc, /var, /run and /usr. Empty is the
-	// machine itself. /proc and /sys are the kernel's own and stay.
+	// Root prefixes every path below /etc, /var, /run and /usr. Empty is the machine
+	// itself. Paths below /proc and /sys have no prefix.
 	Root string
-	// Step, where set, does each step. It is for tests.
+	// Step, if set, does each step. It is for tests.
 	Step Step
-	// Programs, where set, are where programs are looked for in place of the
-	// system's directories. It is for tests.
+	// Programs, if set, are the directories of programs instead of the system's. It is
+	// for tests.
 	Programs []string
 }
 
-// Step does a step in its own way: an operation on a file, or a run of a
-// program, which is what do does. It can end the program before that or after
-// it, or have another error come of it.
+// Step runs do, which is an operation on a file or a run of a program. It may also
+// end the program before or after that, or return another error.
 type Step func(op, name string, do func() error) error
 
-// Do is a step of somebody else's: of a library that has no seam.
+// Do runs a step outside this package, such as one of a library that has no Step.
 func (s *System) Do(op, name string, do func() error) error {
 	if s.Step == nil {
 		return do()
@@ -51,43 +50,17 @@ func (s *System) Do(op, name string, do func() error) error {
 	return s.Step(op, name, do)
 }
 
-// The steps that change nothing.
-const (
-	stepRead     = "read"
-	stepStat     = "stat"
-	stepList     = "list"
-	stepReadlink = "readlink"
-)
-
-// Looks tells whether a step only looks.
-func Looks(op string) bool {
-	return op == stepRead || op == stepStat || op == stepList || op == stepReadlink
-}
-
-// Before makes a Step of what is to be called before each step that changes
-// something; an error from it is that step's error.
-func Before(call func(op, name string) error) Step {
-	return func(op, name string, do func() error) error {
-		if !Looks(op) {
-			if err := call(op, name); err != nil {
-				return err
-			}
-		}
-		return do()
-	}
-}
-
-// look is a step that gives something.
+// look runs a step that returns a value.
 func look[T any](s *System, op, path string, do func(path string) (T, error)) (got T, err error) {
 	err = s.Do(op, path, func() (err error) {
-		got, err = do(s.Path(path))
+		got, err = do(s.path(path))
 		return err
 	})
 	return got, err
 }
 
-// Path gives where a path of the contract really is.
-func (s *System) Path(path string) string {
+// path returns path with the Root prefix, if one applies.
+func (s *System) path(path string) string {
 	if s.Root == "" {
 		return path
 	}
@@ -99,13 +72,10 @@ func (s *System) Path(path string) string {
 	return path
 }
 
-// ReadFile is os.ReadFile below the root.
-func (s *System) ReadFile(path string) ([]byte, error) { return look(s, stepRead, path, os.ReadFile) }
-
-// ReadLimited reads a file of at most max bytes; a larger one is an error. It
-// does not wait for a FIFO's other end.
+// ReadLimited reads a file of at most max bytes; a larger one is an error. It does not
+// block on a FIFO.
 func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
-	return look(s, stepRead, path, func(p string) ([]byte, error) {
+	return look(s, "read", path, func(p string) ([]byte, error) {
 		f, err := os.OpenFile(p, os.O_RDONLY|unix.O_NONBLOCK, 0)
 		if err != nil {
 			return nil, err
@@ -126,30 +96,28 @@ func (s *System) ReadLimited(path string, max int64) ([]byte, error) {
 }
 
 // Stat is os.Stat below the root.
-func (s *System) Stat(path string) (fs.FileInfo, error) { return look(s, stepStat, path, os.Stat) }
+func (s *System) Stat(path string) (fs.FileInfo, error) { return look(s, "stat", path, os.Stat) }
 
 // Lstat is os.Lstat below the root.
-func (s *System) Lstat(path string) (fs.FileInfo, error) { return look(s, stepStat, path, os.Lstat) }
+func (s *System) Lstat(path string) (fs.FileInfo, error) { return look(s, "stat", path, os.Lstat) }
 
-// CheckOwner says why a file cannot be trusted with what root does: it is not
-// a plain file, not root's (or the caller's own, when that is not root), or
-// others may write to it.
+// CheckOwner returns an error unless root can trust a file's content. It must be a regular
+// file, owned by root or by the caller, that no other user can write to.
 func CheckOwner(fi fs.FileInfo) error {
 	st, ok := fi.Sys().(*syscall.Stat_t)
 	switch {
 	case !fi.Mode().IsRegular():
-		return fmt.Errorf("not a plain file, but %v", fi.Mode())
+		return fmt.Errorf("not a regular file (%v)", fi.Mode())
 	case ok && st.Uid != 0 && int(st.Uid) != os.Geteuid():
-		return fmt.Errorf("belongs to user %d, not to root", st.Uid)
+		return fmt.Errorf("owned by user %d, not by root", st.Uid)
 	case fi.Mode()&0o022 != 0:
-		return fmt.Errorf("others than root may write to it (mode %04o)", fi.Mode().Perm())
+		return fmt.Errorf("writable by users other than root (mode %04o)", fi.Mode().Perm())
 	}
 	return nil
 }
 
-// Exists tells whether there is something at path, be it a dangling link. Where
-// that cannot be told, there is: settings on a failing disk must not pass for
-// none.
+// Exists reports whether path exists, also as a dangling link. It is true if that
+// cannot be determined: settings on a failing disk must not count as missing.
 func (s *System) Exists(path string) bool {
 	_, err := s.Lstat(path)
 	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR)
@@ -157,17 +125,17 @@ func (s *System) Exists(path string) bool {
 
 // ReadDir is os.ReadDir below the root.
 func (s *System) ReadDir(path string) ([]fs.DirEntry, error) {
-	return look(s, stepList, path, os.ReadDir)
+	return look(s, "list", path, os.ReadDir)
 }
 
 // Readlink is os.Readlink below the root.
 func (s *System) Readlink(path string) (string, error) {
-	return look(s, stepReadlink, path, os.Readlink)
+	return look(s, "readlink", path, os.Readlink)
 }
 
-// Glob is filepath.Glob below the root; so is what it gives.
+// Glob is filepath.Glob below the root; the result is without the root.
 func (s *System) Glob(pattern string) ([]string, error) {
-	found, err := look(s, stepList, pattern, filepath.Glob)
+	found, err := look(s, "list", pattern, filepath.Glob)
 	for i, f := range found {
 		if strings.HasPrefix(f, filepath.Clean(s.Root)+"/") {
 			found[i] = strings.TrimPrefix(f, filepath.Clean(s.Root))
@@ -176,11 +144,10 @@ func (s *System) Glob(pattern string) ([]string, error) {
 	return found, err
 }
 
-// MkdirAll makes a directory and its parents, and sees that the last one is
-// root's (the caller's, when that is not root) and has mode: one that somebody
-// else has is mended.
+// MkdirAll creates a directory and its parents. It sets the last one's mode, and its
+// owner to the caller.
 func (s *System) MkdirAll(path string, mode fs.FileMode) error {
-	p := s.Path(path)
+	p := s.path(path)
 	if fi, err := s.Lstat(path); err == nil && fi.IsDir() && fi.Mode().Perm() == mode && callers(fi) {
 		return nil
 	}
@@ -196,23 +163,18 @@ func (s *System) MkdirAll(path string, mode fs.FileMode) error {
 			return err
 		}
 	}
-	return s.Chmod(path, mode)
-}
-
-// Chmod is os.Chmod below the root.
-func (s *System) Chmod(path string, mode fs.FileMode) error {
-	return s.Do("chmod", path, func() error { return os.Chmod(s.Path(path), mode) })
+	return s.Do("chmod", path, func() error { return os.Chmod(p, mode) })
 }
 
 // Rename is os.Rename below the root.
 func (s *System) Rename(from, to string) error {
-	return s.Do("rename", to, func() error { return os.Rename(s.Path(from), s.Path(to)) })
+	return s.Do("rename", to, func() error { return os.Rename(s.path(from), s.path(to)) })
 }
 
-// Sync has a file, or a directory's entries, on disk when it comes back.
+// Sync flushes a file or a directory's entries to disk.
 func (s *System) Sync(path string) error {
 	return s.Do("sync", path, func() error {
-		f, err := os.Open(s.Path(path))
+		f, err := os.Open(s.path(path))
 		if err != nil {
 			return err
 		}
@@ -226,14 +188,13 @@ func callers(fi fs.FileInfo) bool {
 	return !ok || int(st.Uid) == os.Geteuid()
 }
 
-// WriteFile replaces a file in one step: the data goes to a new file beside
-// it, is flushed to disk and renamed over it, and then the directory is
-// flushed. Whoever reads sees the old file or the new one, whole, also after a
-// power cut. A symbolic link at path is replaced, never followed. The new file
-// carries the SELinux label that the old one had; one without a predecessor
-// gets the label of its place from the kernel.
+// WriteFile replaces a file atomically. It writes a temporary file in the same
+// directory, flushes it, renames it, and flushes the directory. Readers see the
+// complete old or new file, also after a power failure. A symbolic link at path is
+// replaced, never followed. The new file has the SELinux label of the old one, or the
+// kernel's default for its directory.
 func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
-	p := s.Path(path)
+	p := s.path(path)
 	defer func() {
 		if err != nil {
 			err = fmt.Errorf("writing %s: %w", path, err)
@@ -273,8 +234,8 @@ func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err erro
 	return s.Sync(filepath.Dir(path))
 }
 
-// sweep removes what those left beside a file who were killed while they wrote
-// it. Their names have the process in them: one that lives may still write.
+// sweep removes temporary files of a file whose writers were killed. Their names
+// contain the PID: a running process may still write.
 func (s *System) sweep(path string) {
 	entries, err := s.ReadDir(filepath.Dir(path))
 	if err != nil {
@@ -287,12 +248,12 @@ func (s *System) sweep(path string) {
 			continue
 		}
 		left := filepath.Join(filepath.Dir(path), e.Name())
-		s.Do("remove", left, func() error { return os.Remove(s.Path(left)) })
+		s.Do("remove", left, func() error { return os.Remove(s.path(left)) })
 	}
 }
 
-// copyLabel gives the new file the SELinux label of the one it replaces. A
-// system without labels, or a file that was not there, is no error.
+// copyLabel copies the SELinux label of the old file to the new one. A system without
+// labels, or a missing old file, is no error.
 func copyLabel(old string, f *os.File) error {
 	buf := make([]byte, 256)
 	n, err := unix.Lgetxattr(old, "security.selinux", buf)
@@ -300,74 +261,75 @@ func copyLabel(old string, f *os.File) error {
 		return nil
 	}
 	if err := unix.Fsetxattr(int(f.Fd()), "security.selinux", buf[:n], 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
-		return fmt.Errorf("labelling it %q: %w", bytes.TrimRight(buf[:n], "\x00"), err)
+		return fmt.Errorf("setting the SELinux label %q: %w", bytes.TrimRight(buf[:n], "\x00"), err)
 	}
 	return nil
 }
 
-// Touch makes a file one of now; one that is not there stays so.
+// Touch sets a file's times to now, if it exists.
 func (s *System) Touch(path string) error {
 	if !s.Exists(path) {
 		return nil
 	}
 	now := time.Now()
-	return s.Do("touch", path, func() error { return os.Chtimes(s.Path(path), now, now) })
+	return s.Do("touch", path, func() error { return os.Chtimes(s.path(path), now, now) })
 }
 
-// Remove removes a file; one that is not there is no error.
+// Remove removes a file; a missing one is no error.
 func (s *System) Remove(path string) error {
 	s.sweep(path)
 	if _, err := s.Lstat(path); errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
-	err := s.Do("remove", path, func() error { return os.Remove(s.Path(path)) })
+	err := s.Do("remove", path, func() error { return os.Remove(s.path(path)) })
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return s.Sync(filepath.Dir(path))
 }
 
-// RemoveAll removes a directory and what is in it.
+// RemoveAll removes a directory and its content.
 func (s *System) RemoveAll(path string) error {
-	return s.Do("remove", path, func() error { return os.RemoveAll(s.Path(path)) })
+	return s.Do("remove", path, func() error { return os.RemoveAll(s.path(path)) })
 }
 
-// RemoveDir removes a directory if it is there and empty; else it is no error.
+// RemoveDir removes a directory if it is empty. A missing or non-empty one is no error.
 func (s *System) RemoveDir(path string) error {
 	entries, err := s.ReadDir(path)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), err == nil && len(entries) > 0:
+		return nil
+	case err != nil:
 		return err
 	}
-	if err != nil || len(entries) > 0 {
-		return nil
-	}
-	return s.Do("remove", path, func() error { return os.Remove(s.Path(path)) })
+	return s.Do("remove", path, func() error { return os.Remove(s.path(path)) })
 }
 
-// Symlink puts a symbolic link at path in place of what is there, in one step.
+// Symlink atomically replaces path with a symbolic link.
 func (s *System) Symlink(target, path string) error {
-	p := s.Path(path)
+	p := s.path(path)
 	temp := filepath.Join(filepath.Dir(p), fmt.Sprintf(".%s.%d.link", filepath.Base(p), os.Getpid()))
 	s.sweep(path)
-	os.Remove(temp) // of another process of this number
-	if err := s.Do("link", path, func() error { return os.Symlink(target, temp) }); err != nil {
-		return fmt.Errorf("linking %s: %w", path, err)
+	os.Remove(temp) // of a former process with this PID
+	err := s.Do("link", path, func() error { return os.Symlink(target, temp) })
+	if err == nil {
+		err = s.Do("rename", path, func() error { return os.Rename(temp, p) })
 	}
-	if err := s.Do("rename", path, func() error { return os.Rename(temp, p) }); err != nil {
+	if err != nil {
 		os.Remove(temp)
 		return fmt.Errorf("linking %s: %w", path, err)
 	}
 	return s.Sync(filepath.Dir(path))
 }
 
-// WriteKernel writes a value to a file of /proc or /sys.
+// WriteKernel writes a value to a file in /proc or /sys.
 func (s *System) WriteKernel(path, value string) error {
 	return s.Do("kernel", path, func() error { return os.WriteFile(path, []byte(value), 0o644) })
 }
 
-// Lock takes an exclusive lock on a file, which it makes if need be, and waits
-// for it until the context ends. The function that it gives back lets go. What
-// note says is in the file meanwhile, if it can be written.
+// Lock acquires an exclusive lock on a file, which it creates if necessary, and waits
+// for it until the context ends. unlock releases it. The file contains note meanwhile,
+// if it can be written.
 func (s *System) Lock(ctx context.Context, path, note string) (unlock func(), err error) {
 	for {
 		f, err := s.tryLock(path)
@@ -376,7 +338,10 @@ func (s *System) Lock(ctx context.Context, path, note string) (unlock func(), er
 		}
 		if f != nil {
 			if note != "" {
-				s.Do("write", path, func() error { return errors.Join(f.Truncate(0), writeString(f, note)) })
+				s.Do("write", path, func() error {
+					_, err := f.WriteString(note)
+					return errors.Join(err, f.Truncate(int64(len(note))))
+				})
 			}
 			return func() { f.Close() }, nil
 		}
@@ -388,16 +353,11 @@ func (s *System) Lock(ctx context.Context, path, note string) (unlock func(), er
 	}
 }
 
-func writeString(w io.Writer, text string) error {
-	_, err := io.WriteString(w, text)
-	return err
-}
-
-// tryLock is one try; it gives no file where another holds the lock.
+// tryLock tries once. It returns no file if another process holds the lock.
 func (s *System) tryLock(path string) (*os.File, error) {
 	var f *os.File
 	err := s.Do("lock", path, func() (err error) {
-		f, err = os.OpenFile(s.Path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		f, err = os.OpenFile(s.path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		return err
 	})
 	if err != nil {
@@ -405,10 +365,10 @@ func (s *System) tryLock(path string) (*os.File, error) {
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if err == nil {
-		// The former holder may have removed the file: then this lock keeps
-		// nobody out.
+		// The previous holder may have removed the file: then this lock excludes no
+		// other process.
 		mine, e1 := f.Stat()
-		there, e2 := os.Lstat(s.Path(path))
+		there, e2 := os.Lstat(s.path(path))
 		if e1 == nil && e2 == nil && os.SameFile(mine, there) {
 			return f, nil
 		}
@@ -420,15 +380,13 @@ func (s *System) tryLock(path string) (*os.File, error) {
 	return nil, nil
 }
 
-// defaultPath is where programs are looked for, and what those are given that
-// are run.
+// defaultPath is the directories of programs, and the PATH of programs that run.
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// LookPath finds a program in the system's directories, in an order that is
-// fixed. The caller's PATH can take some of these away, and add none. One that
-// others than root (or than the caller, when that is not root) could change is
-// passed over, so that no other user decides what root runs.
-func (s *System) LookPath(name string) (string, error) { return look(s, stepStat, name, s.lookPath) }
+// LookPath returns the path of a program in the system's directories, in fixed order.
+// The caller's PATH can exclude some of them but add none. Programs that users other
+// than root or the caller could change are skipped, so that none decides what root runs.
+func (s *System) LookPath(name string) (string, error) { return look(s, "stat", name, s.lookPath) }
 
 func (s *System) lookPath(name string) (string, error) {
 	dirs := s.Programs
@@ -437,7 +395,7 @@ func (s *System) lookPath(name string) (string, error) {
 	}
 	for _, dir := range dirs {
 		p := filepath.Join(dir, name)
-		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && trusted(p) && trustedDir(dir) {
+		if fi, err := os.Stat(p); err == nil && fi.Mode().IsRegular() && fi.Mode()&0o111 != 0 && trusted(p, false) && trustedDir(dir) {
 			return p, nil
 		}
 	}
@@ -448,45 +406,38 @@ func (s *System) lookPath(name string) (string, error) {
 	return "", &NotFoundError{Name: name, Path: where}
 }
 
-// searched gives the system's directories that a PATH has; an empty one has all.
+// searched returns the system's directories that a PATH contains, or all if it is empty.
 func searched(path string) []string {
 	all := filepath.SplitList(defaultPath)
 	if path == "" {
 		return all
 	}
-	var theirs []string
-	for _, dir := range filepath.SplitList(path) {
-		theirs = append(theirs, filepath.Clean(dir))
-	}
-	return slices.DeleteFunc(all, func(dir string) bool { return !slices.Contains(theirs, dir) })
+	theirs := filepath.SplitList(path)
+	return slices.DeleteFunc(all, func(dir string) bool {
+		return !slices.ContainsFunc(theirs, func(d string) bool { return filepath.Clean(d) == dir })
+	})
 }
 
-func trusted(path string) bool {
+// trusted reports whether root or the caller owns a path and no other user can write to
+// it. With sticky, a directory with the sticky bit may be writable by all.
+func trusted(path string, sticky bool) bool {
 	var st unix.Stat_t
-	if unix.Stat(path, &st) != nil {
-		return false
-	}
-	return (st.Uid == 0 || int(st.Uid) == os.Geteuid()) && st.Mode&0o022 == 0
+	return unix.Stat(path, &st) == nil && (st.Uid == 0 || int(st.Uid) == os.Geteuid()) &&
+		(st.Mode&0o022 == 0 || sticky && st.Mode&unix.S_ISVTX != 0)
 }
 
-// trustedDir is trusted of a directory and of all above it. Above it may be one
-// that all write to, where each can take away only what is his own.
+// trustedDir reports whether a directory and all above it are trusted. Those above may
+// have the sticky bit: users can then remove only their own files.
 func trustedDir(dir string) bool {
-	if !trusted(dir) {
-		return false
-	}
-	for dir != "/" {
+	ok := trusted(dir, false)
+	for ok && dir != "/" {
 		dir = filepath.Dir(dir)
-		var st unix.Stat_t
-		if unix.Stat(dir, &st) != nil || st.Uid != 0 && int(st.Uid) != os.Geteuid() || st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0 {
-			return false
-		}
+		ok = trusted(dir, true)
 	}
-	return true
+	return ok
 }
 
-// NotFoundError says that a program is in none of the directories where it was
-// looked for.
+// NotFoundError reports that a program is in none of the searched directories.
 type NotFoundError struct{ Name, Path string }
 
 func (e *NotFoundError) Error() string {
@@ -501,22 +452,22 @@ type Command struct {
 	Name  string // looked up by LookPath unless it is a path
 	Args  []string
 	Stdin []byte
-	// Timeout bounds the run; zero is 30 seconds.
+	// Timeout limits the run; zero is 30 seconds.
 	Timeout time.Duration
-	// Namespace has the program run in a network namespace of its own, which is
-	// empty, and gone when the last of its processes has ended.
+	// Namespace runs the program in a new, empty network namespace, which exists until
+	// its last process has ended.
 	Namespace bool
 }
 
-// Result is what a program left behind.
+// Result is a program's output.
 type Result struct {
 	Stdout, Stderr []byte
 }
 
-// ExitError says that a program ran and failed.
+// ExitError reports that a program ran and failed.
 type ExitError struct {
 	Command string
-	Code    int // -1 where a signal ended it
+	Code    int // -1 if a signal ended it
 	Stderr  string
 	err     error
 }
@@ -531,9 +482,8 @@ func (e *ExitError) Error() string {
 
 func (e *ExitError) Unwrap() error { return e.err }
 
-// Run runs a program to its end, without a shell, with the C locale and a
-// small environment. The error of one that fails is an *ExitError and holds
-// what it printed on standard error.
+// Run runs a program to its end, without a shell, in the C locale with a minimal
+// environment. If it fails, the error is an *ExitError with its standard error.
 func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	path := c.Name
 	if !filepath.IsAbs(path) {
@@ -547,36 +497,38 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 		name = os.Args[0]
 	}
 	line := strings.Join(append([]string{filepath.Base(name)}, c.Args...), " ")
-	timeout := c.Timeout
-	if timeout == 0 {
-		timeout = 30 * time.Second
-	}
+	timeout := cmp.Or(c.Timeout, 30*time.Second)
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, c.Args...)
 	cmd.Env = []string{"LC_ALL=C", "PATH=" + defaultPath}
-	if path == Self { // which takes from PATH as this run does, and is called as it is
+	if path == Self { // with the PATH and the name of this run
 		cmd.Env[1] = "PATH=" + os.Getenv("PATH")
+		cmd.Env = append(cmd.Env, supervised+"=1") // by this process
 		cmd.Args[0] = os.Args[0]
 	}
-	cmd.WaitDelay = 10 * time.Second // for output that a busy machine has not read yet
+	cmd.WaitDelay = 10 * time.Second // to read the output on a busy machine
 	cmd.Stdin = bytes.NewReader(c.Stdin)
 	if c.Namespace {
 		cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	}
 	var out, errOut bytes.Buffer
+	out.Grow(16 << 10) // mostly rules; unused space costs nothing
 	cmd.Stdout, cmd.Stderr = &out, &errOut
 	err := s.Do("run", line, cmd.Run)
 	res := Result{Stdout: out.Bytes(), Stderr: errOut.Bytes()}
-	if err != nil && cmd.ProcessState == nil { // it was not even started
+	if err != nil && cmd.ProcessState == nil { // not started
 		return res, fmt.Errorf("%s: %w", line, err)
+	}
+	if err != nil && threadless(errOut.Bytes()) {
+		return res, fmt.Errorf("%s: %s: %w", line, outOfProcesses, syscall.EAGAIN)
 	}
 	if err != nil {
 		switch e := ctx.Err(); {
 		case errors.Is(e, context.DeadlineExceeded):
-			err = fmt.Errorf("no end within %v: %w", timeout, e)
+			err = fmt.Errorf("not finished after %gs: %w", timeout.Seconds(), e)
 		case e != nil:
-			err = fmt.Errorf("cut short: %w", e)
+			err = fmt.Errorf("interrupted: %w", e)
 		}
 		code := -1
 		var exit *exec.ExitError
@@ -588,7 +540,7 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	return res, nil
 }
 
-// oneLine makes a program's words fit for one line of a message.
+// oneLine converts a program's output to one line of a message.
 func oneLine(b []byte) string {
 	const max = 600
 	s := strings.Join(strings.Fields(string(b)), " ")
@@ -598,10 +550,9 @@ func oneLine(b []byte) string {
 	return Printable(s)
 }
 
-// Printable replaces what a terminal might take for a command, or what would
-// make text look like another, in text that comes from files, processes or the
-// network: control characters, and all that does not show, such as those that
-// turn the direction of writing.
+// Printable replaces control and invisible characters in text from files, processes or
+// the network. A terminal might execute them, or show the text as another, such as
+// those that reverse the direction of writing.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if shows(r) {
@@ -613,8 +564,8 @@ func Printable(s string) string {
 
 func shows(r rune) bool { return r != utf8.RuneError && unicode.IsPrint(r) }
 
-// PrintableJSON is Printable of a JSON text, where nothing gets lost: what does
-// not show stands there by its number.
+// PrintableJSON is Printable for JSON text without loss: it replaces invisible
+// characters with \u escapes.
 func PrintableJSON(data []byte) []byte {
 	var out []byte
 	for _, r := range string(data) {
@@ -622,15 +573,15 @@ func PrintableJSON(data []byte) []byte {
 			out = utf8.AppendRune(out, r)
 			continue
 		}
-		for _, u := range utf16.Encode([]rune{r}) {
+		for _, u := range utf16.AppendRune(nil, r) {
 			out = fmt.Appendf(out, "\\u%04x", u)
 		}
 	}
 	return out
 }
 
-// Detach starts a program that goes on when this one, and the session that it
-// was started in, has ended. Nothing is heard of it any more.
+// Detach starts a program that continues after this one and its session have ended.
+// Its output and exit code are lost.
 func (s *System) Detach(path string, args ...string) error {
 	line := strings.Join(append([]string{filepath.Base(path)}, args...), " ")
 	err := s.Do("detach", line, func() error {
@@ -649,9 +600,8 @@ func (s *System) Detach(path string, args ...string) error {
 	return nil
 }
 
-// Populated tells whether the control group of a systemd unit has processes.
-// Which of the places is there depends on how systemd set up the hierarchies
-// below cgroups: unified, hybrid, legacy.
+// Populated reports whether the control group of a systemd unit has processes. Its path
+// below cgroups depends on systemd's hierarchy: unified, hybrid or legacy.
 func Populated(cgroups, unit string) bool {
 	group := "/system.slice/" + unit
 	for _, root := range []string{"", "/unified"} {
@@ -661,4 +611,12 @@ func Populated(cgroups, unit string) bool {
 	}
 	data, err := os.ReadFile(cgroups + "/systemd" + group + "/cgroup.procs")
 	return err == nil && len(data) > 0
+}
+
+// Again returns the arguments for another run of this program with command and root.
+func Again(root, command string) []string {
+	if root != "" {
+		return []string{"--root", root, command}
+	}
+	return []string{command}
 }

@@ -19,7 +19,7 @@ func TestPath(t *testing.T) {
 		"/etc/a": "/tmp/x/etc/a", "/run": "/tmp/x/run", "/usr/../etc/shadow": "/tmp/x/etc/shadow",
 		"/etcetera": "/etcetera", "/proc/1": "/proc/1", "/sys/module": "/sys/module",
 	} {
-		if got := s.Path(in); got != want {
+		if got := s.path(in); got != want {
 			t.Errorf("%s: %s, want %s", in, got, want)
 		}
 	}
@@ -49,9 +49,9 @@ func TestWriteFile(t *testing.T) {
 	if err != nil || fi.Mode() != 0o640 {
 		t.Errorf("%v, %v", fi.Mode(), err)
 	}
-	// A step that fails leaves the old file, and nothing beside it.
+	// A failed step keeps the old file and leaves no temporary one.
 	for _, fail := range []string{"create", "write", "chmod", "label", "flush", "close", "rename"} {
-		s.Step = Before(func(op, _ string) error {
+		s.Step = lab.Before(func(op, _ string) error {
 			if op == fail {
 				return errors.New("broken")
 			}
@@ -62,12 +62,12 @@ func TestWriteFile(t *testing.T) {
 		}
 		entries, _ := os.ReadDir(filepath.Dir(path))
 		if data, _ := os.ReadFile(path); string(data) != "ours" || len(entries) != 1 {
-			t.Errorf("%s: %q and %d entries are left", fail, data, len(entries))
+			t.Errorf("%s: %q and %d entries remain", fail, data, len(entries))
 		}
 	}
 }
 
-// Only directories that nobody else can write to count in PATH.
+// Only directories of PATH that no other user can write to count.
 func TestLookPath(t *testing.T) {
 	good, bad := t.TempDir(), t.TempDir()
 	for dir, mode := range map[string]os.FileMode{good: 0o755, bad: 0o777} {
@@ -84,13 +84,13 @@ func TestLookPath(t *testing.T) {
 	}
 	var missing *NotFoundError
 	if _, err := find(bad); !errors.As(err, &missing) {
-		t.Errorf("found in a directory that all may write to: %v", err)
+		t.Errorf("found in a world-writable directory: %v", err)
 	}
 	if err := os.Chmod(good, 0o777|os.ModeSticky); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := find(good); !errors.As(err, &missing) {
-		t.Errorf("found in a directory to which all may add: %v", err)
+		t.Errorf("found in a sticky world-writable directory: %v", err)
 	}
 	for mode, found := range map[os.FileMode]bool{0o755: true, 0o775: false, 0o777 | os.ModeSticky: true} {
 		if err := errors.Join(os.Chmod(good, 0o755), os.Chmod(filepath.Dir(good), mode)); err != nil {
@@ -104,11 +104,11 @@ func TestLookPath(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := find(good); !errors.As(err, &missing) {
-		t.Errorf("found a program that all may write to: %v", err)
+		t.Errorf("found a world-writable program: %v", err)
 	}
 }
 
-// TestCallersPath: what a caller has in PATH takes directories away, and adds none.
+// TestCallersPath: the caller's PATH excludes directories, and adds none.
 func TestCallersPath(t *testing.T) {
 	evil := t.TempDir()
 	if err := os.WriteFile(filepath.Join(evil, "env"), []byte("#!/bin/sh\n"), 0o755); err != nil {
@@ -150,7 +150,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestNamespace runs a program where there is no network but its own.
+// TestNamespace runs a program in its own network namespace.
 func TestNamespace(t *testing.T) {
 	lab.Need(t)
 	mine, err := os.Readlink("/proc/self/ns/net")
@@ -160,7 +160,7 @@ func TestNamespace(t *testing.T) {
 	for _, own := range []bool{false, true} {
 		res, err := (&System{}).Run(context.Background(), Command{Name: "readlink", Args: []string{"/proc/self/ns/net"}, Namespace: own})
 		if err != nil || (strings.TrimSpace(string(res.Stdout)) == mine) == own {
-			t.Errorf("its own %v: it runs in %q, I in %q, %v", own, res.Stdout, mine, err)
+			t.Errorf("own namespace %v: it runs in %q, the test in %q, %v", own, res.Stdout, mine, err)
 		}
 	}
 }
@@ -180,8 +180,8 @@ func TestLock(t *testing.T) {
 	if _, err := s.Lock(ctx, "/run/lock", ""); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("a second holder: %v", err)
 	}
-	// Who holds it removes the file and lets go; a lock on what was removed
-	// keeps nobody out.
+	// The holder removes the file and releases the lock; a lock on the removed file
+	// excludes no other process.
 	if err := os.Remove(filepath.Join(dir, "run/lock")); err != nil {
 		t.Fatal(err)
 	}
@@ -214,7 +214,7 @@ func TestCheckOwner(t *testing.T) {
 		}
 	}
 	if fi, _ := os.Lstat(dir); CheckOwner(fi) == nil {
-		t.Error("a directory passed")
+		t.Error("a directory was accepted")
 	}
 }
 
@@ -229,7 +229,7 @@ func TestPrintable(t *testing.T) {
 	}
 }
 
-// TestPrintableJSON: nothing gets lost.
+// TestPrintableJSON: no information is lost.
 func TestPrintableJSON(t *testing.T) {
 	want := "a\x1b\u202e\u009b\x7f\U000e0001\u2028 <é>\\\"\n"
 	data, err := json.MarshalIndent(map[string]string{"k": want}, "", "  ")
@@ -238,7 +238,7 @@ func TestPrintableJSON(t *testing.T) {
 	}
 	text := PrintableJSON(data)
 	if shown := strings.ReplaceAll(string(text), "\n", ""); Printable(shown) != shown {
-		t.Errorf("%q does not show all", text)
+		t.Errorf("%q contains invisible characters", text)
 	}
 	var got map[string]string
 	if err := json.Unmarshal(text, &got); err != nil || got["k"] != want {

@@ -2,37 +2,66 @@ package system
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Watch tells when one of several files of a directory is replaced, made or
-// removed, until the context ends. Changes that come while one has not been
-// taken yet are one. The directory must be there.
+// inotify returns a file to read events from, until the context ends. add watches a
+// directory, or changes the mask of a watched one.
+func inotify(ctx context.Context) (f *os.File, add func(dir string, mask uint32) error, err error) {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return nil, nil, err
+	}
+	// An os.File waits without a thread, and Close ends a Read.
+	f = os.NewFile(uintptr(fd), "inotify")
+	conn, err := f.SyscallConn()
+	if err != nil {
+		f.Close()
+		return nil, nil, err
+	}
+	context.AfterFunc(ctx, func() { f.Close() })
+	return f, func(dir string, mask uint32) (err error) {
+		e := conn.Control(func(fd uintptr) { _, err = unix.InotifyAddWatch(int(fd), dir, mask) })
+		return cmp.Or(e, err)
+	}, nil
+}
+
+// Watch returns a channel that receives when one of several files of a directory is
+// replaced, created or removed, until the context ends. Changes before the next
+// receive are merged. The directory must exist; if it is removed and created again, it
+// is watched again.
 func (s *System) Watch(ctx context.Context, path string, more ...string) (<-chan struct{}, error) {
-	dir, name := filepath.Split(s.Path(path))
+	dir, name := filepath.Split(s.path(path))
 	wanted := []string{name}
 	for _, p := range more {
 		wanted = append(wanted, filepath.Base(p))
 	}
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
-	if err != nil {
-		return nil, fmt.Errorf("watching %s: %w", path, err)
+	const mask = unix.IN_MOVED_TO | unix.IN_CLOSE_WRITE | unix.IN_DELETE
+	f, add, err := inotify(ctx)
+	if err == nil {
+		err = add(dir, mask)
 	}
-	// A file of Go's waits without a thread, and Close ends a Read.
-	f := os.NewFile(uintptr(fd), "inotify")
-	if _, err := unix.InotifyAddWatch(fd, dir, unix.IN_MOVED_TO|unix.IN_CLOSE_WRITE|unix.IN_DELETE); err != nil {
+	if err != nil {
 		f.Close()
 		return nil, fmt.Errorf("watching %s: %w", path, err)
 	}
 	changed := make(chan struct{}, 1)
-	context.AfterFunc(ctx, func() { f.Close() })
+	tell := func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
 	go func() {
 		defer f.Close()
 		buf := make([]byte, 16<<10)
@@ -41,61 +70,79 @@ func (s *System) Watch(ctx context.Context, path string, more ...string) (<-chan
 			if err != nil {
 				return
 			}
-			if !names(buf[:n], wanted) {
-				continue
+			named, removed := about(buf[:n], wanted)
+			if named || removed {
+				tell() // before waiting: the receiver may create the directory again
 			}
-			select {
-			case changed <- struct{}{}:
-			default:
+			for removed && add(dir, mask) != nil {
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(time.Second):
+				}
+			}
+			if removed {
+				tell() // for files that were created before it was watched again
 			}
 		}
 	}()
 	return changed, nil
 }
 
-// names tells whether one of the events is about one of some names, or whether
-// events were lost (inotify(7)).
-func names(events []byte, wanted []string) bool {
+// about reports whether one of the events is about a wanted name, or events were lost
+// (inotify(7)), and whether the directory itself was removed (IN_IGNORED).
+func about(events []byte, wanted []string) (named, removed bool) {
 	for len(events) >= unix.SizeofInotifyEvent {
 		mask := binary.NativeEndian.Uint32(events[4:])
 		length := int(binary.NativeEndian.Uint32(events[12:]))
 		events = events[unix.SizeofInotifyEvent:]
 		if length > len(events) {
-			return true
+			return true, removed
 		}
-		if mask&unix.IN_Q_OVERFLOW != 0 || slices.Contains(wanted, string(bytes.TrimRight(events[:length], "\x00"))) {
-			return true
-		}
+		name := string(bytes.TrimRight(events[:length], "\x00"))
+		named = named || mask&unix.IN_Q_OVERFLOW != 0 || slices.Contains(wanted, name)
+		removed = removed || mask&unix.IN_IGNORED != 0
 		events = events[length:]
 	}
-	return false
+	return named, removed
 }
 
-// WatchDirs calls tell when anything in some directories is made, changed,
-// replaced or removed, until the context ends. A directory that is not there is
-// watched once it is, if its parent is among them. tell must not wait. The error
-// says that nothing will be told.
-func (s *System) WatchDirs(ctx context.Context, tell func(), dirs ...string) error {
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+// WatchPaths calls tell when anything is created, changed, replaced or removed in some
+// directories, or next to some files, until the context ends. paths returns both, and is
+// called again after each event. Links are followed, and watched themselves. What does not
+// exist is watched once it does. tell must not block. After an error it is never called.
+func (s *System) WatchPaths(ctx context.Context, tell func(), paths func() []string) error {
+	f, add, err := inotify(ctx)
 	if err != nil {
 		return fmt.Errorf("watching files: %w", err)
 	}
-	f := os.NewFile(uintptr(fd), "inotify")
-	conn, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	// One that is watched already stays so.
-	add := func() {
-		conn.Control(func(fd uintptr) {
-			for _, dir := range dirs {
-				unix.InotifyAddWatch(int(fd), s.Path(dir), unix.IN_ONLYDIR|unix.IN_ATTRIB|
-					unix.IN_CREATE|unix.IN_CLOSE_WRITE|unix.IN_MOVED_TO|unix.IN_MOVED_FROM|unix.IN_DELETE)
+	const created = unix.IN_ONLYDIR | unix.IN_MASK_ADD | unix.IN_CREATE | unix.IN_MOVED_TO | unix.IN_DELETE_SELF | unix.IN_MOVE_SELF
+	const changed = created | unix.IN_ATTRIB | unix.IN_CLOSE_WRITE | unix.IN_MOVED_FROM | unix.IN_DELETE
+	// A watched directory stays watched.
+	addAll := func() {
+		for _, path := range paths() {
+			path = s.path(path)
+			for range maxLinks {
+				// If there is no such file or directory, the nearest one above it is watched.
+				mask, dir := uint32(changed), path
+				for err := add(dir, mask); err != nil && dir != filepath.Dir(dir); err = add(dir, mask) {
+					if dir = filepath.Dir(dir); !errors.Is(err, unix.ENOTDIR) {
+						mask = created
+					}
+				}
+				var target string
+				if s.Do("readlink", path, func() (err error) { target, err = os.Readlink(path); return err }) != nil {
+					break
+				}
+				add(filepath.Dir(path), changed)
+				if !filepath.IsAbs(target) {
+					target = filepath.Join(filepath.Dir(path), target)
+				}
+				path = target
 			}
-		})
+		}
 	}
-	add()
-	context.AfterFunc(ctx, func() { f.Close() })
+	addAll()
 	go func() {
 		defer f.Close()
 		buf := make([]byte, 16<<10)
@@ -103,9 +150,12 @@ func (s *System) WatchDirs(ctx context.Context, tell func(), dirs ...string) err
 			if _, err := f.Read(buf); err != nil {
 				return
 			}
-			add()
+			addAll()
 			tell()
 		}
 	}()
 	return nil
 }
+
+// maxLinks limits the links that lead from one to the next.
+const maxLinks = 8

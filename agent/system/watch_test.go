@@ -26,14 +26,14 @@ func TestWatch(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	// told waits for news; it is the other file's turn that shows there is none
-	// of that.
+	// told waits for news. A change of the watched file shows that there was none of
+	// the other file.
 	told := func(what string) {
 		t.Helper()
 		select {
 		case <-changed:
 		case <-time.After(10 * time.Second):
-			t.Fatalf("%s: nothing was told", what)
+			t.Fatalf("%s: not reported", what)
 		}
 	}
 	write("/etc/state")
@@ -47,16 +47,28 @@ func TestWatch(t *testing.T) {
 	told("removed")
 	select {
 	case <-changed:
-		t.Error("another file's change was told")
+		t.Error("another file's change was reported")
 	default:
 	}
+	etc := filepath.Join(root, "etc")
+	if err := os.RemoveAll(etc); err != nil {
+		t.Fatal(err)
+	}
+	told("the directory removed") // the receiver may have to create it again
+	if err := os.Mkdir(etc, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	told("the directory made again")
+	write("/etc/state")
+	told("made again")
 	if _, err := s.Watch(ctx, "/etc/none/state"); err == nil {
-		t.Error("a directory that is not there was watched")
+		t.Error("a missing directory was watched")
 	}
 }
 
-// A directory that is made later is watched as its parent is.
-func TestWatchDirs(t *testing.T) {
+// TestWatchPaths checks that directories and files are watched that are created later or
+// are links.
+func TestWatchPaths(t *testing.T) {
 	root := t.TempDir()
 	etc := filepath.Join(root, "etc")
 	if err := os.MkdirAll(etc, 0o755); err != nil {
@@ -65,7 +77,8 @@ func TestWatchDirs(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	told := make(chan struct{}, 100)
-	if err := (&System{Root: root}).WatchDirs(ctx, func() { told <- struct{}{} }, "/etc", "/etc/conf.d", "/etc/none"); err != nil {
+	paths := func() []string { return []string{"/etc/conf.d", "/etc/none", "/etc/a/b/c", "/etc/file"} }
+	if err := (&System{Root: root}).WatchPaths(ctx, func() { told <- struct{}{} }, paths); err != nil {
 		t.Fatal(err)
 	}
 	file := filepath.Join(etc, "conf.d", "x")
@@ -77,10 +90,22 @@ func TestWatchDirs(t *testing.T) {
 		{"a file in it", func() error { return os.WriteFile(file, []byte("x"), 0o600) }},
 		{"its mode", func() error { return os.Chmod(file, 0o644) }},
 		{"another name", func() error { return os.Rename(file, file+"y") }},
-		{"gone", func() error { return os.Remove(file + "y") }},
-		{"the directory gone", func() error { return os.Remove(filepath.Dir(file)) }},
-		{"and there again", func() error { return os.Mkdir(filepath.Dir(file), 0o755) }},
+		{"file removed", func() error { return os.Remove(file + "y") }},
+		{"directory removed", func() error { return os.Remove(filepath.Dir(file)) }},
+		{"directory created again", func() error { return os.Mkdir(filepath.Dir(file), 0o755) }},
 		{"with a file", func() error { return os.WriteFile(file, []byte("x"), 0o600) }},
+		{"directory moved away", func() error { return os.Rename(filepath.Dir(file), filepath.Join(root, "old")) }},
+		{"another in its place", func() error { return os.Mkdir(filepath.Dir(file), 0o755) }},
+		{"a file in that", func() error { return os.WriteFile(file, []byte("x"), 0o600) }},
+		{"the first of three directories", func() error { return os.Mkdir(filepath.Join(etc, "a"), 0o755) }},
+		{"the second", func() error { return os.Mkdir(filepath.Join(etc, "a/b"), 0o755) }},
+		{"the third", func() error { return os.Mkdir(filepath.Join(etc, "a/b/c"), 0o755) }},
+		{"a file in the third", func() error { return os.WriteFile(filepath.Join(etc, "a/b/c/x"), nil, 0o600) }},
+		{"a link", func() error { return os.Symlink("../data/link", filepath.Join(etc, "file")) }},
+		{"the directory of its target", func() error { return os.Mkdir(filepath.Join(root, "data"), 0o755) }},
+		{"its target, a link", func() error { return os.Symlink(filepath.Join(root, "file"), filepath.Join(root, "data/link")) }},
+		{"the target of that", func() error { return os.WriteFile(filepath.Join(root, "file"), nil, 0o600) }},
+		{"a write to it", func() error { return os.WriteFile(filepath.Join(root, "file"), []byte("x"), 0o600) }},
 	} {
 		if err := step.do(); err != nil {
 			t.Fatal(err)
@@ -88,7 +113,7 @@ func TestWatchDirs(t *testing.T) {
 		select {
 		case <-told:
 		case <-time.After(10 * time.Second):
-			t.Errorf("%s: nothing was told", step.name)
+			t.Errorf("%s: not reported", step.name)
 		}
 		for quiet := false; !quiet; {
 			select {

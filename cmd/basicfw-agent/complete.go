@@ -1,29 +1,31 @@
+//go:build linux
+
 package main
 
 import (
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/hostnet"
+	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/profiles"
 )
 
-// completer gives words for the shell to complete, each with a description
-// behind a tab if it needs one. What cannot be read, without root for example,
-// gives no words and no error: a person is in the middle of a line.
+// completer returns words for the shell to complete, each with an optional description
+// after a tab. What cannot be read, for example without root, yields no words and no
+// error: the user is in the middle of a line.
 type completer func() []string
 
 // noFiles completes arguments with words, and never with files.
 func noFiles(words completer) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		list := words()
-		return slices.DeleteFunc(list, func(w string) bool { return slices.Contains(args, w) }), cobra.ShellCompDirectiveNoFileComp
+		return slices.DeleteFunc(words(), func(w string) bool { return slices.Contains(args, w) }), cobra.ShellCompDirectiveNoFileComp
 	}
 }
 
@@ -31,25 +33,12 @@ func noFiles(words completer) func(*cobra.Command, []string, string) ([]string, 
 func (a *app) completeFlags(cmd *cobra.Command, flags map[string]completer) {
 	for name, words := range flags {
 		if err := cmd.RegisterFlagCompletionFunc(name, noFiles(words)); err != nil {
-			panic(err) // there is no such flag: a mistake of ours
+			panic(err) // there is no such flag: a bug
 		}
 	}
 }
 
-// completeFiles completes the values of flags with files.
-func completeFiles(cmd *cobra.Command, flags ...string) {
-	for _, name := range flags {
-		err := cmd.RegisterFlagCompletionFunc(name, func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-			return nil, cobra.ShellCompDirectiveDefault
-		})
-		if err != nil {
-			panic(err) // there is no such flag: a mistake of ours
-		}
-	}
-}
-
-// system is the machine's files. While a line is completed, no command has
-// begun yet.
+// system is the system during completion, before any command has set app.sys.
 func (a *app) system() *system.System { return &system.System{Root: a.root} }
 
 func durations() []string { return []string{"30m", "1h", "8h", "1d", "7d"} }
@@ -59,7 +48,7 @@ func (a *app) profileNames() []string {
 	if err != nil {
 		return []string{settings.Auto, profiles.WebOnly, profiles.WebMail}
 	}
-	words := []string{settings.Auto + "\tby what listens"}
+	words := []string{settings.Auto + "\tchosen by listening sockets"}
 	for _, p := range set.List() {
 		words = append(words, p.Name+"\t"+p.Title)
 	}
@@ -67,11 +56,15 @@ func (a *app) profileNames() []string {
 }
 
 func (a *app) zoneNames() []string {
-	words := []string{"any", "public", "private", "virtual"}
-	host, err := hostnet.Detect(nil, nil)
+	return append([]string{"any", "public", "private", "virtual"}, a.interfaceNames()...)
+}
+
+func (a *app) interfaceNames() []string {
+	host, err := host.Detect()
 	if err != nil {
-		return words
+		return nil
 	}
+	var words []string
 	for _, i := range host.Interfaces {
 		if i.Zone != firewall.LoopbackZone {
 			words = append(words, fmt.Sprintf("%s\t%s", i.Name, i.Zone))
@@ -80,8 +73,8 @@ func (a *app) zoneNames() []string {
 	return words
 }
 
-// services are those that are open, as far as that may be known to who asks:
-// the state is root's, the settings' profiles are everybody's.
+// services returns the open services as far as the caller may read them: the state is
+// readable by root only, settings and profiles by everyone.
 func (a *app) services() []firewall.Service {
 	if st, err := store.New(a.system()).Load(); err == nil {
 		return st.Desired.Services()
@@ -102,7 +95,7 @@ func (a *app) serviceNames() []string {
 	return words
 }
 
-// openPorts are what close can be given: names and ports.
+// openPorts returns the arguments that close accepts: names and ports.
 func (a *app) openPorts() []string {
 	words := a.serviceNames()
 	for _, s := range a.services() {
@@ -111,17 +104,18 @@ func (a *app) openPorts() []string {
 	return words
 }
 
-// closedListeners are ports that something listens on and nobody outside
-// reaches.
+// closedListeners returns the ports of listeners that are not reachable from outside.
 func (a *app) closedListeners() []string {
-	listening, _, err := hostnet.Sockets()
-	if err != nil {
+	listening, _, err := host.Sockets()
+	here, hostErr := host.Detect()
+	if err != nil || hostErr != nil {
 		return nil
 	}
 	st, _ := store.New(a.system()).Load()
+	reachable := st.Ruleset.Reachable(here.Interfaces, firewall.Families[:], time.Now())
 	var words []string
-	for _, l := range listeners(listening, nil) {
-		if !st.Desired.Reachable(l.Proto, l.Port) {
+	for _, l := range host.Listeners(listening, nil) {
+		if !reachable(l.Proto, l.Port) {
 			words = append(words, fmt.Sprintf("%d/%s", l.Port, l.Proto))
 		}
 	}

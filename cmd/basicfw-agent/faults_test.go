@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -7,14 +9,15 @@ import (
 	"syscall"
 
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// faults has the program of the tests, which no one else gets, write down each
-// of its steps, and go wrong at one of them, as the environment says:
+// faults makes the program of the tests record each of its steps and fail at one of
+// them, as the environment specifies:
 //
 //	FAULT_STEPS  the file that gets a line for each step, before it is done
-//	FAULT_AT     a line of it: the step at which it goes wrong
-//	FAULT_HOW    killed before, killed after, or an errno's name
+//	FAULT_AT     a line of that file: the step that fails
+//	FAULT_HOW    "killed before", "killed after", or an errno's name
 func faults() system.Step {
 	list := os.Getenv("FAULT_STEPS")
 	if list == "" {
@@ -30,8 +33,8 @@ func faults() system.Step {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
-	// Both families are read at once: a step is known by what it does, and by
-	// how often that was done before.
+	// Both families are read at the same time, so a step is identified by what it does
+	// and how often that was done before.
 	var mu sync.Mutex
 	done := map[string]int{}
 	return func(op, name string, do func() error) error {
@@ -39,7 +42,7 @@ func faults() system.Step {
 		done[op+name]++
 		step := fmt.Sprintf("%s %s (%d)", op, name, done[op+name])
 		kind := "changes"
-		if system.Looks(op) {
+		if lab.Looks(op) {
 			kind = "looks"
 		}
 		fmt.Fprintf(log, "%s\t%s\n", kind, step)

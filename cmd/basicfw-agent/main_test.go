@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -13,8 +15,8 @@ func TestMain(m *testing.M) {
 	})
 }
 
-// TestScript runs the real main() on what a person types. What needs a kernel
-// of its own is in test/kernel.
+// TestScript runs the real main() on typed command lines. Tests that load rules are in
+// test/kernel.
 func TestScript(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",

@@ -1,16 +1,22 @@
+//go:build linux
+
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
@@ -19,11 +25,11 @@ func (a *app) openCmd() *cobra.Command {
 	var from []string
 	cmd := &cobra.Command{
 		Use:   "open PORT[-PORT]/tcp|udp",
-		Short: "Open a port, now and from now on, or for a while",
-		Long: `Open a port, at once and at every further boot: an entry in [open] of
-/etc/basicfw/local.ini. With --for it closes by itself when the time is over: the
-kernel sees to that, also across a reboot, and whether the service runs or not.
-Opened a second time, nothing changes; with another --for, the end moves.`,
+		Short: "Open a port, permanently or for a limited time",
+		Long: `Open a port immediately and at every boot, with an entry in [open] of
+/etc/basicfw/local.ini. With --for, the port closes when the time expires. The
+kernel enforces that, also across a reboot and without the service. Opening an
+open port changes nothing; a different --for changes when it closes.`,
 		Example: `  basicfw-agent open 8080/tcp
   basicfw-agent open 5432/tcp --from 10.0.0.0/8 --on private --name db
   basicfw-agent open 9000/udp --for 1h`,
@@ -43,27 +49,18 @@ Opened a second time, nothing changes; with another --for, the end moves.`,
 				return usageError{fmt.Errorf("--name: %w", err)}
 			}
 		}
-		if cmd.Flags().Changed("for") && duration == "" {
-			duration = "none"
+		length, err := parseFor(cmd, duration)
+		if err != nil {
+			return err
 		}
-		return a.alone(func(ctx context.Context, w *wiring) error {
-			if want.Until, err = w.ends(duration); err != nil {
-				return err
-			}
-			err := a.editSettings(ctx, w, false, func(e settings.Editor) (settings.Edit, error) {
-				edit, err := e.Open(want)
-				if len(edit.Changes) > 0 && len(whereNow(w.found.Interfaces, want.On)) == 0 {
-					a.log.Warnf("--on %s: no interface is that now; %s is open on it when it comes", want.On, args[0])
-				}
-				return edit, err
-			})
-			return a.andForwarded(ctx, w, err, proto, ports)
-		})(cmd, args)
+		return a.forRoot(a.editPort(proto, ports, func(ctx context.Context, machine *agent.Agent) (agent.Edited, error) {
+			return machine.Open(ctx, want, length)
+		}))(cmd, args)
 	}
-	cmd.Flags().StringVar(&name, "name", "", "what the rules, counters and the entry are called (default such as tcp-8080)")
-	cmd.Flags().StringSliceVar(&from, "from", nil, "who may reach it: addresses and CIDRs, separated by commas (default anybody)")
-	cmd.Flags().StringVar(&on, "on", "", "where: any, public, private, virtual, or an interface's name (default any)")
-	cmd.Flags().StringVar(&duration, "for", "", "for how long, such as 90m, 8h or 7d (default for good)")
+	cmd.Flags().StringVar(&name, "name", "", "name of the entry, its rules and counters (default such as tcp-8080)")
+	cmd.Flags().StringSliceVar(&from, "from", nil, "allowed sources: addresses and CIDRs, separated by commas (default any)")
+	cmd.Flags().StringVar(&on, "on", "", "any, public, private, virtual, or the name of an interface (default any)")
+	cmd.Flags().StringVar(&duration, "for", "", "close after this time, such as 90m, 8h or 7d (default never)")
 	a.completeFlags(cmd, map[string]completer{"on": a.zoneNames, "for": durations})
 	cmd.ValidArgsFunction = noFiles(a.closedListeners)
 	return cmd
@@ -74,10 +71,10 @@ func (a *app) closeCmd() *cobra.Command {
 	var from []string
 	cmd := &cobra.Command{
 		Use:   "close PORT[-PORT]/tcp|udp | NAME",
-		Short: "Close what open has opened, or a port of the profile",
-		Long: `Close a port, or a service by its name. What "open" gave goes from
-/etc/basicfw/local.ini. A service of the profile, or of the owner's agent.ini,
-is overridden there: NAME = closed. "open" takes that back.`,
+		Short: "Close a port that open opened, or a port of the profile",
+		Long: `Close a port, or a service by its name. An entry that "open" added is removed
+from /etc/basicfw/local.ini. A service of the profile or of agent.ini is
+overridden there with NAME = closed; "open" removes that entry again.`,
 		Example: `  basicfw-agent close 8080/tcp
   basicfw-agent close 5432/tcp --from 10.0.0.0/8
   basicfw-agent close http`,
@@ -85,19 +82,18 @@ is overridden there: NAME = closed. "open" takes that back.`,
 	}
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		var err error
-		// A name has no "/", and what has neither a "/" nor a letter was meant
-		// to be a port.
+		// A name has no "/". Without a "/" and without a letter, it was meant as a port.
 		if word := args[0]; !strings.Contains(word, "/") && strings.ContainsAny(word, "abcdefghijklmnopqrstuvwxyz") && firewall.CheckServiceName(word) == nil {
 			if r.Name != "" && r.Name != word {
-				return usageError{fmt.Errorf("close %s --name %s: want one name", word, firewall.Quote(r.Name))}
+				return usageError{fmt.Errorf("close %s --name %s: conflicting names", word, firewall.Quote(r.Name))}
 			}
 			r.Name = word
 		} else if r.Ports, r.Proto, err = firewall.ParsePorts(word); err != nil {
 			switch {
 			case word == "ssh":
-				err = errors.New("ssh: \"basicfw-agent ssh remove ADDRESS\" takes away who may log in")
+				err = hint.Wrap(errors.New("ssh: close does not change who may log in"), "basicfw-agent ssh remove ADDRESS")
 			case !strings.ContainsAny(word, "0123456789"):
-				err = fmt.Errorf("%s: want a port such as 8080/tcp, or the name of a service as status shows it", firewall.Quote(word))
+				err = fmt.Errorf("%s: want a port such as 8080/tcp, or the name of a service as shown by status", firewall.Quote(word))
 			}
 			return usageError{err}
 		}
@@ -107,38 +103,19 @@ is overridden there: NAME = closed. "open" takes that back.`,
 		if !cmd.Flags().Changed("on") {
 			r.On = ""
 		}
-		return a.alone(func(ctx context.Context, w *wiring) error {
-			err := a.editSettings(ctx, w, false, func(e settings.Editor) (settings.Edit, error) { return e.Close(r) })
-			return a.andForwarded(ctx, w, err, r.Proto, r.Ports)
-		})(cmd, args)
+		return a.forRoot(a.editPort(r.Proto, r.Ports, func(ctx context.Context, machine *agent.Agent) (agent.Edited, error) {
+			return machine.Close(ctx, r)
+		}))(cmd, args)
 	}
-	cmd.Flags().StringVar(&r.Name, "name", "", "only what is called so")
-	cmd.Flags().StringSliceVar(&from, "from", nil, "only for these sources, as they stand in the settings")
+	cmd.Flags().StringVar(&r.Name, "name", "", "only the entry with this name")
+	cmd.Flags().StringSliceVar(&from, "from", nil, "only the entry with these sources, as written in the settings")
 	cmd.Flags().StringVar(&r.On, "on", "", "only what is open on this zone or interface")
 	a.completeFlags(cmd, map[string]completer{"on": a.zoneNames, "name": a.serviceNames})
 	cmd.ValidArgsFunction = noFiles(a.openPorts)
 	return cmd
 }
 
-// andForwarded adds to a success that a port is forwarded past us, so that it
-// is open whatever was said here.
-func (a *app) andForwarded(ctx context.Context, w *wiring, err error, proto firewall.Proto, ports firewall.PortRange) error {
-	if err != nil || ports.IsZero() {
-		return err
-	}
-	list, err := w.agent.Forwarded(ctx, w.found)
-	if err != nil {
-		return err
-	}
-	for _, b := range list {
-		if (b.Proto == string(proto) || b.Proto == firewall.AnyPort) && b.Span().Overlaps(ports) {
-			fmt.Fprintf(a.stdout, "note: %s past this firewall: it is open whatever is decided here, and closed where it is forwarded\n", bypassLine(b))
-		}
-	}
-	return nil
-}
-
-// peers reads --on and --from.
+// peers parses --on and --from.
 func peers(on string, from []string) (string, []netip.Prefix, error) {
 	if on == "" {
 		on = string(firewall.AnyZone)
@@ -159,11 +136,65 @@ func peers(on string, from []string) (string, []netip.Prefix, error) {
 	return on, list, nil
 }
 
-// whereNow gives the interfaces that there are of those that "on" means; for
-// any there is always one.
-func whereNow(there []firewall.Interface, on string) []string {
-	d := firewall.Desired{Interfaces: there}
-	return slices.DeleteFunc(d.InterfacesOf(on), func(name string) bool {
-		return name != "" && !slices.ContainsFunc(there, func(i firewall.Interface) bool { return firewall.MatchInterface(name, i.Name) })
-	})
+// edit returns a command body that changes the settings with do and prints the result.
+func (a *app) edit(do func(context.Context, *agent.Agent) (agent.Edited, error)) func(context.Context, *agent.Agent) error {
+	return func(ctx context.Context, machine *agent.Agent) error {
+		res, err := do(ctx, machine)
+		if err == nil {
+			a.showEdited(res)
+		}
+		return err
+	}
+}
+
+// editPort is edit for a port. It also prints a note if the port is forwarded past this
+// firewall, because it is then open whatever the settings say.
+func (a *app) editPort(proto firewall.Proto, ports firewall.PortRange, do func(context.Context, *agent.Agent) (agent.Edited, error)) func(context.Context, *agent.Agent) error {
+	return func(ctx context.Context, machine *agent.Agent) error {
+		if err := a.edit(do)(ctx, machine); err != nil || ports.IsZero() {
+			return err
+		}
+		s, err := machine.Situation(ctx)
+		for _, b := range s.Forwarded(s.Report()) {
+			if !b.Local && (b.Proto == string(proto) || b.Proto == firewall.AnyPort) && b.Span().Overlaps(ports) {
+				fmt.Fprintf(a.stdout, "note: %s bypasses this firewall: it is open whatever the settings say, until it is no longer forwarded\n", forwardedLine(b))
+			}
+		}
+		return err
+	}
+}
+
+func (a *app) showEdited(res agent.Edited) {
+	for _, s := range res.Said {
+		fmt.Fprintln(a.stdout, s)
+	}
+	if len(res.Changes) == 0 {
+		return
+	}
+	if slices.ContainsFunc(res.Changes, func(c settings.Change) bool { return c.Value != "" }) {
+		fmt.Fprintf(a.stdout, "  written to %s\n", res.Path)
+	}
+	if slices.ContainsFunc(res.Changes, func(c settings.Change) bool { return c.Section == "ssh" }) {
+		fmt.Fprintf(a.stdout, "  ssh: %s\n", sshSentence(res.State))
+		for _, f := range res.State.Desired.SSH.BlockedFamilies() {
+			fmt.Fprintf(a.stdout, "  SSH over %s is blocked: no %[1]s address is allowed\n", map[firewall.Family]string{firewall.IPv4: "IPv4", firewall.IPv6: "IPv6"}[f])
+		}
+		a.hintIPv4(res.State)
+	}
+	if res.Others {
+		fmt.Fprintln(a.stdout, "  other pending changes of the settings also took effect")
+	}
+	a.warnLockout(res.Lockout)
+}
+
+// parseFor parses --for. Zero, if it is not given, is for good.
+func parseFor(cmd *cobra.Command, text string) (time.Duration, error) {
+	if !cmd.Flags().Changed("for") {
+		return 0, nil
+	}
+	d, err := firewall.ParseDuration(cmp.Or(text, "none"))
+	if err != nil {
+		return 0, usageError{fmt.Errorf("--for: %w", err)}
+	}
+	return d, nil
 }

@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -10,17 +12,7 @@ import (
 )
 
 func (a *app) profileCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "profile",
-		Short: "List, show and check profiles",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q: want list, show NAME, or check FILE", args[0])}
-			}
-			return cmd.Help()
-		},
-	}
-	cmd.AddCommand(&cobra.Command{
+	return group("profile", "List, show and check profiles", "list, show NAME, or check FILE", &cobra.Command{
 		Use:   "list",
 		Short: "List the profiles",
 		Args:  noArgs,
@@ -40,7 +32,7 @@ func (a *app) profileCmd() *cobra.Command {
 		Short: "Show what a profile opens",
 		Args:  oneArg("the name of a profile"),
 
-		ValidArgsFunction: noFiles(func() []string { return a.profileNames()[1:] }), // auto is none
+		ValidArgsFunction: noFiles(func() []string { return a.profileNames()[1:] }), // auto is not a profile
 		RunE: func(_ *cobra.Command, args []string) error {
 			set, err := profiles.Load(a.sys)
 			if err != nil {
@@ -60,7 +52,7 @@ func (a *app) profileCmd() *cobra.Command {
 		},
 	}, &cobra.Command{
 		Use:   "check FILE",
-		Short: "Say what is wrong with a profile's file",
+		Short: "Check a profile file for errors",
 		Args:  oneArg("a file"),
 
 		ValidArgsFunction: func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
@@ -70,9 +62,8 @@ func (a *app) profileCmd() *cobra.Command {
 			if err := profiles.Check(a.sys, args[0]); err != nil {
 				return err
 			}
-			fmt.Fprintf(a.stdout, "%s: fine\n", args[0])
+			fmt.Fprintf(a.stdout, "%s: OK\n", args[0])
 			return nil
 		},
 	})
-	return cmd
 }

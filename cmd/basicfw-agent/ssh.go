@@ -1,3 +1,5 @@
+//go:build linux
+
 package main
 
 import (
@@ -11,25 +13,16 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 func (a *app) sshCmd() *cobra.Command {
-	cmd := &cobra.Command{
-		Use:   "ssh",
-		Short: "Say who may log in over SSH: allow, remove, list",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return usageError{fmt.Errorf("unknown command %q: want allow ADDRESS, remove ADDRESS, or list", args[0])}
-			}
-			return cmd.Help()
-		},
-	}
-	cmd.AddCommand(a.sshAllowCmd(), a.sshRemoveCmd(), a.sshListCmd())
-	return cmd
+	return group("ssh", "Manage the addresses that may log in over SSH", "allow ADDRESS, remove ADDRESS, or list",
+		a.sshAllowCmd(), a.sshRemoveCmd(), a.sshListCmd())
 }
 
 func (a *app) sshAllowCmd() *cobra.Command {
@@ -37,54 +30,36 @@ func (a *app) sshAllowCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "allow ADDRESS|me...",
-		Short: "Let an address or a network log in over SSH",
-		Long: `Let addresses or networks log in over SSH, at once and at every further boot, or
-with --for for a while: the kernel ends it, also across a reboot. "me" is the
-address that you come from over SSH; of a global IPv6 address it is the /64.
+		Short: "Allow an address or a network to log in over SSH",
+		Long: `Allow addresses or networks to log in over SSH, immediately and at every boot.
+With --for, the permission is temporary: the kernel ends it, also across a
+reboot. "me" is your SSH client address; for a global IPv6 address, its /64.
 
-Where SSH was open to any address because no client was known, it is pinned to
-those that are allowed from then on; but not to one that is allowed for a while
-only. It is refused where that would shut out the address that you come from.`,
+If SSH was open to any address because no client was known, it is restricted to
+the allowed addresses from then on, unless all of them are temporary. The
+command is refused if that would lock out your SSH client address.`,
 		Example: `  basicfw-agent ssh allow me
   basicfw-agent ssh allow 203.0.113.50 2001:db8:7::/64
   basicfw-agent ssh allow 198.51.100.0/24 --for 8h`,
 		Args: someArgs("an address, a network, or me"),
 	}
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		if cmd.Flags().Changed("for") && duration == "" {
-			duration = "none"
-		}
-		named, me, err := parseWho(args)
+		who, err := parseWho(args)
 		if err != nil {
 			return err
 		}
-		return a.alone(func(ctx context.Context, w *wiring) error {
-			end, err := w.ends(duration)
-			if err != nil {
-				return err
-			}
-			return a.editSettings(ctx, w, force, func(e settings.Editor) (settings.Edit, error) {
-				for _, p := range named {
-					warning, err := w.host.CheckNamed(p)
-					if err != nil {
-						return settings.Edit{}, err
-					}
-					if warning != "" {
-						a.log.Warn(warning)
-					}
-				}
-				who, err := withCaller(w, named, me)
-				if err != nil {
-					return settings.Edit{}, err
-				}
-				return e.Allow(who, end), nil
-			})
-		})(cmd, args)
+		length, err := parseFor(cmd, duration)
+		if err != nil {
+			return err
+		}
+		return a.forRoot(a.edit(func(ctx context.Context, machine *agent.Agent) (agent.Edited, error) {
+			return machine.AllowSSH(ctx, who, length, force)
+		}))(cmd, args)
 	}
-	cmd.Flags().StringVar(&duration, "for", "", "for how long, such as 90m, 8h or 7d (default for good)")
-	cmd.Flags().BoolVar(&force, "force", false, "even if the address that you come from is shut out")
+	cmd.Flags().StringVar(&duration, "for", "", "expire after this time, such as 90m, 8h or 7d (default never)")
+	cmd.Flags().BoolVar(&force, "force", false, "allow it even if your SSH client address is locked out")
 	a.completeFlags(cmd, map[string]completer{"for": durations})
-	cmd.ValidArgsFunction = noFiles(func() []string { return []string{"me\tthe address that you come from"} })
+	cmd.ValidArgsFunction = noFiles(func() []string { return []string{"me\tyour SSH client address"} })
 	return cmd
 }
 
@@ -92,30 +67,24 @@ func (a *app) sshRemoveCmd() *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
 		Use:   "remove ADDRESS...",
-		Short: "Take away that an address or a network may log in over SSH",
-		Long: `Take away that addresses or networks may log in, as "basicfw-agent ssh list" shows
-them. Sessions that are open stay open. It is refused where the address that you
-come from could not log in again, and for the last one that may, unless forced:
-then SSH is for nobody, and the console is the only way in.`,
+		Short: "Remove an allowed address or network",
+		Long: `Remove addresses or networks that "basicfw-agent ssh list" shows. Open sessions
+stay open. The command is refused if your SSH client address could not log in
+again, or if no permanently allowed address would remain, unless --force is
+given. If none remains, SSH is blocked and only console login is possible.`,
 		Example: "  basicfw-agent ssh remove 203.0.113.50",
 		Args:    someArgs("an address or a network"),
 	}
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		named, me, err := parseWho(args)
+		who, err := parseWho(args)
 		if err != nil {
 			return err
 		}
-		return a.alone(func(ctx context.Context, w *wiring) error {
-			return a.editSettings(ctx, w, force, func(e settings.Editor) (settings.Edit, error) {
-				who, err := withCaller(w, named, me)
-				if err != nil {
-					return settings.Edit{}, err
-				}
-				return e.Remove(who, force)
-			})
-		})(cmd, args)
+		return a.forRoot(a.edit(func(ctx context.Context, machine *agent.Agent) (agent.Edited, error) {
+			return machine.RemoveSSH(ctx, who, force)
+		}))(cmd, args)
 	}
-	cmd.Flags().BoolVar(&force, "force", false, "even if you, or everybody, could not log in again")
+	cmd.Flags().BoolVar(&force, "force", false, "remove it even if you, or all clients, are locked out")
 	cmd.ValidArgsFunction = noFiles(a.allowedAddresses)
 	return cmd
 }
@@ -123,20 +92,21 @@ then SSH is for nobody, and the console is the only way in.`,
 func (a *app) sshListCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "list",
-		Short: "List who may log in over SSH, until when, and why",
+		Short: "List the allowed addresses, until when, and why",
 		Args:  noArgs,
-		RunE: a.forRoot(func(_ context.Context, w *wiring) error {
-			st, err := w.state()
+		RunE: a.forRoot(func(_ context.Context, machine *agent.Agent) error {
+			st, err := machine.State()
 			if err != nil {
 				return err
 			}
-			a.printAllowed(st.At(w.agent.Moment()), w.agent.Now())
+			m := machine.Moment()
+			a.printAllowed(st.At(m), m.Time)
 			return nil
 		}),
 	}
 }
 
-// printAllowed lists who may log in.
+// printAllowed lists the addresses that may log in.
 func (a *app) printAllowed(st store.State, now time.Time) {
 	ssh := st.Desired.SSH
 	tab := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
@@ -145,24 +115,24 @@ func (a *app) printAllowed(st store.State, now time.Time) {
 		if u.All {
 			who = "any address"
 		}
-		fmt.Fprintf(tab, "%s\tuntil %s, for %s\tbasicfw-agent unlock\n", who, firewall.FormatTime(u.Until), u.Until.Sub(now).Round(time.Second))
+		fmt.Fprintf(tab, "%s\tuntil %s, for %s\tbasicfw-agent unlock\n", who, firewall.FormatTime(u.Until), left(u.Until, now))
 	}
 	anybody := "any address"
 	if !ssh.Limit.IsZero() {
-		anybody += fmt.Sprintf(", %s from each", ssh.Limit)
+		anybody += fmt.Sprintf(", %s per source", ssh.Limit)
 	}
 	switch p := ssh.Probation; {
 	case ssh.Mode == firewall.SSHLimited:
 		fmt.Fprintf(tab, "%s\talways\t%s\n", anybody, system.Printable(st.Client.Why()))
 	case p != nil:
-		fmt.Fprintf(tab, "%s\tfrom %s, in %s\tunless confirmed: basicfw-agent confirm\n", anybody, firewall.FormatTime(p.Until), p.Until.Sub(now).Round(time.Second))
+		fmt.Fprintf(tab, "%s\tfrom %s, in %s\tunless confirmed: basicfw-agent confirm\n", anybody, firewall.FormatTime(p.Until), left(p.Until, now))
 	case len(ssh.Allow)+len(ssh.Timed) == 0:
-		fmt.Fprintf(tab, "nobody\talways\t%s\n", system.Printable(st.Client.Why()))
+		fmt.Fprintf(tab, "no address\talways\t%s\n", system.Printable(st.Client.Why()))
 	}
 	row := func(from netip.Prefix, until time.Time) {
 		when := "always"
 		if !until.IsZero() {
-			when = fmt.Sprintf("until %s, for %s", firewall.FormatTime(until), until.Sub(now).Round(time.Second))
+			when = fmt.Sprintf("until %s, for %s", firewall.FormatTime(until), left(until, now))
 		}
 		fmt.Fprintf(tab, "%s\t%s\t%s\n", firewall.FormatPrefix(from), when, system.Printable(st.WhyAllowed(from, until)))
 	}
@@ -179,46 +149,41 @@ func (a *app) printAllowed(st store.State, now time.Time) {
 func someArgs(what string) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if len(args) == 0 {
-			return usageError{fmt.Errorf("%s wants %s", cmd.CommandPath(), what)}
+			return usageError{fmt.Errorf("%s requires %s", shortPath(cmd), what)}
 		}
 		return nil
 	}
 }
 
-// parseWho reads addresses and networks; me tells whether the caller is among
-// them.
-func parseWho(args []string) (who []netip.Prefix, me bool, err error) {
+// parseWho parses addresses, networks and "me".
+func parseWho(args []string) (who agent.Who, err error) {
 	var list []string
 	for _, word := range args {
 		switch word {
 		case "me":
-			me = true
+			who.Me = true
 		case "any", "all":
-			return nil, false, usageError{fmt.Errorf("%s: who may log in from anywhere is not for a command: write allow = any into [ssh] of /etc/basicfw/agent.ini, and run \"basicfw-agent apply\"", word)}
+			return who, usageError{hint.Wrap(fmt.Errorf("%s: this command does not open SSH to any address", word), "set allow = any in [ssh] of /etc/basicfw/agent.ini, and run: basicfw-agent apply")}
 		default:
 			list = append(list, word)
 		}
 	}
-	who, errs := firewall.ParseSources(strings.Join(list, " "))
-	if len(who) == 0 && len(errs) == 0 && !me {
+	addresses, errs := firewall.ParseSources(strings.Join(list, " "))
+	if len(addresses) == 0 && len(errs) == 0 && !who.Me {
 		errs = append(errs, errors.New("no address: want one such as 203.0.113.7, 198.51.100.0/24 or 2001:db8::/64"))
 	}
 	if len(errs) > 0 {
-		return nil, false, usageError{errors.Join(errs...)}
+		return who, usageError{errors.Join(errs...)}
 	}
-	return who, me, nil
+	who.Addresses = addresses
+	return who, nil
 }
 
-// errNoSession says that it is not known where the caller comes from.
-var errNoSession = errors.New("me: this command does not run in an SSH session that can be made sure of: give the address itself")
-
-// withCaller adds where the caller comes from.
-func withCaller(w *wiring, who []netip.Prefix, me bool) ([]netip.Prefix, error) {
-	switch {
-	case !me:
-		return who, nil
-	case w.found.Session == nil:
-		return nil, errNoSession
+// left returns the time until a moment, to the minute if it is long.
+func left(until, now time.Time) string {
+	d := until.Sub(now)
+	if d > time.Hour {
+		d = d.Round(time.Minute)
 	}
-	return append(who, w.found.Session.Client), nil
+	return firewall.FormatDuration(d)
 }

@@ -1,11 +1,13 @@
+//go:build linux
+
 package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -15,68 +17,43 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/report"
+	"github.com/basicfw/basicfw-agent/agent/service"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/agent/verify"
 )
 
 func (a *app) statusCmd() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "status",
-		Short: "Tell where this machine stands",
-		Long: `Tell where this machine stands: the verdict first, then what was decided and
-why, and last the one command to run next, if any. Exit code 0 is protected,
-3 is not protected, 4 is not bootstrapped.`,
+		Short: "Show whether this machine is protected, and why",
+		Long: `Show the status of this machine: first the verdict, then the desired state and
+its reasons, and last the command to run next, if any. Exit code 0 means
+protected, 3 not protected, 4 not bootstrapped.`,
 		Args: noArgs,
-		RunE: a.forRoot(func(ctx context.Context, w *wiring) error {
-			// Settings that are wrong now do not change how the machine stands.
-			s, settingsErr := settings.Load(a.sys, a.config)
-			facts, err := w.facts(s, true)
+		RunE: a.readOnly(func(ctx context.Context, machine *agent.Agent) error {
+			st, err := machine.Status(ctx)
 			if err != nil {
 				return err
-			}
-			st, err := w.agent.Status(ctx, facts)
-			if err != nil {
-				return err
-			}
-			// What differs may be a change that is under way. If it takes long, it
-			// is told as it is.
-			if len(st.Drift) > 0 {
-				lockCtx, cancel := context.WithTimeout(ctx, settleWait)
-				defer cancel()
-				if unlock, err := w.agent.Store.Lock(lockCtx, "status"); err == nil {
-					defer unlock()
-					if st, err = w.agent.Status(ctx, facts); err != nil {
-						return err
-					}
-				}
-			}
-			if settingsErr != nil {
-				st.Warnings = append(st.Warnings, "the settings are wrong, and apply would refuse them: "+firstLine(settingsErr.Error()))
 			}
 			if asJSON {
-				data, err := json.MarshalIndent(st, "", "  ")
-				if err != nil {
-					return err
-				}
-				if _, err := a.terminal.Write(append(system.PrintableJSON(data), '\n')); err != nil {
-					return err
-				}
+				err = a.printJSON(st)
 			} else {
 				printStatus(a.terminal, st, time.Now(), coloured(a.terminal))
 			}
-			if code := st.ExitCode(); code != 0 {
+			if code := st.ExitCode(); err == nil && code != 0 {
 				return &silentError{code}
 			}
-			return nil
+			return err
 		}),
 	}
-	cmd.Flags().BoolVar(&asJSON, "json", false, "as JSON, with keys that stay")
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
 	return cmd
 }
 
-// coloured tells whether w is a terminal that wants colours (no-color.org).
+// coloured reports whether w is a terminal that accepts colours (no-color.org).
 func coloured(w io.Writer) bool {
 	f, ok := w.(*os.File)
 	if !ok || os.Getenv("NO_COLOR") != "" || os.Getenv("TERM") == "dumb" {
@@ -86,32 +63,29 @@ func coloured(w io.Writer) bool {
 	return err == nil
 }
 
-// The screen that status fits on.
+// The size of the screen that status must fit.
 const (
 	screenWidth = 80
 	screenLines = 24
-	labelWidth  = 12
+	labelWidth  = 13
 )
 
-// screen collects lines: each with a label, cut to the screen's width.
+// screen collects labelled lines, each cut to the width of the screen.
 type screen struct{ lines []string }
 
 func (s *screen) add(label, text string) { s.wrap(label, text, 1) }
 
-// wrap adds a text that may take several lines.
+// wrap adds a text on at most max lines.
 func (s *screen) wrap(label, text string, max int) {
+	const room = screenWidth - labelWidth
 	words := strings.Fields(system.Printable(text))
 	for n := 0; n < max && len(words) > 0; n++ {
-		line, room := "", screenWidth-labelWidth
-		for len(words) > 0 {
-			w := words[0]
-			if line != "" {
-				w = line + " " + w
-			}
-			if utf8.RuneCountInString(w) > room && line != "" && n < max-1 {
+		line := words[0]
+		for words = words[1:]; len(words) > 0 && utf8.RuneCountInString(line) <= room; words = words[1:] {
+			if n < max-1 && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(words[0]) > room {
 				break
 			}
-			line, words = w, words[1:]
+			line += " " + words[0]
 		}
 		if r := []rune(line); len(r) > room {
 			line = string(r[:room-3]) + "..."
@@ -121,32 +95,34 @@ func (s *screen) wrap(label, text string, max int) {
 	}
 }
 
-// list adds at most max lines, and says how many more there are.
-func (s *screen) list(label string, items []string, max int) {
-	for i, item := range items {
-		if max == 1 && len(items) > 1 {
-			s.add(label, fmt.Sprintf("(%d more) %s", len(items)-1, item))
-			return
-		}
-		if i == max-1 && len(items) > max {
-			s.add(label, fmt.Sprintf("and %d more: basicfw-agent status --json", len(items)-i))
-			return
-		}
-		s.add(label, item)
+// wrapAll adds several texts under one label, each on at most max lines.
+func (s *screen) wrapAll(label string, items []string, max int) {
+	for _, item := range items {
+		s.wrap(label, item, max)
 		label = ""
 	}
 }
 
-// printStatus writes the status for people: the verdict first, the next
-// command last, all on one screen. Closed listeners and forwarded ports are all
-// named where there is room.
-func printStatus(out io.Writer, st agent.Status, now time.Time, colour bool) {
-	most := max(len(st.Listening), len(st.Bypass), 2)
+// list adds at most max lines, including how many more items there are.
+func (s *screen) list(label string, items []string, max int) {
+	if more := len(items) - max; more > 0 && max == 1 {
+		items = []string{fmt.Sprintf("(%d more) %s", more, items[0])}
+	} else if more > 0 {
+		items = append(slices.Clone(items[:max-1]), fmt.Sprintf("and %d more: basicfw-agent status --json", more+1))
+	}
+	s.wrapAll(label, items, 1)
+}
+
+// printStatus prints the status as text on one screen: the verdict first, the next command
+// last. Closed listeners and forwarded ports are listed in full if there is room.
+func printStatus(out io.Writer, st report.Status, now time.Time, colour bool) {
+	c := contentOf(st)
+	most := min(max(len(c.closed), len(c.forwarded), 2), screenLines)
 	var s screen
 search:
 	for wide := 4; wide >= 2; wide-- {
 		for room := most; room >= 2; room-- {
-			if s = layOut(st, now, room, wide); len(s.lines) <= screenLines-2 {
+			if s = layOut(st, c, now, room, wide); len(s.lines) <= screenLines-2 {
 				break search
 			}
 		}
@@ -160,47 +136,109 @@ search:
 	}
 }
 
-// layOut is what stands between the verdict and the next command. At most room
-// lines are for closed listeners, and as many for forwarded ports; wide is how
-// many lines a long list may take, 2 at least. What is left is for what is
-// wrong.
-func layOut(st agent.Status, now time.Time, room, wide int) screen {
+// content is the text that may be too long for a screen. It is computed once, because
+// there may be thousands of listeners and all layouts share it.
+type content struct {
+	reached                             string   // reachable listeners, and those for which that is unknown
+	closed                              []string // the other listeners, one text each
+	closedCut                           []string // the same, shortened to one line of the screen
+	forwarded, drift, foreign, warnings []string
+}
+
+func contentOf(st report.Status) content {
+	var c content
+	var open, unknown []string
+	for _, l := range st.Listening {
+		at := fmt.Sprintf("%d/%s", l.Port, l.Proto)
+		who := strings.TrimSpace(at + " " + system.Printable(l.Process))
+		switch {
+		case l.Reachable == nil:
+			unknown = append(unknown, who)
+		case *l.Reachable:
+			open = append(open, who)
+		default:
+			state := ": closed"
+			switch {
+			case l.OpenCommand != "":
+				state += "; open it: " + l.OpenCommand
+			case desired(st):
+				state += ", although the configuration opens it"
+			}
+			c.closed = append(c.closed, who+state)
+			if utf8.RuneCountInString(who+state) > screenWidth-labelWidth {
+				who = at // the command is more useful than the process
+			}
+			c.closedCut = append(c.closedCut, who+state)
+		}
+	}
+	const all = screenWidth * screenLines // the screen shows no more
+	for _, group := range []struct {
+		label string
+		list  []string
+	}{{"open: ", open}, {"; not known whether open: ", unknown}} {
+		if len(group.list) > 0 {
+			c.reached += group.label + strings.Join(group.list[:min(len(group.list), all)], ", ")
+		}
+	}
+	c.reached = strings.TrimPrefix(c.reached, "; ")
+	for _, b := range st.Forwarded {
+		c.forwarded = append(c.forwarded, forwardedLine(b))
+	}
+	for _, d := range st.Drift {
+		c.drift = append(c.drift, d.String())
+	}
+	for _, f := range st.Foreign {
+		c.foreign = append(c.foreign, fmt.Sprintf("%s %s: %s", f.Family, f.Rule, f.Effect))
+	}
+	for _, w := range st.Warnings {
+		text := w.Text
+		if w.Fix != "" && !slices.Contains(st.Next[:min(len(st.Next), 1)], w.Fix) {
+			text += ": " + w.Fix
+		}
+		c.warnings = append(c.warnings, text)
+	}
+	return c
+}
+
+// layOut returns the lines between the verdict and the next command. Closed listeners get
+// at most room lines, forwarded ports as many. A long list gets at most wide lines, which
+// is at least 2. The remaining lines are for drift, other programs' rules and warnings.
+func layOut(st report.Status, c content, now time.Time, room, wide int) screen {
 	var s screen
-	warnings := min(len(st.Warnings), 3) // listeners make way for as many
-	if len(st.Drift)+len(st.Foreign) > 0 {
+	warnings := min(len(c.warnings), 3) // reserved, at the cost of listeners
+	if len(c.drift)+len(c.foreign) > 0 {
 		room, wide, warnings = min(room, 2), 2, 1
 	}
 	if st.Why != "" {
 		s.wrap("why", st.Why, 2)
 	}
-	if decided(st) {
+	if desired(st) {
 		s.add("profile", fmt.Sprintf("%s: %s", st.Profile.Name, st.Profile.Reason))
 		s.wrap("ssh", sshLine(st.SSH), wide)
-		if st.SSH.You != "" {
-			s.wrap("you", fmt.Sprintf("%s, who may %slog in again: %s", st.SSH.You, map[bool]string{false: "NOT "}[st.SSH.YouMay], st.SSH.YouWhy), wide-1)
+		if caller := st.SSH.Caller; caller != nil {
+			s.wrap("your session", fmt.Sprintf("%s, %s (%s)", caller.Address, map[bool]string{true: "allowed", false: "NOT allowed"}[caller.Allowed], caller.Reason), wide-1)
 		}
 		s.wrap("open", openLine(st.Open), wide)
 	}
-	open, closed := listeningLines(st.Listening, wide == 2)
-	s.wrap("listening", open, wide-1)
+	s.wrap("listening", c.reached, wide-1)
 	label := "listening"
-	if open != "" {
+	if c.reached != "" {
 		label = ""
 	}
-	if wide > 2 && len(closed) <= room {
-		for _, line := range closed {
-			s.wrap(label, line, 2)
-			label = ""
-		}
-	} else {
-		s.list(label, closed, room)
+	switch {
+	case wide > 2 && len(c.closed) <= room:
+		s.wrapAll(label, c.closed, 2)
+	case wide > 2:
+		s.list(label, c.closed, room)
+	default:
+		s.list(label, c.closedCut, room)
 	}
-	s.list("forwarded", bypassLines(st.Bypass), room)
+	s.list("forwarded", c.forwarded, room)
 	s.wrap("interfaces", interfacesLine(st.Interfaces), 2)
 	if st.Backend.Reason != "" {
 		s.add("backend", st.Backend.Reason)
 	}
-	if decided(st) {
+	if desired(st) {
 		s.add("persisted", persistedLine(st.Persisted))
 		service := serviceLine(st.Service)
 		if st.LastVerified != nil {
@@ -208,70 +246,41 @@ func layOut(st agent.Status, now time.Time, room, wide int) screen {
 		}
 		s.add("service", service)
 		if c := st.Conntrack; c.Max > 0 {
-			s.add("connections", fmt.Sprintf("%d of at most %d that the kernel tracks", c.Count, c.Max))
+			s.add("conntrack", fmt.Sprintf("%d of %d entries", c.Count, c.Max))
 		}
-	}
-	var drift, foreign []string
-	for _, d := range st.Drift {
-		drift = append(drift, d.String())
-	}
-	for _, f := range st.Foreign {
-		foreign = append(foreign, fmt.Sprintf("%s %s: %s", f.Family, f.Rule, f.Effect))
 	}
 	half := func() int { return max(1, (screenLines-3-len(s.lines))/2) }
-	s.list("drift", drift, half())
-	s.list("foreign", foreign, half())
+	s.list("drift", c.drift, half())
+	s.list("foreign", c.foreign, half())
 	if wide > 2 {
-		label := "warning"
-		for _, w := range st.Warnings {
-			s.wrap(label, w, wide-1)
-			label = ""
-		}
+		s.wrapAll("warning", c.warnings, wide-1)
 		return s
 	}
-	s.list("warning", st.Warnings, max(warnings, screenLines-2-len(s.lines)))
+	s.list("warning", c.warnings, max(warnings, screenLines-2-len(s.lines)))
 	return s
 }
 
-// decided tells whether it is known what was decided for the machine.
-func decided(st agent.Status) bool { return st.Profile.Name != "" }
+// desired reports whether the desired state is known.
+func desired(st report.Status) bool { return st.Profile.Name != "" }
 
-func verdict(st agent.Status) string {
-	switch st.State {
-	case agent.Protected:
-		both := "IPv4 and IPv6"
-		if st.Families.IPv6 == "disabled" {
-			both = "IPv4; this kernel has no IPv6 (disabled)"
-		}
-		if len(st.Bypass) > 0 {
-			return fmt.Sprintf("protected, but %s past this firewall", agent.BypassVerdict(st.Bypass))
-		}
-		admits := 0
-		for _, f := range st.Foreign {
-			if f.Admits {
-				admits++
-			}
-		}
-		if admits > 0 {
-			return fmt.Sprintf("protected, but %s of others in INPUT let more in", count(admits, "rule"))
-		}
-		return fmt.Sprintf("protected: profile %s on %s", st.Profile.Name, both)
-	case agent.PendingState:
-		return "pending: new rules stand, and go at " + firewall.FormatTime(st.Pending.Until) + " unless confirmed"
-	case agent.Unlocked:
+func verdict(st report.Status) string {
+	switch {
+	case st.State == report.Unlocked:
 		from := st.Unlock.From
 		if len(from) > 1 { // the first line is short
 			from = []string{from[0], count(len(from)-1, "other")}
 		}
 		return fmt.Sprintf("unlocked: %s, until %s", unlockedFor(st.Unlock.All, from), firewall.FormatTime(st.Unlock.Until))
-	case agent.NotBootstrapped:
-		return "not bootstrapped: nothing is closed by basicfw-agent"
-	case agent.Drifted:
-		return "drifted: this machine is not as it was decided"
-	case agent.FailsafeState:
-		return "failsafe: closed, with SSH open to any address, limited"
+	case st.State != report.Protected:
+		return st.Sentence(st.State)
+	case len(st.Bypassing()) > 0:
+		return fmt.Sprintf("protected, but %s, bypassing this firewall", report.ForwardedVerdict(st.Bypassing()))
 	}
-	return st.State + ": ports are open that should be closed"
+	both := "IPv4 and IPv6"
+	if st.Families.IPv6 == report.Disabled {
+		both = "IPv4; this kernel has no IPv6 (disabled)"
+	}
+	return st.Sentence(report.Protected) + " on " + both
 }
 
 func paint(text, state string, colour bool) string {
@@ -279,59 +288,56 @@ func paint(text, state string, colour bool) string {
 		return text
 	}
 	code := "31;1" // red
-	if state == agent.Protected {
+	if state == report.Protected {
 		code = "32;1" // green
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-func sshLine(s agent.SSHStatus) string {
+func sshLine(s report.SSHStatus) string {
 	ports := make([]string, len(s.Ports))
 	for i, p := range s.Ports {
 		ports[i] = fmt.Sprint(p)
 	}
-	var allowed []string
-	for i, who := range s.Allow {
-		if t := i - (len(s.Allow) - len(s.Timed)); t >= 0 {
-			who += " until " + firewall.FormatTime(s.Timed[t].Until)
-		}
-		allowed = append(allowed, who)
+	allowed := slices.Clone(s.Allow)
+	for i, t := range s.Temporary { // the last entries of Allow
+		allowed[len(allowed)-len(s.Temporary)+i] += " until " + firewall.FormatTime(t.Until)
 	}
 	list := strings.Join(allowed, ", ")
 	who := "only " + list
 	switch {
-	case s.Mode == agent.Unlocked:
-		who = "unlocked for a while"
+	case s.Mode == report.Unlocked:
+		who = "unlocked"
 		if list != "" {
 			who += "; afterwards " + list
 		}
-	case s.Mode == agent.Probation:
-		who += " until " + firewall.FormatTime(*s.ConfirmBy) + ", then " + anyAddress(s.Limit) + " too, unless confirmed"
+	case s.Mode == report.Probation:
+		who += " until " + firewall.FormatTime(*s.ConfirmBy) + ", then also " + anyAddress(s.Limit) + ", unless confirmed"
 	case s.Mode == string(firewall.SSHLimited):
 		who = anyAddress(s.Limit)
 		if list != "" {
-			who += "; without limit " + list
+			who += "; without a limit: " + list
 		}
 	case list == "":
-		who = "nobody"
+		who = "blocked"
 	}
 	return fmt.Sprintf("port %s: %s (%s)", strings.Join(ports, ", "), who, s.Reason)
 }
 
-// anyAddress says that any address may log in, within a limit.
+// anyAddress returns how SSH is open to any address, with its rate limit.
 func anyAddress(limit string) string {
 	if limit == "" {
 		return "any address, without a limit"
 	}
-	return "any address, limited to " + limit + " from each"
+	return "any address, limited to " + limit + " per source"
 }
 
-// sshSentence is sshLine of a decision.
-func sshSentence(st store.State) string { return sshLine(agent.SSHOf(st)) }
+// sshSentence returns sshLine for a desired state.
+func sshSentence(st store.State) string { return sshLine(report.SSHOf(st)) }
 
-func openLine(open []agent.OpenStatus) string {
+func openLine(open []report.OpenStatus) string {
 	if len(open) == 0 {
-		return "nothing but SSH"
+		return "only SSH"
 	}
 	var items []string
 	for _, o := range open {
@@ -352,42 +358,8 @@ func openLine(open []agent.OpenStatus) string {
 	return strings.Join(items, ", ")
 }
 
-func openSentence(d firewall.Desired) string { return openLine(agent.OpenOf(d)) }
-
-// listeningLines says of each listener whether it can be reached from outside:
-// those that can in one line, and for each of the others the command that
-// opens it. In a short line the command is worth more than the process.
-func listeningLines(list []agent.ListeningStatus, short bool) (open string, closed []string) {
-	var reached []string
-	for _, l := range list {
-		at := fmt.Sprintf("%d/%s", l.Port, l.Proto)
-		who := strings.TrimSpace(at + " " + system.Printable(l.Process))
-		if l.Reachable {
-			reached = append(reached, who)
-			continue
-		}
-		line := who + ": closed; open it: " + l.OpenWith
-		if short && utf8.RuneCountInString(line) > screenWidth-labelWidth {
-			line = at + ": closed; open it: " + l.OpenWith
-		}
-		closed = append(closed, line)
-	}
-	if len(reached) > 0 {
-		open = "open: " + strings.Join(reached, ", ")
-	}
-	return open, closed
-}
-
-func bypassLines(list []firewall.Bypass) []string {
-	var out []string
-	for _, b := range list {
-		out = append(out, bypassLine(b))
-	}
-	return out
-}
-
-func bypassLine(b firewall.Bypass) string {
-	line := b.Family + " " + agent.PortText(b)
+func forwardedLine(b firewall.ForwardedPort) string {
+	line := b.Family + " " + report.PortText(b)
 	if b.On != "" {
 		line += " on " + b.On
 	}
@@ -408,15 +380,15 @@ func interfacesLine(list []firewall.Interface) string {
 	return strings.Join(items, ", ")
 }
 
-func persistedLine(files []agent.PersistedFile) string {
+func persistedLine(files []verify.PersistedFile) string {
 	var items []string
 	for _, f := range files {
-		items = append(items, fmt.Sprintf("%s %s", f.Path, map[bool]string{true: "ok", false: "NOT as decided"}[f.OK]))
+		items = append(items, fmt.Sprintf("%s %s", f.Path, map[bool]string{true: "ok", false: "NOT as configured"}[f.OK]))
 	}
 	return strings.Join(items, ", ")
 }
 
-func serviceLine(s agent.ServiceStatus) string {
+func serviceLine(s service.Status) string {
 	if !s.Registered {
 		return "NOT registered: no check at boot"
 	}
@@ -437,15 +409,10 @@ func ago(now, t time.Time) string {
 	return t.Format("2006-01-02 15:04 MST")
 }
 
-// count is a number of things, in words.
+// count returns a number with its noun, such as "2 packets".
 func count(n int, thing string) string {
 	if n != 1 {
 		thing += "s"
 	}
 	return fmt.Sprintf("%d %s", n, thing)
-}
-
-func firstLine(s string) string {
-	line, _, _ := strings.Cut(s, "\n")
-	return line
 }

@@ -1,18 +1,17 @@
+//go:build linux
+
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"net/netip"
 	"strings"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/hostnet"
-	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
 func (a *app) unlockCmd() *cobra.Command {
@@ -21,11 +20,11 @@ func (a *app) unlockCmd() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "unlock",
-		Short: "From the console: let SSH in for a while, from anywhere",
-		Long: `Let SSH in for a while, for whoever is shut out and stands at the console: from
-anywhere, limited, or with --from from some addresses only. With --all nothing is
-filtered for that while. It closes again by itself, also across a reboot, or by
-"basicfw-agent lock". Meanwhile log in, and say who may from then on:
+		Short: "Open SSH temporarily, when you are locked out",
+		Long: `Open SSH temporarily; run this at the console when you are locked out. SSH is
+open to any address, limited, or with --from only to the given addresses. With
+--all, nothing is filtered. The unlock expires by itself, also across a reboot,
+and "basicfw-agent lock" ends it earlier. Before it ends, log in and run
 "basicfw-agent ssh allow me".`,
 		Example: `  basicfw-agent unlock
   basicfw-agent unlock --from 203.0.113.80 --for 1h`,
@@ -33,7 +32,7 @@ filtered for that while. It closes again by itself, also across a reboot, or by
 	}
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
 		if all && len(from) > 0 {
-			return usageError{fmt.Errorf("--all and --from: nothing is filtered with --all, so --from has no effect: want one of them")}
+			return usageError{fmt.Errorf("--all and --from exclude each other: with --all, nothing is filtered")}
 		}
 		who, errs := firewall.ParseSources(strings.Join(from, ","))
 		if cmd.Flags().Changed("from") && len(who) == 0 && len(errs) == 0 {
@@ -42,49 +41,31 @@ filtered for that while. It closes again by itself, also across a reboot, or by
 		for _, err := range errs {
 			return usageError{fmt.Errorf("--from: %w", err)}
 		}
-		length, err := firewall.ParseFor(duration)
+		length, err := firewall.ParseDuration(duration)
 		if err != nil {
 			return usageError{fmt.Errorf("--for: %w", err)}
 		}
-		return a.alone(func(ctx context.Context, w *wiring) error { return a.unlock(ctx, w, who, length, all) })(cmd, args)
+		return a.forRoot(func(ctx context.Context, machine *agent.Agent) error {
+			u, err := machine.Unlock(ctx, who, length, all)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(a.stdout, "unlocked: %s, until %s, for %s\n", unlockedFor(all, firewall.FormatPrefixes(who)), firewall.FormatTime(u.Until), firewall.FormatDuration(length))
+			fmt.Fprintln(a.stdout, "  it expires by itself; to end it earlier: basicfw-agent lock")
+			if !all {
+				fmt.Fprintln(a.stdout, "next, after you have logged in: basicfw-agent ssh allow me")
+			}
+			return nil
+		})(cmd, args)
 	}
-	cmd.Flags().StringSliceVar(&from, "from", nil, "only from these addresses and CIDRs, separated by commas (default anywhere, limited)")
-	cmd.Flags().StringVar(&duration, "for", "15m", "for how long, such as 90m, 8h or 7d")
-	cmd.Flags().BoolVar(&all, "all", false, "filter nothing at all for that while")
+	cmd.Flags().StringSliceVar(&from, "from", nil, "only from these addresses and CIDRs, separated by commas (default any address, limited)")
+	cmd.Flags().StringVar(&duration, "for", "15m", "expire after this time, such as 90m, 8h or 7d")
+	cmd.Flags().BoolVar(&all, "all", false, "filter nothing during this time")
 	a.completeFlags(cmd, map[string]completer{"for": durations})
 	return cmd
 }
 
-func (a *app) unlock(ctx context.Context, w *wiring, from []netip.Prefix, length time.Duration, all bool) error {
-	host, err := hostnet.Detect(nil, nil)
-	if err != nil {
-		return err
-	}
-	for _, p := range from {
-		warning, err := host.CheckNamed(p)
-		if err != nil {
-			return usageError{fmt.Errorf("--from: %w", err)}
-		}
-		if warning != "" {
-			a.log.Warn(warning)
-		}
-	}
-	u := &firewall.Unlock{From: from, All: all, Window: firewall.NewWindow(w.agent.Moment(), length)}
-	if err := firewall.CheckTime(u.Until); err != nil {
-		return fmt.Errorf("--for %v: %w", length, err)
-	}
-	if err := a.setUnlock(ctx, w, u); err != nil {
-		return err
-	}
-	fmt.Fprintf(a.stdout, "unlocked: %s, until %s, for %v\n", unlockedFor(all, firewall.FormatPrefixes(from)), firewall.FormatTime(u.Until), length)
-	fmt.Fprintln(a.stdout, "  it closes by itself then, or by: basicfw-agent lock")
-	if !all {
-		fmt.Fprintln(a.stdout, "next, when you have logged in: basicfw-agent ssh allow me")
-	}
-	return nil
-}
-
-// unlockedFor says what an unlocking lets in: all, or who over SSH.
+// unlockedFor returns what an unlock opens: everything, or SSH to some sources.
 func unlockedFor(all bool, from []string) string {
 	if all {
 		return "nothing is filtered"
@@ -92,67 +73,28 @@ func unlockedFor(all bool, from []string) string {
 	return "SSH is open to " + letIn(from)
 }
 
-// letIn says who an unlocking lets in over SSH.
+// letIn returns the sources to which an unlock opens SSH.
 func letIn(from []string) string {
-	if len(from) == 0 {
-		return "any address, limited"
-	}
-	return strings.Join(from, ", ")
+	return cmp.Or(strings.Join(from, ", "), "any address, limited")
 }
 
 func (a *app) lockCmd() *cobra.Command {
 	return &cobra.Command{
 		Use:   "lock",
-		Short: "End what unlock began",
+		Short: "End an unlock",
 		Args:  noArgs,
-		RunE: a.alone(func(ctx context.Context, w *wiring) error {
-			st, err := w.state()
-			if err != nil {
+		RunE: a.forRoot(func(ctx context.Context, machine *agent.Agent) error {
+			unlocked, lockout, err := machine.EndUnlock(ctx)
+			switch {
+			case err != nil:
 				return err
-			}
-			was := st.At(w.agent.Moment()).Desired.Unlock
-			if st.Desired.Unlock != nil {
-				if err := a.setUnlock(ctx, w, nil); err != nil {
-					return err
-				}
-			}
-			if was == nil {
+			case !unlocked:
 				fmt.Fprintln(a.stdout, "nothing changed: not unlocked")
-				return nil
-			}
-			fmt.Fprintln(a.stdout, "locked: what was decided holds again")
-			s, _ := settings.Load(a.sys, a.config)
-			if _, err := w.facts(s, false); err == nil {
-				a.warnLockout(w, st)
+			default:
+				fmt.Fprintln(a.stdout, "locked: the configured rules are in effect again")
+				a.warnLockout(lockout)
 			}
 			return nil
 		}),
 	}
-}
-
-// setUnlock makes what was decided hold with something let in besides, or
-// without.
-func (a *app) setUnlock(ctx context.Context, w *wiring, u *firewall.Unlock) error {
-	// Whoever needs it now was not served by a change that waits.
-	// Nor by one of which nothing is known any more.
-	if p, err := w.agent.Pending(); err != nil || p != nil {
-		if err := w.agent.TakeBack(ctx, "somebody had to unlock the machine, or lock it"); err != nil {
-			return err
-		}
-	}
-	st, err := w.state()
-	if err != nil {
-		return err
-	}
-	st = st.At(w.agent.Moment())
-	st.Desired.Unlock = u
-	if st.Ruleset, err = firewall.Compile(st.Desired); err != nil {
-		return err
-	}
-	out, err := w.agent.Converge(ctx, st, agent.Options{})
-	if err != nil {
-		return err
-	}
-	a.announce(w, st, out.Inspection)
-	return nil
 }

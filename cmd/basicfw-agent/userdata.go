@@ -1,37 +1,50 @@
 package main
 
 import (
+	"io"
+
 	"github.com/spf13/cobra"
 
+	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/bootstrap"
 )
 
-func (a *app) userDataCmd() *cobra.Command {
+// userDataCmd returns the command user-data, which works on every system.
+func userDataCmd(out io.Writer, warn func(...any)) *cobra.Command {
 	var o bootstrap.UserDataOptions
 	cmd := &cobra.Command{
 		Use:   "user-data",
-		Short: "Print a cloud-config to paste when a server is created",
-		Long: `Print a cloud-config for the field "user data" of a provider's page where a
-server is created. At the first boot it installs the package and closes the
-machine before sshd answers. Printing it needs no root.`,
+		Short: "Print cloud-init user data that bootstraps a new server",
+		Long: `Print a cloud-config. Paste it into the provider's "user data" field when you
+create a server. At the first boot it installs the package and closes the
+machine before sshd answers. This command does not require root.`,
 		Example: `  basicfw-agent user-data --rpm https://example.com/basicfw-agent.x86_64.rpm \
     --sha256 $(sha256sum <basicfw-agent.x86_64.rpm | cut -c 1-64) \
     --client-ip 203.0.113.9 --profile web+mail`,
-		Args: noArgs,
+		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			data, err := bootstrap.UserData(o)
 			if err != nil {
 				return err
 			}
-			_, err = a.stdout.Write(data)
+			if o.Unchecked() {
+				warn("nothing checks the package: a person who replaces it is root on the server; use --sha256 or --gpg-key")
+			}
+			clients, _ := firewall.ParseSources(o.ClientIP)
+			for _, p := range clients {
+				if text := firewall.TemporaryHint(p); text != "" {
+					warn(text)
+				}
+			}
+			_, err = out.Write(data)
 			return err
 		},
 	}
-	cmd.Flags().StringVar(&o.RPMURL, "rpm", "", "where the package is: an https URL, or http with --sha256")
-	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "the package's checksum")
-	cmd.Flags().StringVar(&o.KeyURL, "gpg-key", "", "where the key is that must have signed the package: an https URL")
-	cmd.Flags().StringVar(&o.ClientIP, "client-ip", "", "who may log in over SSH: addresses and CIDRs, separated by commas")
-	cmd.Flags().StringVar(&o.Profile, "profile", "", "profile: auto, web-only, web+mail, or one of your own")
-	a.completeFlags(cmd, map[string]completer{"profile": a.profileNames})
+	cmd.Flags().StringVar(&o.RPMURL, "rpm", "", "URL of the package: https, or http with --sha256")
+	cmd.Flags().StringVar(&o.RepoURL, "repo", "", "URL of a dnf repository with the package, instead of --rpm: https, or http with --gpg-key")
+	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "SHA-256 checksum of the package")
+	cmd.Flags().StringVar(&o.KeyURL, "gpg-key", "", "https URL of the key that must have signed the package")
+	cmd.Flags().StringVar(&o.ClientIP, "client-ip", "", "addresses and CIDRs that may log in over SSH, separated by commas")
+	cmd.Flags().StringVar(&o.Profile, "profile", "", "auto, web-only, web+mail, or a profile of your own")
 	return cmd
 }

@@ -1,6 +1,7 @@
-// Command bench times the program as whole processes in a network namespace of
-// its own, each figure beside the floor that it is measured against, in turns,
-// so that a machine whose speed drifts is fair to both. It prints medians.
+// Command bench measures the program as whole processes in a network namespace of its own:
+// wall time, CPU time and minor page faults, including the programs that it runs. Each
+// figure is measured in turns with its floor, so that a changing speed of the machine
+// affects both. It prints medians.
 package main
 
 import (
@@ -10,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -25,9 +27,9 @@ import (
 
 func main() {
 	runs := flag.Int("n", 21, "runs of each command")
-	idle := flag.Duration("idle", 0, "also let the service idle for this long, and tell its memory and how often it woke")
-	flooding := flag.Bool("flood", false, "send packets, and tell what one costs (for this program itself)")
-	inside := flag.Bool("inside", false, "measure in the network namespace that this runs in (for this program itself)")
+	idle := flag.Duration("idle", 0, "also let the service idle for this long, and print its memory and context switches")
+	flooding := flag.Bool("flood", false, "send packets and print the cost of one (internal)")
+	inside := flag.Bool("inside", false, "measure in the current network namespace (internal)")
 	flag.Parse()
 	if *flooding {
 		if err := flood(); err != nil {
@@ -50,8 +52,8 @@ func main() {
 	}
 }
 
-// begin starts this program anew in a network namespace of its own, which what it
-// measures then need not be led into. It returns only where that fails.
+// begin executes this program again in a network namespace of its own, so that what it
+// measures starts there. It returns only if that fails.
 func begin() error {
 	runtime.LockOSThread() // the namespace is a thread's, until exec
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
@@ -60,7 +62,7 @@ func begin() error {
 	return os.NewSyscallError("exec", unix.Exec("/proc/self/exe", append([]string{os.Args[0], "-inside"}, os.Args[1:]...), os.Environ()))
 }
 
-// lab is a root directory for the program's files, in this network namespace.
+// lab is a root directory for the program's files in this network namespace.
 type lab struct {
 	sys       *system.System
 	dir, root string
@@ -77,8 +79,8 @@ func (l *lab) agent(args ...string) error {
 	return l.run(l.binary, append([]string{"--root", l.root}, args...)...)
 }
 
-// open makes the machine one that was never bootstrapped.
-func (l *lab) open() error {
+// unprotect resets the machine to one that was never bootstrapped.
+func (l *lab) unprotect() error {
 	for _, t := range []string{"iptables", "ip6tables"} {
 		for _, args := range [][]string{{"-P", "INPUT", "ACCEPT"}, {"-F"}, {"-X"}} {
 			if err := l.run(t, args...); err != nil {
@@ -109,6 +111,12 @@ func run(binary string, runs int, idle time.Duration) error {
 	defer os.RemoveAll(dir)
 	l := &lab{sys: &system.System{}, dir: dir, root: filepath.Join(dir, "root"), binary: binary}
 
+	if err := l.unprotect(); err != nil {
+		return err
+	}
+	if err := l.start(runs); err != nil {
+		return err
+	}
 	if err := l.iptables(runs); err != nil {
 		return err
 	}
@@ -127,22 +135,48 @@ func run(binary string, runs int, idle time.Duration) error {
 	return nil
 }
 
-// row is one figure: ours, beside what it is measured against.
+// row is one measurement of the program and its floor.
 type row struct {
 	name    string
-	floor   func() (time.Duration, error)
+	floor   func() (cost, error)
 	of      string
 	prepare func() error
 	subject func() error
-	factor  float64
-	plus    time.Duration
+	// factor and plus bound the subject's time: a multiple of the floor, and a constant. If
+	// both are zero, there is no bound.
+	factor float64
+	plus   time.Duration
+	// faults bounds its page faults as a multiple of the floor's. Zero is no bound.
+	faults float64
 }
 
-// print times rows, each in turns with its floor.
+// cost is the cost of a run of programs. In a virtual machine the wall time depends on the
+// cost of a page fault; the number of faults does not.
+type cost struct {
+	wall, cpu time.Duration
+	faults    int64 // minor ones
+}
+
+// measured returns the cost of the programs that f runs and waits for, including their
+// children.
+func measured(f func() error) (cost, error) {
+	var before, after unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_CHILDREN, &before); err != nil {
+		return cost{}, os.NewSyscallError("getrusage", err)
+	}
+	wall, err := timed(f)
+	if e := unix.Getrusage(unix.RUSAGE_CHILDREN, &after); e != nil {
+		return cost{}, os.NewSyscallError("getrusage", e)
+	}
+	cpu := func(u unix.Rusage) time.Duration { return time.Duration(u.Utime.Nano() + u.Stime.Nano()) }
+	return cost{wall, cpu(after) - cpu(before), after.Minflt - before.Minflt}, err
+}
+
+// print measures rows, each in turns with its floor.
 func print(title string, runs int, rows []row) error {
-	fmt.Printf("%-34s %10s %10s %10s  %s\n", title, "floor ms", "ours ms", "limit ms", "medians of "+strconv.Itoa(runs))
+	fmt.Printf("%-34s %10s %10s %10s  %s\n", title, "floor", "ours", "limit", "medians of "+strconv.Itoa(runs))
 	for _, r := range rows {
-		var floors, ours []time.Duration
+		var floors, ours []cost
 		for i := range runs + 1 {
 			f, err := r.floor()
 			if err != nil {
@@ -153,45 +187,67 @@ func print(title string, runs int, rows []row) error {
 					return err
 				}
 			}
-			o, err := timed(r.subject)
+			o, err := measured(r.subject)
 			if err != nil {
 				return fmt.Errorf("%s: %w", r.name, err)
 			}
-			if i > 0 { // the first warms up
+			if i > 0 { // the first run warms up
 				floors, ours = append(floors, f), append(ours, o)
 			}
 		}
-		f, o := median(floors), median(ours)
-		limit := time.Duration(r.factor*float64(f)) + r.plus
-		verdict := "within"
-		if o > limit {
-			verdict = "OVER"
-		}
-		fmt.Printf("%-34s %10.1f %10.1f %10.1f  %s (%g x %s + %g ms)\n", r.name, ms(f), ms(o), ms(limit), verdict, r.factor, r.of, ms(r.plus))
+		wall := func(c cost) float64 { return ms(c.wall) }
+		cpu := func(c cost) float64 { return ms(c.cpu) }
+		faults := func(c cost) float64 { return float64(c.faults) }
+		r.line(r.name, "ms", median(floors, wall), median(ours, wall), r.factor, ms(r.plus))
+		r.line("", "ms of CPU", median(floors, cpu), median(ours, cpu), 0, 0)
+		r.line("", "faults", median(floors, faults), median(ours, faults), r.faults, 0)
 	}
 	return nil
 }
 
-// program times one.
-func (l *lab) program(name string, args ...string) func() (time.Duration, error) {
-	return func() (time.Duration, error) {
-		return timed(func() error { return l.run(name, args...) })
+// line prints one figure of a row, and whether it is within its limit, if it has one.
+func (r row) line(name, unit string, floor, ours, factor, plus float64) {
+	number := func(x float64) string {
+		if unit == "faults" {
+			return strconv.FormatFloat(x, 'f', 0, 64)
+		}
+		return strconv.FormatFloat(x, 'f', 1, 64)
+	}
+	limit, verdict := "", ""
+	if bound := factor*floor + plus; bound > 0 {
+		limit, verdict = number(bound), ", within"
+		if ours > bound {
+			verdict = ", OVER"
+		}
+		verdict += fmt.Sprintf(" (%g x %s", factor, r.of)
+		if plus > 0 {
+			verdict += fmt.Sprintf(" + %g %s", plus, unit)
+		}
+		verdict += ")"
+	}
+	fmt.Printf("%-34s %10s %10s %10s  %s%s\n", name, number(floor), number(ours), limit, unit, verdict)
+}
+
+// program measures one program.
+func (l *lab) program(name string, args ...string) func() (cost, error) {
+	return func() (cost, error) {
+		return measured(func() error { return l.run(name, args...) })
 	}
 }
 
-// script times programs one after another.
-func (l *lab) script(text string) func() (time.Duration, error) {
+// script measures programs that run one after another.
+func (l *lab) script(text string) func() (cost, error) {
 	return l.program("sh", "-ec", "cd "+l.dir+"; "+text)
 }
 
 const extra = "extra = 8080/tcp\n"
 
-// settings writes settings with some services besides the profile's.
+// settings writes settings with services in addition to the profile's.
 func (l *lab) settings(services string) error {
 	return os.WriteFile(filepath.Join(l.root, "etc/basicfw/agent.ini"), []byte("[open]\n"+services), 0o600)
 }
 
-// flip adds a service to the settings, and takes it away the next time.
+// flip adds a service to the settings, and removes it the next time.
 func (l *lab) flip() func() error {
 	there := true
 	return func() error {
@@ -202,7 +258,7 @@ func (l *lab) flip() func() error {
 	}
 }
 
-// from has some services applied, and others in the settings.
+// from applies the services of before, and then writes those of after.
 func (l *lab) from(before, after string) func() error {
 	return func() error {
 		if err := l.settings(before); err != nil {
@@ -219,9 +275,26 @@ func (l *lab) bootstrap(args ...string) error {
 	return l.agent(append([]string{"bootstrap", "--profile", "web+mail", "--client-ip", "203.0.113.9", "--no-service", "--no-selftest"}, args...)...)
 }
 
-// iptables times the backend of that name beside its own programs.
+// start measures the startup of the program against a Go program that does nothing.
+func (l *lab) start(runs int) error {
+	empty := filepath.Join(l.dir, "empty")
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", empty, "github.com/basicfw/basicfw-agent/test/bench/empty")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("building an empty program: %w: %s", err, out)
+	}
+	return print("start", runs, []row{
+		{name: "version", floor: l.program(empty), of: "an empty Go program", subject: func() error { return l.agent("version") }, faults: 2.3},
+	})
+}
+
+// openPort and closePort open and close a port.
+func (l *lab) openPort() error  { return l.agent("open", "9999/tcp") }
+func (l *lab) closePort() error { return l.agent("close", "9999/tcp") }
+
+// iptables measures the iptables backend against iptables' own programs.
 func (l *lab) iptables(runs int) error {
-	if err := l.open(); err != nil {
+	if err := l.unprotect(); err != nil {
 		return err
 	}
 	if err := l.bootstrap(); err != nil {
@@ -235,22 +308,24 @@ func (l *lab) iptables(runs int) error {
 	saves := l.script("iptables-save >out; ip6tables-save >out")
 	floor := l.script("iptables-restore <iptables; ip6tables-restore <ip6tables; iptables-save >out; ip6tables-save >out")
 	const restores = "2 restores, 2 saves"
+	apply := func() error { return l.agent("apply") }
 	return print("iptables", runs, []row{
-		{"bootstrap", floor, restores, l.open, func() error { return l.bootstrap("--no-rehearsal") }, 2, 10 * time.Millisecond},
-		{"apply, one service more or less", floor, restores, l.flip(), func() error { return l.agent("apply", "--no-rehearsal") }, 2, 10 * time.Millisecond},
-		{"the same, rehearsed", floor, restores, l.flip(), func() error { return l.agent("apply") }, 3, 20 * time.Millisecond},
-		{"apply, nothing changed", saves, "2 saves", nil, func() error { return l.agent("apply") }, 1, 10 * time.Millisecond},
-		{"verify", saves, "2 saves", nil, func() error { return l.agent("verify") }, 1, 10 * time.Millisecond},
-		{"status", saves, "2 saves", nil, func() error { return l.agent("status") }, 1, 10 * time.Millisecond},
+		{"bootstrap", floor, restores, l.unprotect, func() error { return l.bootstrap("--no-rehearsal") }, 2, 10 * time.Millisecond, 0},
+		{"apply, one service more or less", floor, restores, l.flip(), func() error { return l.agent("apply", "--no-rehearsal") }, 2, 10 * time.Millisecond, 0},
+		{"the same, rehearsed", floor, restores, l.flip(), apply, 3, 20 * time.Millisecond, 0},
+		{"open, rehearsed", floor, restores, l.closePort, l.openPort, 0, 0, 4.3},
+		{"apply, nothing changed", saves, "2 saves", nil, apply, 1, 10 * time.Millisecond, 0},
+		{"verify", saves, "2 saves", nil, func() error { return l.agent("verify") }, 1, 10 * time.Millisecond, 2.4},
+		{"status", saves, "2 saves", nil, func() error { return l.agent("status") }, 1, 10 * time.Millisecond, 2.4},
 	})
 }
 
-// netlink times the backend that needs no program beside nft.
+// netlink measures the nftables backend, which runs no program, against nft.
 func (l *lab) netlink(runs int) error {
-	if err := l.open(); err != nil {
+	if err := l.unprotect(); err != nil {
 		return err
 	}
-	// As on a machine where iptables never was: its tables would be looked at.
+	// As on a machine that never had iptables: its tables would be read.
 	for _, family := range []string{"ip", "ip6"} {
 		if err := l.run("nft", "delete", "table", family, "filter"); err != nil {
 			return err
@@ -266,18 +341,18 @@ func (l *lab) netlink(runs int) error {
 	load, list := l.program("nft", "-f", filepath.Join(l.dir, "nft")), l.program("nft", "list", "table", "inet", "basicfw")
 	apply := func() error { return l.agent("apply", "--no-rehearsal") }
 	many := "many = 7/udp from " + networks(10000) + "\n"
-	none := func() (time.Duration, error) { return 0, nil }
+	none := func() (cost, error) { return cost{}, nil }
 	return print("nftables", runs, []row{
-		{"apply, one service more", load, "nft -f", l.from("", extra), apply, 0.5, 0},
-		{"apply, one service less", load, "nft -f", l.from(extra, ""), apply, 0.5, 0},
-		{"the same, rehearsed", load, "nft -f", l.flip(), func() error { return l.agent("apply") }, 1, 20 * time.Millisecond},
-		{"verify", list, "nft list", nil, func() error { return l.agent("verify") }, 1, 5 * time.Millisecond},
-		{"status", list, "nft list", nil, func() error { return l.agent("status") }, 1, 5 * time.Millisecond},
-		{"apply, 10000 networks in one from", none, "nothing", l.from("", many), apply, 0, time.Second},
+		{"apply, one service more", load, "nft -f", l.from("", extra), apply, 0.5, 0, 0},
+		{"apply, one service less", load, "nft -f", l.from(extra, ""), apply, 0.5, 0, 0},
+		{"the same, rehearsed", load, "nft -f", l.flip(), func() error { return l.agent("apply") }, 1, 20 * time.Millisecond, 0},
+		{"verify", list, "nft list", nil, func() error { return l.agent("verify") }, 1, 5 * time.Millisecond, 0},
+		{"status", list, "nft list", nil, func() error { return l.agent("status") }, 1, 5 * time.Millisecond, 0},
+		{"apply, 10000 networks in one from", none, "nothing", l.from("", many), apply, 0, time.Second, 0},
 	})
 }
 
-// networks are some, the last of which is the client's.
+// networks returns n networks, the last of which is the client's.
 func networks(n int) string {
 	var list []string
 	for i := range n - 1 {
@@ -286,8 +361,8 @@ func networks(n int) string {
 	return strings.Join(append(list, "192.0.2.2/32"), ", ")
 }
 
-// packets times what a packet costs that a list of networks is asked about: a
-// flood over a wire, whose sender does the receiver's work too.
+// packets measures the cost of a packet that is looked up in a list of networks: a flood
+// over a veth pair, whose sender also does the receiver's work.
 func (l *lab) packets() error {
 	for _, args := range [][]string{
 		{"link", "add", "wire0", "type", "veth", "peer", "name", "wire1"}, {"addr", "add", "192.0.2.1/24", "dev", "wire0"}, {"link", "set", "wire0", "up"},
@@ -344,8 +419,8 @@ func (l *lab) packets() error {
 	return nil
 }
 
-// flood sends packets of one connection that is never answered, and so stays new,
-// and prints how many nanoseconds one takes.
+// flood sends packets of one connection that is never answered, and so stays new, and
+// prints the nanoseconds that one takes.
 func flood() error {
 	c, err := net.Dial("udp", "192.0.2.1:7")
 	if err != nil {
@@ -355,7 +430,7 @@ func flood() error {
 	const packets = 200000
 	send := func() {
 		for range packets {
-			c.Write([]byte("x")) // that nobody listens is told in between
+			c.Write([]byte("x")) // errors report that the port is closed
 		}
 	}
 	send()
@@ -378,9 +453,14 @@ func timed(f func() error) (time.Duration, error) {
 	return time.Since(start), err
 }
 
-func median(d []time.Duration) time.Duration {
-	slices.Sort(d)
-	return d[len(d)/2]
+// median returns the median of one figure.
+func median(costs []cost, figure func(cost) float64) float64 {
+	var list []float64
+	for _, c := range costs {
+		list = append(list, figure(c))
+	}
+	slices.Sort(list)
+	return list[len(list)/2]
 }
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
@@ -398,9 +478,8 @@ func size(binary string) error {
 	return nil
 }
 
-// idle runs the service for a while and tells its memory and how often its
-// threads were given the processor without asking to give it up: a thread that
-// wakes goes to sleep again by itself, which counts as one voluntary switch.
+// idle runs the service for d and prints its memory and the voluntary context switches of
+// its threads. A thread that wakes up and sleeps again counts as one.
 func (l *lab) idle(d time.Duration) error {
 	proc, err := os.StartProcess(l.binary, []string{l.binary, "--root", l.root, "run"},
 		&os.ProcAttr{Files: []*os.File{nil, nil, os.Stderr}})
@@ -424,7 +503,7 @@ func (l *lab) idle(d time.Duration) error {
 	return nil
 }
 
-// usage gives a process's voluntary context switches and resident megabytes.
+// usage returns a process's voluntary context switches and resident megabytes.
 func usage(pid int) (switches int, rss float64, err error) {
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pid))
 	if err != nil {

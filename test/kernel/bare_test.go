@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestBare has a machine on which no program is that could load a rule, or say
-// what is loaded: neither iptables nor nft, nor anything else.
+// TestBare runs everything on a machine that has neither iptables nor nft, nor
+// any other program.
 func TestBare(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "netlink")
@@ -21,7 +21,7 @@ func TestBare(t *testing.T) {
 	m.wantOpen(t, open)
 	m.must(t, exitOK, "verify")
 	s := m.status(t, exitOK)
-	if s.State != "protected" || s.Backend.Name != "nftables" || !strings.Contains(s.Backend.Reason, "there is no iptables-save") {
+	if s.State != "protected" || s.Backend.Name != "nftables" || !strings.Contains(s.Backend.Reason, "iptables-save is not installed") {
 		t.Errorf("state %q, backend %+v", s.State, s.Backend)
 	}
 	rules := m.rules(t)
@@ -60,7 +60,7 @@ func TestBare(t *testing.T) {
 	service := m.quiet(t)
 	for what, commands := range map[string]string{"a rule": rule, "the table": "delete table inet basicfw"} {
 		m.nft(t, commands)
-		m.back(t, mended, what, rules)
+		m.back(t, repaired, what, rules)
 	}
 	m.wantOpen(t, open)
 	service.Stop(t)

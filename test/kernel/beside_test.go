@@ -17,8 +17,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// onBeside runs a test on machines whose rules are in nf_tables because the owner
-// says so, while iptables works, and others may have theirs there.
+// onBeside runs a test on machines whose administrator chose nftables while
+// iptables works and may hold other programs' rules.
 func onBeside(t *testing.T, test func(t *testing.T, m *machine)) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.write(t, agentINI, "[agent]\nbackend = nftables\n", 0o640)
@@ -26,9 +26,8 @@ func onBeside(t *testing.T, test func(t *testing.T, m *machine)) {
 	})
 }
 
-// TestBesideStock begins with what the distribution's own firewall has in
-// iptables: what it refuses at the end of INPUT would be refused whatever we
-// accept.
+// TestBesideStock starts with the distribution's own iptables rules. The REJECT
+// at the end of its INPUT would refuse whatever we accept.
 func TestBesideStock(t *testing.T) {
 	onBeside(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -42,7 +41,7 @@ func TestBesideStock(t *testing.T) {
 				t.Errorf("%s: iptables still has %q", family, lines[i])
 			}
 			if !slices.ContainsFunc(lines, func(l string) bool { return strings.HasPrefix(l, "-A FORWARD -j REJECT") }) {
-				t.Errorf("%s: what is forwarded is another matter, and is let through:\n%s", family, strings.Join(lines, "\n"))
+				t.Errorf("%s: the rule in FORWARD was removed:\n%s", family, strings.Join(lines, "\n"))
 			}
 		}
 		m.must(t, exitOK, "verify")
@@ -50,7 +49,7 @@ func TestBesideStock(t *testing.T) {
 			t.Errorf("status: %+v", s)
 		}
 
-		// A boot loads what is left of the distribution's files.
+		// A boot loads what remains of the distribution's files.
 		m.reboot(t)
 		for _, family := range families() {
 			m.load(t, family, m.read(t, rulesFile(family)))
@@ -64,8 +63,8 @@ func TestBesideStock(t *testing.T) {
 	})
 }
 
-// TestBesideAccept has somebody let all in, in iptables. Ours close it all the
-// same, and that is said.
+// TestBesideAccept adds an ACCEPT of everything to iptables. Our table still
+// closes the machine, and status says so.
 func TestBesideAccept(t *testing.T) {
 	onBeside(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -84,16 +83,16 @@ func TestBesideAccept(t *testing.T) {
 		wantListening(t, s, 8080, false)
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "verify", "--repair")
-		for _, family := range families() { // they are not ours to take away
+		for _, family := range families() { // the rules are not ours to remove
 			if !slices.Contains(m.filter(t, family), "-A INPUT -j ACCEPT") {
-				t.Errorf("%s: a rule of somebody's is gone", family)
+				t.Errorf("%s: another program's rule is gone", family)
 			}
 		}
 	})
 }
 
-// TestBesideReject has somebody refuse all at the end of iptables' INPUT, later:
-// no port answers any more. Status names the rule, and what takes it out.
+// TestBesideReject appends a REJECT of everything to iptables' INPUT: no port
+// answers any more. Status names the rule and the command that removes it.
 func TestBesideReject(t *testing.T) {
 	onBeside(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
@@ -102,16 +101,19 @@ func TestBesideReject(t *testing.T) {
 			m.iptables(t, family, "-A", "INPUT", "-j", "REJECT")
 		}
 		m.wantOpen(t, map[string]string{"80/tcp": nobody})
-		// It is somebody's, and no drift of ours.
-		s := m.status(t, exitOK)
+		// The rule belongs to another program; it is no drift.
+		s := m.status(t, exitDrift)
+		if !slices.Equal(s.Conditions, []string{"blocked"}) {
+			t.Errorf("conditions %q", s.Conditions)
+		}
 		for _, family := range families() {
-			if !named(strings.Join(s.Warnings, "\n"), []string{family, "-j REJECT", "drops everything"}) {
-				t.Errorf("%s: no warning of it: %q", family, s.Warnings)
+			if !named(s.warnings(), []string{family, "-j REJECT", "drops everything"}) {
+				t.Errorf("%s: no warning about it: %q", family, s.Warnings)
 			}
 		}
-		text := m.must(t, exitOK, "status").Stdout
+		text := m.must(t, exitDrift, "status").Stdout
 		wantScreen(t, text)
-		says(t, text, "warning     ipv4: ", "next        iptables -D INPUT -j REJECT")
+		says(t, text, "warning      ipv4: ", "next         iptables -D INPUT -j REJECT")
 		wantListening(t, s, 80, false)
 		says(t, m.must(t, exitOK, "verify").Stdout, "-j REJECT", "no port answers")
 		ran := 0
@@ -122,7 +124,7 @@ func TestBesideReject(t *testing.T) {
 			}
 		}
 		if ran != 2 {
-			t.Errorf("next is %q, want the commands that take the rules out", s.Next)
+			t.Errorf("next is %q, want the commands that remove the rules", s.Next)
 		}
 		m.wantOpen(t, map[string]string{"80/tcp": everybody})
 		m.must(t, exitOK, "verify")
@@ -130,8 +132,8 @@ func TestBesideReject(t *testing.T) {
 	})
 }
 
-// TestBesidePolicy has somebody have iptables drop what no rule of its own
-// accepts. The policy is ours to set, and is set back.
+// TestBesidePolicy sets the policy of iptables' INPUT to DROP. The policy is ours
+// to set, and is restored.
 func TestBesidePolicy(t *testing.T) {
 	onBeside(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
@@ -152,15 +154,15 @@ func TestBesidePolicy(t *testing.T) {
 		for _, family := range families() {
 			m.iptables(t, family, "-P", "INPUT", "DROP")
 		}
-		// The kernel says nothing of legacy tables.
-		m.back(t, map[string]time.Duration{"nft": mended, "legacy": looked}[m.variant()], "the policies, with the service", rules)
+		// The kernel reports no changes of legacy tables.
+		m.back(t, map[string]time.Duration{"nft": repaired, "legacy": repairedLate}[m.variant()], "the policies, with the service", rules)
 		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody})
 		s.Stop(t)
 	})
 }
 
-// TestBesideOverridden has a VPN's chain let in what comes over it. In nf_tables
-// that opens nothing, and how it would is said.
+// TestBesideOverridden adds a VPN's chain that accepts what arrives over the tunnel. With
+// nftables that opens nothing, and a hint says how to open it.
 func TestBesideOverridden(t *testing.T) {
 	onBeside(t, func(t *testing.T, m *machine) {
 		for _, family := range families() {
@@ -168,26 +170,26 @@ func TestBesideOverridden(t *testing.T) {
 		}
 		before := m.rules(t)
 		m.bootstrap(t)
-		same(t, "others' rules", withoutOurs(before), withoutOurs(m.rules(t)))
+		same(t, "other programs' rules", withoutOurs(before), withoutOurs(m.rules(t)))
 		const hint = `"trusted = tailscale0"`
-		says(t, strings.Join(m.status(t, exitOK).Warnings, "\n"), "ts-input", hint)
+		says(t, m.status(t, exitOK).warnings(), "ts-input", hint)
 		m.write(t, agentINI, "[agent]\nbackend = nftables\n[interfaces]\ntrusted = tailscale0\n", 0o640)
 		m.must(t, exitOK, "apply")
-		if s := m.status(t, exitOK); strings.Contains(strings.Join(s.Warnings, "\n"), "tailscale0") || s.State != "protected" {
-			t.Errorf("once it is trusted: state %q, warnings %q", s.State, s.Warnings)
+		if s := m.status(t, exitOK); strings.Contains(s.warnings(), "ts-input") || s.State != "protected" {
+			t.Errorf("with the interface trusted: state %q, warnings %q", s.State, s.Warnings)
 		}
 		m.must(t, exitOK, "uninstall")
 		same(t, "rules after uninstall", before, m.rules(t))
 	})
 }
 
-// prober sends to ports from an address of the outsider's, and never rests.
+// prober sends to ports from an address of the outsider without pause.
 type prober struct {
 	sent, answers atomic.Int64
 	stop          func()
 }
 
-// probe starts one for a UDP and a TCP port of the server's, in both families.
+// probe starts a prober for a UDP and a TCP port of the server, in both families.
 func (m *machine) probe(t *testing.T, udp, tcp uint16) *prober {
 	t.Helper()
 	p := &prober{}
@@ -207,13 +209,13 @@ func (m *machine) probe(t *testing.T, udp, tcp uint16) *prober {
 			t.Fatal(err)
 		}
 		wg.Add(3)
-		go func() { // a datagram each fraction of a millisecond
+		go func() { // a datagram every 200 microseconds
 			defer wg.Done()
 			defer c.Close()
 			tick := time.NewTicker(200 * time.Microsecond)
 			defer tick.Stop()
 			for ; !ended.Load(); <-tick.C {
-				// What refuses says so at the next word.
+				// An ICMP error is reported by the next write.
 				if _, err := c.Write([]byte("?")); err == nil {
 					p.sent.Add(1)
 				} else if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) {
@@ -234,7 +236,7 @@ func (m *machine) probe(t *testing.T, udp, tcp uint16) *prober {
 			defer wg.Done()
 			for !ended.Load() {
 				p.sent.Add(1)
-				// A connection that is refused is an answer too.
+				// A refused connection is an answer, too.
 				if err := m.Outsider.Reach(from, to, tcp, lab.Brief/4); err == nil || errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.EHOSTUNREACH) {
 					p.answers.Add(1)
 				}
@@ -245,9 +247,8 @@ func (m *machine) probe(t *testing.T, udp, tcp uint16) *prober {
 	return p
 }
 
-// TestBesideSwitch has the owner change the backend and change it back, while
-// somebody is logged in, and somebody else waits for a moment in which a closed
-// port answers.
+// TestBesideSwitch switches the backend back and forth while SSH sessions are
+// open and a prober looks for a moment in which a closed port answers.
 func TestBesideSwitch(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		const closed = 8080
@@ -255,7 +256,7 @@ func TestBesideSwitch(t *testing.T) {
 		m.Host.ListenUDP(t, 9000)
 		m.stocked(t)
 		before := m.everything(t)
-		bare := map[string][]string{} // what iptables has where its INPUT is cleared and nothing is ours
+		bare := map[string][]string{} // iptables with an empty INPUT and none of our rules
 		for _, family := range families() {
 			bare[family] = slices.DeleteFunc(m.filter(t, family), func(l string) bool { return strings.HasPrefix(l, "-A INPUT ") })
 		}
@@ -263,7 +264,7 @@ func TestBesideSwitch(t *testing.T) {
 			t.Helper()
 			m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service", "--no-selftest", "--backend", backend)
 			if s := m.status(t, exitOK); s.Backend.Name != backend || s.State != "protected" {
-				t.Errorf("changed to %s: %+v", backend, s.Backend)
+				t.Errorf("switched to %s: %+v", backend, s.Backend)
 			}
 			m.must(t, exitOK, "verify")
 			m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
@@ -284,25 +285,25 @@ func TestBesideSwitch(t *testing.T) {
 			to("nftables")
 			for _, family := range families() {
 				if got := m.filter(t, family); !slices.Equal(got, bare[family]) {
-					t.Errorf("%s: iptables has something else:%s", family, difference(strings.Join(bare[family], "\n"), strings.Join(got, "\n")))
+					t.Errorf("%s: iptables differs:%s", family, difference(strings.Join(bare[family], "\n"), strings.Join(got, "\n")))
 				}
 			}
-			// What drops in INPUT comes back at no boot either.
+			// A rule of INPUT that drops does not return at a boot either.
 			for _, family := range families() {
 				text := m.read(t, rulesFile(family))
 				if strings.Contains(text, "BASICFW") || strings.Contains(text, "-A INPUT") || strings.Contains(text, ":INPUT DROP") || !strings.Contains(text, "# sample configuration") {
-					t.Errorf("%s: the file of iptables is\n%s", family, text)
+					t.Errorf("%s: the iptables file is\n%s", family, text)
 				}
 			}
 			to("iptables")
 			same(t, "rules", rules, m.rules(t))
-			same(t, "files of iptables", kept, m.tree(t, false, "etc/sysconfig"))
+			same(t, "iptables files", kept, m.tree(t, false, "etc/sysconfig"))
 			if m.table(t) != "" || m.exists(t, tableFile) {
-				t.Errorf("left of nf_tables: %q, and in /etc: %s", m.table(t), m.tree(t, false, "etc"))
+				t.Errorf("left in nf_tables: %q, and in /etc: %s", m.table(t), m.tree(t, false, "etc"))
 			}
 			for _, s := range sessions {
 				if err := s.Talk(); err != nil {
-					t.Errorf("a session of before: %v", err)
+					t.Errorf("a session opened before: %v", err)
 				}
 			}
 		}

@@ -11,12 +11,12 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// TestBootstrapAgain runs bootstrap on a machine that has it behind it.
+// TestBootstrapAgain runs bootstrap on a machine that is already bootstrapped.
 func TestBootstrapAgain(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		first := m.bootstrap(t)
 		rules, files := m.rules(t), m.tree(t, true, "etc", "var")
-		// A rule that is loaded again begins to count anew.
+		// A rule that is loaded again starts counting from zero.
 		m.Host.Listen(t, 80)
 		if err := m.Outsider.Reach(m.Stranger.V4, m.Server.V4, 80, lab.Patient); err != nil {
 			t.Fatal(err)
@@ -30,16 +30,16 @@ func TestBootstrapAgain(t *testing.T) {
 		same(t, "rules after the second bootstrap", rules, m.rules(t))
 		same(t, "files after the second bootstrap", files, m.tree(t, true, "etc", "var"))
 		if got := m.count(t, ipv4, "http"); got != counted {
-			t.Errorf("rules were loaded again: port 80 has counted %s, and now %s", counted, got)
+			t.Errorf("rules were loaded again: the counter of port 80 was %s, now %s", counted, got)
 		}
 		says(t, second.Stdout, "nothing")
 		if first.Stdout == second.Stdout {
-			t.Errorf("both say the same: %q", first.Stdout)
+			t.Errorf("both print the same: %q", first.Stdout)
 		}
 	})
 }
 
-// count gives what a rule has counted, as iptables-save -c prints it.
+// count returns the counters of a rule as iptables-save -c prints them.
 func (m *machine) count(t *testing.T, family, name string) string {
 	t.Helper()
 	if m.netlink {
@@ -59,7 +59,7 @@ func (m *machine) count(t *testing.T, family, name string) string {
 	return ""
 }
 
-// TestTwoBootstraps runs two at once: cloud-init and an impatient person.
+// TestTwoBootstraps runs two at once, as cloud-init and an impatient administrator do.
 func TestTwoBootstraps(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		var both []*lab.Process
@@ -83,8 +83,8 @@ func TestTwoBootstraps(t *testing.T) {
 	})
 }
 
-// TestPersistedFiles loads the files that bootstrap wrote on another machine,
-// where the program never ran.
+// TestPersistedFiles loads the files that bootstrap wrote on a machine where the
+// program never ran.
 func TestPersistedFiles(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
@@ -117,8 +117,8 @@ func TestPersistedFiles(t *testing.T) {
 	})
 }
 
-// TestFiles looks at what bootstrap leaves on disk, and that uninstall leaves
-// nothing.
+// TestFiles checks the files that bootstrap writes, and that uninstall leaves
+// none.
 func TestFiles(t *testing.T) {
 	for _, c := range []struct {
 		name, dir string
@@ -142,7 +142,7 @@ func TestFiles(t *testing.T) {
 				}
 				for path, mode := range map[string]os.FileMode{
 					kept[0]: 0o600, kept[1]: 0o600, "/etc/basicfw/local.ini": 0o600,
-					"/var/lib/basicfw": 0o700 | os.ModeDir, "/var/lib/basicfw/state.json": 0o600,
+					"/var/lib/basicfw": 0o700 | os.ModeDir, stateFile: 0o600, copyFile: 0o600,
 				} {
 					if fi, err := os.Stat(filepath.Join(m.root, path)); err != nil || fi.Mode() != mode {
 						t.Errorf("%s: %v, %v; want %v", path, fi, err, mode)
@@ -154,7 +154,7 @@ func TestFiles(t *testing.T) {
 				if err := os.RemoveAll(filepath.Join(m.root, "run/xtables.lock")); err != nil {
 					t.Fatal(err)
 				}
-				// The directory for the rules is another test's.
+				// TestRulesDirectory covers the directory of the rules.
 				if c.dir == "" {
 					if err := os.Remove(filepath.Join(m.root, "etc/iptables")); err != nil && !os.IsNotExist(err) {
 						t.Fatal(err)
@@ -166,15 +166,15 @@ func TestFiles(t *testing.T) {
 	}
 }
 
-// TestAutoProfile has the program choose the profile by what listens.
+// TestAutoProfile checks that the profile is chosen by what listens.
 func TestAutoProfile(t *testing.T) {
 	for _, c := range []struct {
 		name, address, want string
 	}{
 		{"nothing", "", "web-only"},
-		{"a mail server for all", "0.0.0.0:25", "web+mail"},
-		{"a mail server for all over IPv6", "[::]:993", "web+mail"},
-		{"a mail server for itself", "127.0.0.1:25", "web-only"},
+		{"a mail server on all addresses", "0.0.0.0:25", "web+mail"},
+		{"a mail server on all IPv6 addresses", "[::]:993", "web+mail"},
+		{"a mail server on loopback", "127.0.0.1:25", "web-only"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
@@ -194,7 +194,7 @@ func TestAutoProfile(t *testing.T) {
 			m.must(t, exitOK, "bootstrap", "--client-ip", m.Client.String(), "--no-service")
 			s := m.status(t, exitOK)
 			if s.Profile.Name != c.want || s.Profile.Reason == "" {
-				t.Errorf("chose %q, because: %s", s.Profile.Name, s.Profile.Reason)
+				t.Errorf("chose %q, reason: %s", s.Profile.Name, s.Profile.Reason)
 			}
 		})
 	}

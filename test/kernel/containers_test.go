@@ -20,23 +20,23 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// forwarded is an entry of "bypass" in "status --json".
+// forwarded is an entry of "forwarded" in "status --json".
 type forwarded struct{ Family, Proto, Port, On, To, Program string }
 
-// engine is a program that runs containers, on a machine of a test.
+// engine is a container engine on a test machine.
 type engine struct {
 	m       *machine
 	program string // as status names it
 	cli     []string
-	run     []string          // the command that runs a container, its network too
-	address map[string]string // of the first container, as a rule has it
-	pid     string            // of the first process of the namespace it is in
+	run     []string          // the command that runs a container, with its network
+	address map[string]string // of the first container, as in a rule
+	pid     string            // of the first process in its PID namespace
 }
 
-// newEngine makes the machine fit for containers. They are in a namespace of
-// processes of their own whose first process waits at a pipe: however the test
-// ends, the pipe closes, and all goes with it. What they write to /etc, /run
-// and /var/lib is the test's own, and so is their control group.
+// newEngine prepares the machine for containers. They run in a PID namespace
+// whose first process reads from a pipe: however the test ends, the pipe closes
+// and all processes end. What they write to /etc, /run and /var/lib is private to
+// the test, and so is their control group.
 func newEngine(t *testing.T, m *machine, program string) *engine {
 	t.Helper()
 	lab.Need(t, "unshare", "nsenter")
@@ -67,7 +67,7 @@ func newEngine(t *testing.T, m *machine, program string) *engine {
 		"read pid rest </proc/self/stat; echo $pid >/run/pid.new; mv /run/pid.new /run/pid; mount -t proc proc /proc; exec cat </run/pipe"}})
 	t.Cleanup(func() { first.Wait(t) })
 	t.Cleanup(func() { end.Close() })
-	lab.Poll(t, "the namespace of the containers", func() bool {
+	lab.Poll(t, "the PID namespace of the containers", func() bool {
 		pid, err := os.ReadFile(filepath.Join(run, "pid"))
 		e.pid = strings.TrimSpace(string(pid))
 		return err == nil
@@ -75,7 +75,7 @@ func newEngine(t *testing.T, m *machine, program string) *engine {
 	return e
 }
 
-// group is the name of the control group.
+// group returns the name of the control group.
 func (e *engine) group() string {
 	return fmt.Sprintf("basicfw-%s-%s", e.program, filepath.Base(e.m.bin))
 }
@@ -100,8 +100,8 @@ func removeGroups(top string) error {
 	return err
 }
 
-// command is a program run where the containers are. It finds the machine's
-// variant of iptables first.
+// command returns a command that runs in the containers' namespace, where PATH
+// finds the machine's variant of iptables first.
 func (e *engine) command(args ...string) lab.Command {
 	return lab.Command{
 		Args: append([]string{"nsenter", "-t", e.pid, "-p", "-m", "--"}, args...),
@@ -121,7 +121,7 @@ func (e *engine) must(t *testing.T, args ...string) string {
 	return r.Stdout
 }
 
-// buildGuest builds what runs in the containers.
+// buildGuest builds the program that runs in the containers.
 func buildGuest(t *testing.T) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "guest")
@@ -133,7 +133,7 @@ func buildGuest(t *testing.T) string {
 	return binary
 }
 
-// image makes the image of which all containers are: the guest alone.
+// image makes the image of all containers, which holds the guest alone.
 func (e *engine) image(t *testing.T) {
 	t.Helper()
 	data, err := os.ReadFile(buildGuest(t))
@@ -158,7 +158,7 @@ func (e *engine) image(t *testing.T) {
 	}
 }
 
-// start runs a container, with further options, and waits until it listens.
+// start runs a container with further options and waits until it listens.
 func (e *engine) start(t *testing.T, name, port string, options ...string) {
 	t.Helper()
 	e.must(t, slices.Concat(e.run, []string{"--name", name}, options, []string{"guest", "/guest", "listen", port})...)
@@ -166,7 +166,7 @@ func (e *engine) start(t *testing.T, name, port string, options ...string) {
 	lab.Poll(t, name+" to listen", func() bool { return e.m.Host.Run(t, e.command(listens...)).Code == 0 })
 }
 
-// docker is dockerd with IPv6 in its default network.
+// docker starts dockerd with IPv6 in its default network.
 func docker(t *testing.T, m *machine) *engine {
 	t.Helper()
 	lab.Need(t, "dockerd", "docker", "containerd", "runc")
@@ -190,8 +190,8 @@ func docker(t *testing.T, m *machine) *engine {
 	return e
 }
 
-// podman has no daemon. Its default network knows IPv4 only; so the containers
-// are in another.
+// podman uses a network of its own, as podman's default network supports IPv4
+// only. It has no daemon.
 func podman(t *testing.T, m *machine) *engine {
 	t.Helper()
 	lab.Need(t, "podman", "conmon", "runc")
@@ -204,7 +204,7 @@ func podman(t *testing.T, m *machine) *engine {
 	return e
 }
 
-// TestDocker and TestPodman have a port published that the profile closes.
+// TestDocker and TestPodman publish a port that the profile closes.
 func TestDocker(t *testing.T) {
 	onEngine(t, func(t *testing.T, m *machine) { testEngine(t, m, docker(t, m)) })
 }
@@ -213,8 +213,8 @@ func TestPodman(t *testing.T) {
 	onEngine(t, func(t *testing.T, m *machine) { testEngine(t, m, podman(t, m)) })
 }
 
-// onEngine is onEach for engines, which have their own rules in iptables: it works
-// on each machine, and where ours are in nf_tables, that is the owner's choice.
+// onEngine is onEach for container engines, which have their own rules in iptables: it runs
+// on both variants of iptables, and with nftables chosen by the administrator.
 func onEngine(t *testing.T, test func(t *testing.T, m *machine)) {
 	onBoth(t, test)
 	t.Run("beside", func(t *testing.T) {
@@ -232,8 +232,8 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	m.Outsider.Listen(t, 7)
 	e.start(t, "db", "5432", "-p", "5432:5432")
 	others := m.rules(t)
-	// works proves that the port answers, that the container reaches others,
-	// and that the engine's rules are as it made them.
+	// works checks that the port answers, that the container reaches other hosts,
+	// and that the engine's rules are unchanged.
 	works := func(when string) {
 		t.Helper()
 		t.Log(when)
@@ -256,9 +256,9 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	want := func(more ...forwarded) {
 		t.Helper()
 		s := m.status(t, exitOK)
-		slices.SortFunc(s.Bypass, func(a, b forwarded) int { return strings.Compare(a.Port+a.Family, b.Port+b.Family) })
-		if diff := cmp.Diff(more, s.Bypass); diff != "" {
-			t.Errorf("bypass (-want +got):\n%s", diff)
+		slices.SortFunc(s.Forwarded, func(a, b forwarded) int { return strings.Compare(a.Port+a.Family, b.Port+b.Family) })
+		if diff := cmp.Diff(more, s.Forwarded); diff != "" {
+			t.Errorf("forwarded (-want +got):\n%s", diff)
 		}
 	}
 	db := []forwarded{{ipv4, "tcp", "5432", "", e.address[ipv4], e.program}, {ipv6, "tcp", "5432", "", e.address[ipv6], e.program}}
@@ -270,9 +270,9 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 		m.wantReach(t, to, 8080, false, false)
 	}
 	want(db...)
-	wantVerdict("protected, but 5432/tcp is published by " + e.program + " past this firewall")
+	wantVerdict("protected, but 5432/tcp is published by " + e.program + ", bypassing this firewall")
 	for _, l := range m.status(t, exitOK).Listening {
-		if l.Proto == "tcp" && l.Reachable != (l.Port != 8080) {
+		if l.Proto == "tcp" && (l.Reachable != nil && *l.Reachable) != (l.Port != 8080) {
 			t.Errorf("listening on port %d (%s): reachable %v", l.Port, l.Process, l.Reachable)
 		}
 	}
@@ -292,7 +292,7 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 		}
 	}
 	want(append(list, forwarded{ipv4, "tcp", "9000", host, to + ":9000", e.program})...)
-	wantVerdict("protected, but 5 ports are published by " + e.program + " past this firewall")
+	wantVerdict("protected, but 5 ports are published by " + e.program + ", bypassing this firewall")
 	e.must(t, "rm", "-f", "more")
 	want(db...)
 	others = m.rules(t)
@@ -303,7 +303,7 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	m.must(t, exitOK, "verify", "--repair")
 	works("after a repair")
 
-	t.Log("gone")
+	t.Log("with the container removed")
 	e.must(t, "rm", "-f", "db")
 	want([]forwarded{}...)
 	wantVerdict("protected: profile web+mail on IPv4 and IPv6")
@@ -318,8 +318,8 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	e.must(t, "rm", "-f", "db")
 }
 
-// netavark is what newer versions of it write for podman: rules of nftables'
-// own, of which iptables-save knows nothing.
+// netavark is what its newer versions write for podman: native nftables rules,
+// which iptables-save does not print.
 const netavark = `table inet netavark {
 	chain PREROUTING {
 		type nat hook prerouting priority dstnat; policy accept;
@@ -342,8 +342,8 @@ const netavark = `table inet netavark {
 }
 `
 
-// TestForwardedByNftables has the same without iptables: a container, by hand,
-// and the rules that netavark writes today.
+// TestForwardedByNftables does the same without iptables: a container set up by
+// hand, and the rules of a current netavark.
 func TestForwardedByNftables(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.MustRun(t, "ip", "netns", "add", "guest")
@@ -384,15 +384,15 @@ func TestForwardedByNftables(t *testing.T) {
 			m.wantReach(t, to, 8080, false, false)
 		}
 		s := m.status(t, exitOK)
-		if diff := cmp.Diff([]forwarded{{ipv4, "tcp", "5432", "", "10.88.0.2:5432", "podman"}, {ipv6, "tcp", "5432", "", "[fd00::2]:5432", "podman"}}, s.Bypass); diff != "" {
-			t.Errorf("bypass (-want +got):\n%s", diff)
+		if diff := cmp.Diff([]forwarded{{ipv4, "tcp", "5432", "", "10.88.0.2:5432", "podman"}, {ipv6, "tcp", "5432", "", "[fd00::2]:5432", "podman"}}, s.Forwarded); diff != "" {
+			t.Errorf("forwarded (-want +got):\n%s", diff)
 		}
-		// Nothing that is said here closes it.
+		// Neither command closes it.
 		for _, words := range [][]string{{"close", "5432/tcp"}, {"open", "5432/tcp"}} {
-			says(t, m.must(t, exitOK, words...).Stdout, "note: ipv4 5432/tcp to", "past this firewall")
+			says(t, m.must(t, exitOK, words...).Stdout, "note: ipv4 5432/tcp to", "bypasses this firewall")
 		}
 		m.must(t, exitOK, "close", "5432/tcp")
-		says(t, m.must(t, exitOK, "status").Stdout, "protected, but 5432/tcp is published by podman past this firewall\n")
+		says(t, m.must(t, exitOK, "status").Stdout, "protected, but 5432/tcp is published by podman, bypassing this firewall\n")
 		m.must(t, exitOK, "uninstall")
 		for _, to := range m.Server.Both() {
 			m.wantReach(t, to, 5432, true, true)

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestNoIptables has no such program on the machine, whose owner wants it all the
-// same.
+// TestNoIptables bootstraps with `backend = iptables` on a machine without
+// iptables.
 func TestNoIptables(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -24,8 +24,8 @@ func TestNoIptables(t *testing.T) {
 	same(t, "without iptables", before, m.everything(t))
 }
 
-// TestLinkedFile has the file that keeps the rules become a link. What it
-// points to is not ours to write to.
+// TestLinkedFile replaces a persisted file by a symbolic link, whose target must
+// not be written to.
 func TestLinkedFile(t *testing.T) {
 	on(t, told, testLinkedFile)
 }
@@ -53,11 +53,11 @@ func testLinkedFile(t *testing.T, m *machine) {
 	}
 }
 
-// TestUninstallFails has iptables fail when the machine is given back. What
-// bootstrap took out of INPUT must not stay there beside our rules.
+// TestUninstallFails makes iptables fail during uninstall. What bootstrap removed from
+// INPUT must not be restored while our rules stay.
 //
-// Its programs are iptables' own: over netlink uninstall is one transaction,
-// which TestFaults breaks.
+// It covers iptables only: over netlink uninstall is one transaction, which TestFaults
+// breaks.
 func TestUninstallFails(t *testing.T) {
 	for name, script := range map[string]string{
 		"the second family fails":        "cat >/dev/null; echo 'ip6tables-restore: line 3 failed' >&2; exit 1",
@@ -80,15 +80,15 @@ func TestUninstallFails(t *testing.T) {
 	}
 }
 
-// TestWideOpen looks at what status and verify call a machine on which every
-// port is open, whoever did it. A rule of somebody's beside ours opens nothing in
-// nf_tables, which TestBesideAccept looks at.
+// TestWideOpen checks what status and verify report if every port is open,
+// whatever opened them. With nftables another program's rule opens nothing, which
+// TestBesideAccept covers.
 func TestWideOpen(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 8080)
 		m.bootstrap(t)
-		// In nf_tables all packets pass one chain, which has a rule that drops at its
-		// end, besides its policy.
+		// In nf_tables all packets pass one chain, which ends in a rule that
+		// drops and also has a policy.
 		base := "flush chain inet basicfw input; add rule inet basicfw input meta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : jump ipv6-input }; " + byPolicy.nft
 		for _, c := range []struct {
 			name string
@@ -96,11 +96,11 @@ func TestWideOpen(t *testing.T) {
 			undo string // with iptables
 		}{
 			{"a policy", hand{"-P INPUT ACCEPT", base}, ""},
-			{"a policy, our chain is empty", hand{"-P INPUT ACCEPT; -F BASICFW-INPUT", base + "; " + byFlushOurs.nft}, ""},
+			{"a policy and our chain empty", hand{"-P INPUT ACCEPT; -F BASICFW-INPUT", base + "; " + byFlushOurs.nft}, ""},
 			{"a rule in our chain", hand{"-I BASICFW-INPUT 1 -j ACCEPT", "insert rule inet basicfw FAMILY-input accept"}, ""},
-			{"a rule for all of TCP in our chain", hand{"-I BASICFW-INPUT 1 -p tcp -j ACCEPT", "insert rule inet basicfw FAMILY-input ip protocol tcp accept"}, ""},
-			{"a rule of somebody's", hand{"-I INPUT 1 -j ACCEPT", ""}, "-D INPUT 1"},
-			{"a rule of somebody's for all of TCP", hand{"-I INPUT 1 -p tcp -j ACCEPT", ""}, "-D INPUT 1"},
+			{"a rule for all TCP in our chain", hand{"-I BASICFW-INPUT 1 -p tcp -j ACCEPT", "insert rule inet basicfw FAMILY-input ip protocol tcp accept"}, ""},
+			{"another program's rule", hand{"-I INPUT 1 -j ACCEPT", ""}, "-D INPUT 1"},
+			{"another program's rule for all TCP", hand{"-I INPUT 1 -p tcp -j ACCEPT", ""}, "-D INPUT 1"},
 		} {
 			if m.netlink && c.do.nft == "" {
 				continue
@@ -115,7 +115,7 @@ func TestWideOpen(t *testing.T) {
 				t.Errorf("%s: state %q, families %v", c.name, s.State, s.Families)
 			}
 			m.must(t, exitDrift, "verify")
-			if c.undo != "" { // what is not ours is not ours to take away
+			if c.undo != "" { // repair leaves other programs' rules
 				m.iptables(t, ipv4, strings.Fields(c.undo)...)
 			}
 			m.must(t, exitOK, "verify", "--repair")
@@ -124,7 +124,7 @@ func TestWideOpen(t *testing.T) {
 	})
 }
 
-// TestRulesDirectory has no directory for the rules on the machine before.
+// TestRulesDirectory starts without a directory for the rules.
 func TestRulesDirectory(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -137,24 +137,25 @@ func TestRulesDirectory(t *testing.T) {
 	same(t, "after uninstall", before, m.everything(t))
 }
 
-// TestErased erases the package by an rpm that runs scriptlets in a network of
-// their own, as rpm 6 does: the rules of the machine have to go, not those there.
+// TestErased erases the package with an rpm that runs scriptlets in their own network
+// namespace, as rpm 6 does. The machine's rules must be removed, not those of the
+// namespace.
 func TestErased(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		before := m.everything(t)
 		m.bootstrap(t)
 		erase := m.command("package-erased")
 		erase.Args = append([]string{"sh", "-c", `unshare -n "$@" $$; exit $?`, "rpm"}, erase.Args...)
-		if r := m.Host.Run(t, erase); r.Code != exitOK || !strings.Contains(r.Stdout, "as it was before bootstrap") {
+		if r := m.Host.Run(t, erase); r.Code != exitOK || !strings.Contains(r.Stdout, "previous firewall restored") {
 			t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 		}
 		same(t, "after the package was erased", before, m.everything(t))
-		m.must(t, exitFailed, "package-erased", "4194305") // there is no such process
+		m.must(t, exitFailed, "package-erased", "4194305") // no such process
 		m.must(t, exitUsage, "package-erased", "rpm")
 	})
 }
 
-// TestBadInputCorners is TestBadInput for what is wrong in less plain ways.
+// TestBadInputCorners is TestBadInput for less obvious mistakes.
 func TestBadInputCorners(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -165,10 +166,9 @@ func TestBadInputCorners(t *testing.T) {
 		{name: "an option as the interface of a service",
 			files: map[string]string{"agent.ini": "[open]\na = 80/tcp on -j\n"},
 			want:  []string{"agent.ini:2"}},
-		{name: "profile: sshd's port", files: map[string]string{
-			"agent.ini":           "[agent]\nprofile = mine\n",
-			"profiles.d/mine.ini": "[profile]\nname = mine\n[open]\na = 22/tcp\n",
-		}, want: []string{"mine.ini:4.*22"}},
+		{name: "sshd's port as a service",
+			files: map[string]string{"agent.ini": "[open]\na = 22/tcp\n"},
+			want:  []string{"agent.ini:2.*22"}},
 	} {
 		in.put(t, m)
 		before := m.everything(t)

@@ -12,14 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The files that the program counts on.
+// The files that the program depends on.
 const (
 	stateFile    = "/var/lib/basicfw/state.json"
+	copyFile     = "/etc/basicfw/state.json"
 	originalFile = "/var/lib/basicfw/backup/original.json"
 )
 
-// spoils are the ways in which a file is not what the program has written.
-// Those that leave its text as it was are for files of rules no loss.
+// spoils returns the ways in which a file can be damaged. Persisted rules whose
+// text is intact are no loss.
 func spoils() map[string]func(path string, data []byte) error {
 	cut := func(n func(len int) int) func(string, []byte) error {
 		return func(path string, data []byte) error { return os.WriteFile(path, data[:n(len(data))], 0o600) }
@@ -51,8 +52,8 @@ func spoils() map[string]func(path string, data []byte) error {
 		"twice": func(path string, data []byte) error {
 			return os.WriteFile(path, append(bytes.Clone(data), data...), 0o600)
 		},
-		"of another user":  func(path string, _ []byte) error { return os.Chown(path, 65534, 65534) },
-		"for all to write": func(path string, _ []byte) error { return os.Chmod(path, 0o666) },
+		"owned by another user": func(path string, _ []byte) error { return os.Chown(path, 65534, 65534) },
+		"writable by everyone":  func(path string, _ []byte) error { return os.Chmod(path, 0o666) },
 		"a directory": instead(func(path string) error {
 			if err := os.Mkdir(path, 0o700); err != nil {
 				return err
@@ -67,11 +68,11 @@ func spoils() map[string]func(path string, data []byte) error {
 	}
 }
 
-// stuck tells whether something stands in a file's place that may be
-// somebody's, so that nothing is written over it.
+// stuck reports whether a file's place is taken by something that may be the
+// administrator's, so that nothing is written over it.
 func stuck(how string) bool { return how == "a directory" || how == "a FIFO" }
 
-// spoil makes files not what they were.
+// spoil damages files.
 func (m *machine) spoil(t *testing.T, how string, paths ...string) {
 	t.Helper()
 	for _, path := range paths {
@@ -81,8 +82,8 @@ func (m *machine) spoil(t *testing.T, how string, paths ...string) {
 	}
 }
 
-// eachSpoil runs a test for each way to spoil a file but some, with both kinds of
-// files that keep rules.
+// eachSpoil runs a test for each way to damage a file except those in but, with
+// both kinds of persisted files.
 func eachSpoil(t *testing.T, but []string, test func(t *testing.T, m *machine, how string)) {
 	t.Parallel()
 	skip := strings.Join(but, ",")
@@ -100,8 +101,7 @@ func eachSpoil(t *testing.T, but []string, test func(t *testing.T, m *machine, h
 	}
 }
 
-// refuses runs a command, which has to fail with one line and to change
-// nothing.
+// refuses runs a command that has to fail with one line and change nothing.
 func (m *machine) refuses(t *testing.T, args ...string) {
 	t.Helper()
 	before := m.everything(t)
@@ -111,13 +111,13 @@ func (m *machine) refuses(t *testing.T, args ...string) {
 	}
 	oneLine(t, r.Stderr)
 	if strings.Contains(r.Stderr, "\x1b") || len(r.Stderr) > 1000 {
-		t.Errorf("%v says %q", args, r.Stderr)
+		t.Errorf("%v prints %q", args, r.Stderr)
 	}
 	same(t, "after "+strings.Join(args, " "), before, m.everything(t))
 }
 
-// boots boots the machine and looks who reaches what: the profile's rules, or
-// the failsafe ones.
+// boots boots the machine and checks which ports are reachable: with the
+// profile's rules, or the failsafe rules.
 func (m *machine) boots(t *testing.T, profile bool) {
 	t.Helper()
 	m.reboot(t)
@@ -132,13 +132,13 @@ func (m *machine) boots(t *testing.T, profile bool) {
 	}
 }
 
-// TestStateSpoiled has a state that cannot be used. Commands say so and change
-// nothing; a boot loads the persisted files; bootstrap decides anew.
+// TestStateSpoiled damages the state. Commands say so and change nothing; a boot
+// loads the copy and restores the state from it.
 func TestStateSpoiled(t *testing.T) {
 	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
 		rules := m.rules(t)
 		m.spoil(t, how, stateFile)
-		for _, command := range []string{"apply", "plan", "verify", "verify --repair", "confirm", "unlock", "lock", "open 8081/tcp",
+		for _, command := range []string{"apply", "plan", "verify", "verify --repair", "confirm", "open 8081/tcp",
 			"close 80/tcp", "ssh allow 203.0.113.5", "ssh remove " + m.Client.V4.String()} {
 			m.refuses(t, strings.Fields(command)...)
 		}
@@ -150,41 +150,78 @@ func TestStateSpoiled(t *testing.T) {
 		if stuck(how) {
 			r := m.must(t, exitFailed, "bootstrap", "--no-service")
 			says(t, r.Stderr, stateFile, "move it away")
-			same(t, "rules after what was refused", rules, m.rules(t))
+			same(t, "rules after a refused command", rules, m.rules(t))
 			if err := os.RemoveAll(filepath.Join(m.root, stateFile)); err != nil {
 				t.Fatal(err)
 			}
+			m.must(t, exitFailed, "verify")
+			m.boots(t, true)
 		}
-		m.must(t, exitOK, "bootstrap", "--no-service")
+		m.wantCopy(t)
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "status")
 	})
 }
 
-// TestStateAndRulesSpoiled leaves nothing that says what was decided: the
-// failsafe rules stand, and status says so.
-func TestStateAndRulesSpoiled(t *testing.T) {
-	// Rules that are there twice are the rules.
-	eachSpoil(t, []string{"of a newer version", "twice"}, func(t *testing.T, m *machine, how string) {
-		m.spoil(t, how, stateFile, m.keptOf(ipv4))
+// TestUnreadableStateIsReportedOnce bootstraps over a state that cannot be read.
+func TestUnreadableStateIsReportedOnce(t *testing.T) {
+	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
+		if stuck(how) {
+			return // bootstrap refuses it
+		}
+		m.spoil(t, how, stateFile)
+		if r := m.must(t, exitOK, "bootstrap", "--no-service"); strings.Count(r.Stderr, stateFile) > 1 {
+			t.Errorf("one state is reported twice:\n%s", r.Stderr)
+		}
+	})
+}
+
+// TestStateAndCopySpoiled leaves no desired state, only the persisted rules: the failsafe
+// rules are loaded, and status says so.
+func TestStateAndCopySpoiled(t *testing.T) {
+	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
+		m.spoil(t, how, stateFile, copyFile)
 		m.boots(t, false)
 		if s := m.status(t, exitDrift); s.State != "failsafe" && !stuck(how) || s.State == "protected" {
 			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
 		}
 		if stuck(how) {
-			for _, path := range []string{stateFile, m.keptOf(ipv4)} {
+			r := m.must(t, exitFailed, "bootstrap", "--no-service")
+			says(t, r.Stderr, "move it away")
+			for _, path := range []string{stateFile, copyFile} {
 				if err := os.RemoveAll(filepath.Join(m.root, path)); err != nil {
 					t.Fatal(err)
 				}
 			}
 		}
 		m.bootstrap(t)
+		m.wantCopy(t)
 		m.must(t, exitOK, "status")
 	})
 }
 
-// TestRulesSpoiled has persisted files that are not what they were: what was
-// decided is loaded, and they are written anew.
+// TestCopySpoiled damages the copy: the state is loaded, and the copy is written again.
+// What may be the administrator's stays, and is named.
+func TestCopySpoiled(t *testing.T) {
+	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
+		rules := m.rules(t)
+		m.spoil(t, how, copyFile)
+		m.boots(t, true)
+		same(t, "rules after a boot", rules, m.rules(t))
+		if stuck(how) {
+			says(t, m.must(t, exitFailed, "open", "8081/tcp").Stderr, copyFile, "move it away")
+			same(t, "rules after a refused command", rules, m.rules(t))
+			if err := os.RemoveAll(filepath.Join(m.root, copyFile)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		m.must(t, exitOK, "open", "8081/tcp")
+		m.wantCopy(t)
+	})
+}
+
+// TestRulesSpoiled damages the persisted files: the desired state is loaded, and they are
+// written again.
 func TestRulesSpoiled(t *testing.T) {
 	eachSpoil(t, []string{"of a newer version"}, func(t *testing.T, m *machine, how string) {
 		rules, files := m.rules(t), m.tree(t, false, "etc")
@@ -197,7 +234,7 @@ func TestRulesSpoiled(t *testing.T) {
 		}
 		m.boots(t, true)
 		same(t, "rules after a boot", rules, m.rules(t))
-		if stuck(how) { // with what somebody keeps in it
+		if stuck(how) { // it may hold the administrator's files
 			m.refuses(t, "verify", "--repair")
 			return
 		}
@@ -206,8 +243,8 @@ func TestRulesSpoiled(t *testing.T) {
 	})
 }
 
-// TestPendingSpoiled has a change wait of which nothing is known any more: it is
-// taken back, and keeps nobody from letting himself in.
+// TestPendingSpoiled damages the record of a pending change: the change is rolled back, and
+// unlock still works.
 func TestPendingSpoiled(t *testing.T) {
 	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
 		rules := m.rules(t)
@@ -224,7 +261,7 @@ func TestPendingSpoiled(t *testing.T) {
 		if s := m.status(t, exitDrift); s.State == "protected" || s.State == "pending" {
 			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
 		}
-		if how == "a directory" { // with what somebody keeps in it: it cannot go
+		if how == "a directory" { // it may hold the administrator's files and stays
 			return
 		}
 		m.boots(t, true)
@@ -236,13 +273,13 @@ func TestPendingSpoiled(t *testing.T) {
 		m.must(t, exitOK, "lock")
 		same(t, "rules in the end", rules, m.rules(t))
 		if m.exists(t, pendingFile) {
-			t.Error("the note is still there")
+			t.Error("the pending file is still there")
 		}
 	})
 }
 
-// TestRecordSpoiled has nobody know any more what was there before. That keeps
-// the machine from being given back, and from nothing else.
+// TestRecordSpoiled damages the backup of what was there before bootstrap. That prevents
+// uninstall and nothing else.
 func TestRecordSpoiled(t *testing.T) {
 	eachSpoil(t, []string{"of a newer version"}, func(t *testing.T, m *machine, how string) {
 		rules := m.rules(t)

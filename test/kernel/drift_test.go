@@ -10,27 +10,26 @@ import (
 	"testing"
 )
 
-// damage is something that somebody does to a machine that stands.
+// damage is a manual change of a bootstrapped machine.
 type damage struct {
 	name string
-	// where is a family and a chain, or a path; what may be a word more. Both
-	// have to be in the line that names it.
+	// where is a family and a chain, or a path; what are further words. Both have to be in
+	// the line that names the damage.
 	where, what []string
 	do          func(t *testing.T, m *machine)
 }
 
-// TestDrift breaks a machine in every way that matters, one at a time: each
-// rule of both families is taken away and altered. Each has to be found, named
-// and mended.
+// TestDrift damages a machine in every way that matters, one at a time: each rule of both
+// families is removed and altered. Each damage has to be found, named and repaired.
 func TestDrift(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
-		if !m.netlink { // somebody else's jump, so that ours has something to be moved before
+		if !m.netlink { // another program's jump, which ours can be moved in front of
 			for _, family := range families() {
 				m.load(t, family, "*filter\n:f2b-sshd - [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j f2b-sshd\n-A f2b-sshd -j RETURN\nCOMMIT\n", "--noflush")
 			}
 		}
 		m.bootstrap(t)
-		if m.netlink { // networks make a set of its own of their rules
+		if m.netlink { // networks give their rules a set of their own
 			m.must(t, exitOK, "ssh", "allow", "203.0.113.0/24", "2001:db8:7::/48")
 		}
 		rules := m.rules(t)
@@ -44,7 +43,7 @@ func TestDrift(t *testing.T) {
 			}
 		}
 		if len(all) < 150 {
-			t.Errorf("only %d kinds of damage: are the rules there?", len(all))
+			t.Errorf("only %d kinds of damage: are the rules loaded?", len(all))
 		}
 		for _, d := range all {
 			d.do(t, m)
@@ -52,7 +51,7 @@ func TestDrift(t *testing.T) {
 			if got := m.agent(t, "verify"); got.Code != exitDrift || !named(got.Stdout, words) {
 				t.Errorf("%s: verify: exit code %d, want %d and a line with %q\n%s%s", d.name, got.Code, exitDrift, words, got.Stdout, got.Stderr)
 			}
-			// Where there is no room for all of a line, status cuts it.
+			// status cuts a line that does not fit.
 			if got := m.agent(t, "status"); got.Code != exitDrift || !named(got.Stdout, d.where) || strings.HasPrefix(got.Stdout, "protected") {
 				t.Errorf("%s: status: exit code %d, want %d and a line with %q\n%s%s", d.name, got.Code, exitDrift, d.where, got.Stdout, got.Stderr)
 			}
@@ -63,28 +62,28 @@ func TestDrift(t *testing.T) {
 				t.Errorf("%s: verify after the repair: exit code %d\n%s%s", d.name, got.Code, got.Stdout, got.Stderr)
 			}
 			if got := m.rules(t); got != rules {
-				t.Fatalf("%s: the rules are not mended:%s", d.name, difference(rules, got))
+				t.Fatalf("%s: the rules are not repaired:%s", d.name, difference(rules, got))
 			}
 			if got := m.tree(t, false, "etc"); got != files {
-				t.Fatalf("%s: the files are not mended:%s", d.name, difference(files, got))
+				t.Fatalf("%s: the files are not repaired:%s", d.name, difference(files, got))
 			}
 		}
 		m.must(t, exitOK, "status")
 	})
 }
 
-// named tells whether some line of a text has all the words.
+// named reports whether one line of a text has all the words.
 func named(text string, words []string) bool {
 	return slices.ContainsFunc(strings.Split(text, "\n"), func(line string) bool {
 		return !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) })
 	})
 }
 
-// ruleDamages are all that can happen to the rules of a family. lines are its
-// filter table as it should be.
+// ruleDamages returns every damage to the rules of a family. lines is its filter table as
+// it should be.
 func ruleDamages(lines []string, family string) []damage {
 	var all []damage
-	// add loads the table as change makes it.
+	// add loads the table as changed by change.
 	add := func(name string, change func(lines []string) []string, chain string, what ...string) {
 		text := strings.Join(change(slices.Clone(lines)), "\n") + "\n"
 		all = append(all, damage{
@@ -149,10 +148,10 @@ func ruleDamages(lines []string, family string) []damage {
 	return all
 }
 
-// altered makes another rule of a rule.
+// altered changes a rule.
 func altered(rule string) string {
 	for _, change := range [][2]string{
-		{"-j ACCEPT", "-j DROP"}, {"-j DROP", "-j ACCEPT"}, {"-j BASICFW-SSH", "-j ACCEPT"}, {"--limit 5/sec", "--limit 6/sec"},
+		{"-j ACCEPT", "-j DROP"}, {"-j DROP", "-j ACCEPT"}, {"-j BASICFW-SSH", "-j ACCEPT"}, {"--limit 1/sec", "--limit 6/sec"},
 	} {
 		if strings.Contains(rule, change[0]) {
 			return strings.Replace(rule, change[0], change[1], 1)
@@ -161,16 +160,16 @@ func altered(rule string) string {
 	panic("a rule that this test cannot alter: " + rule)
 }
 
-// tableDamages are all that can happen to our table of nf_tables. text is the
-// table as it should be.
+// tableDamages returns every damage to our table of nf_tables. text is the table as it
+// should be.
 func tableDamages(text string) []damage {
 	var all []damage
-	// add loads the table as change makes it.
+	// add loads the table as changed by change.
 	add := func(name string, change func(lines []string) []string, where []string, what ...string) {
 		text := "add table inet basicfw\ndelete table inet basicfw\n" + strings.Join(change(strings.Split(text, "\n")), "\n")
 		all = append(all, damage{name: name, where: where, what: what, do: func(t *testing.T, m *machine) { t.Helper(); m.nft(t, text) }})
 	}
-	// replace adds a change of all places that are called so.
+	// replace adds a replacement of all occurrences of old.
 	replace := func(name, old, new string, where []string, what ...string) {
 		add(name, func(lines []string) []string {
 			text := strings.Join(lines, "\n")
@@ -202,7 +201,7 @@ func tableDamages(text string) []damage {
 		rule := strings.TrimSpace(l)
 		add("removed: "+chain+" "+rule, func(lines []string) []string { return slices.Delete(lines, i, i+1) }, where, comment)
 		add("altered: "+chain+" "+rule, func(lines []string) []string { lines[i] = alteredInTable(l); return lines }, where, comment)
-		// With what nothing of ours is made of.
+		// With a match that none of our rules has.
 		add("narrowed: "+chain+" "+rule, func(lines []string) []string { lines[i] = "\t\tmeta mark 0 " + rule; return lines }, where, comment)
 	}
 	for chain, at := range ours {
@@ -229,14 +228,14 @@ func tableDamages(text string) []damage {
 	replace("policy", "policy drop;", "policy accept;", input, "policy")
 	replace("another hook", "hook input", "hook forward", input, "hook")
 	replace("another priority", "priority filter", "priority raw", input, "hook")
-	replace("asleep", "table inet basicfw {", "table inet basicfw {\n\tflags dormant", input, "dormant")
-	replace("a family goes by", "ipv6 : jump ipv6-input", "ipv6 : accept", input, "ipv6 : accept")
-	replace("no family goes in", "\t\tmeta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : jump ipv6-input }\n", "", input, "vmap")
+	replace("dormant", "table inet basicfw {", "table inet basicfw {\n\tflags dormant", input, "dormant")
+	replace("a family is accepted", "ipv6 : jump ipv6-input", "ipv6 : accept", input, "ipv6 : accept")
+	replace("no family is filtered", "\t\tmeta nfproto vmap { ipv4 : jump ipv4-input, ipv6 : jump ipv6-input }\n", "", input, "vmap")
 	replace("a wider network", "203.0.113.0/24", "203.0.112.0/23", []string{"ipv4", "ipv4-ssh"}, "203.0.112.0/23")
-	replace("a limit forgets sooner", "timeout 2s", "timeout 1s", []string{"bfw4p10s"})
+	replace("a shorter timeout of a limit", "timeout 2s", "timeout 1s", []string{"bfw4p10s"})
 	replace("a chain that looks like ours", "\tchain input {", "\tchain ipv4-old {\n\t}\n\tchain input {", []string{"ipv4-old"})
 	replace("a chain before ours", "\tchain input {", "\tchain early {\n\t\ttype filter hook input priority -10; policy accept;\n\t}\n\tchain input {", []string{"early"})
-	replace("a set of somebody's", "\tchain input {", "\tset theirs {\n\t\ttype ipv4_addr\n\t}\n\tchain input {", []string{"theirs"})
+	replace("another program's set", "\tchain input {", "\tset theirs {\n\t\ttype ipv4_addr\n\t}\n\tchain input {", []string{"theirs"})
 	all = append(all,
 		damage{"the table is gone", input, []string{"table inet basicfw"}, func(t *testing.T, m *machine) { m.nft(t, "delete table inet basicfw") }},
 		damage{"the table is empty", input, nil, func(t *testing.T, m *machine) {
@@ -249,7 +248,7 @@ func tableDamages(text string) []damage {
 // alteredInTable is altered for a rule as nft prints it.
 func alteredInTable(rule string) string {
 	for _, change := range [][2]string{
-		{" accept comment", " drop comment"}, {" drop comment", " accept comment"}, {"jump ipv4-ssh", "accept"}, {"jump ipv6-ssh", "accept"}, {"rate 5/second", "rate 6/second"},
+		{" accept comment", " drop comment"}, {" drop comment", " accept comment"}, {"jump ipv4-ssh", "accept"}, {"jump ipv6-ssh", "accept"}, {"rate 1/second", "rate 6/second"},
 	} {
 		if strings.Contains(rule, change[0]) {
 			return strings.Replace(rule, change[0], change[1], 1)
@@ -258,7 +257,7 @@ func alteredInTable(rule string) string {
 	panic("a rule that this test cannot alter: " + rule)
 }
 
-// fileDamages are what can happen to the files that keep the rules.
+// fileDamages returns every damage to the persisted files.
 func (m *machine) fileDamages() []damage {
 	if m.netlink {
 		return fileDamages(tableFile, `"basicfw-invalid"`, "policy drop;", "policy accept;", "chain ipv4-input {\n", "tcp dport 31337 accept\n",
@@ -272,9 +271,9 @@ func (m *machine) fileDamages() []damage {
 	return all
 }
 
-// fileDamages are what can happen to one of them: invalid is in a rule in it,
-// which drop is a part of, to become accept; closes is the policy, to become
-// opens; and behind before comes a rule, in whose place a new one comes.
+// fileDamages returns every damage to one persisted file. invalid occurs in a rule of it,
+// whose part drop is replaced by accept. closes is the policy, replaced by opens. rule is
+// inserted after before.
 func fileDamages(path, invalid, closes, opens, before, rule, drop, accept string) []damage {
 	policy := strings.Fields(strings.Trim(closes, ":"))[0] // INPUT's, or the word itself
 	at := func(m *machine) string { return filepath.Join(m.root, path) }
@@ -298,10 +297,10 @@ func fileDamages(path, invalid, closes, opens, before, rule, drop, accept string
 	all := []damage{
 		{"file removed", nil, nil, func(t *testing.T, m *machine) { check(t, os.Remove(at(m))) }},
 		{"file empty", nil, nil, edit(func(string) string { return "" })},
-		{"file of rubbish", nil, nil, edit(func(string) string { return "\x00\xffnot a rule\n" })},
-		{"file cut off", nil, nil, edit(func(s string) string { return s[:len(s)/2] })},
-		{"file for all to read", nil, nil, func(t *testing.T, m *machine) { check(t, os.Chmod(at(m), 0o644)) }},
-		{"file for all to write", nil, nil, func(t *testing.T, m *machine) { check(t, os.Chmod(at(m), 0o666)) }},
+		{"file with garbage", nil, nil, edit(func(string) string { return "\x00\xffnot a rule\n" })},
+		{"file truncated", nil, nil, edit(func(s string) string { return s[:len(s)/2] })},
+		{"file readable by everyone", nil, nil, func(t *testing.T, m *machine) { check(t, os.Chmod(at(m), 0o644)) }},
+		{"file writable by everyone", nil, nil, func(t *testing.T, m *machine) { check(t, os.Chmod(at(m), 0o666)) }},
 		{"rule removed from file", nil, []string{"basicfw-invalid"}, edit(func(s string) string {
 			return strings.Join(slices.DeleteFunc(strings.Split(s, "\n"), func(l string) bool { return strings.Contains(l, invalid) }), "\n")
 		})},
@@ -322,7 +321,7 @@ func fileDamages(path, invalid, closes, opens, before, rule, drop, accept string
 	return all
 }
 
-// TestDriftInJSON looks at what programs are told about a broken machine.
+// TestDriftInJSON checks the drift in status --json.
 func TestDriftInJSON(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)

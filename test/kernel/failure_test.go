@@ -12,8 +12,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// wrap puts a shell script before an iptables program. In the script,
-// "$real" is that program; what the script gets is the program's input.
+// wrap replaces an iptables program by a shell script, which finds the program in "$real"
+// and gets its input.
 func (m *machine) wrap(t *testing.T, name, script string) {
 	t.Helper()
 	path := filepath.Join(m.bin, name)
@@ -21,7 +21,7 @@ func (m *machine) wrap(t *testing.T, name, script string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m.netlink { // it is no link, but what is to be replaced
+	if m.netlink { // it is no link
 		real = "/bin/false"
 	}
 	if err := os.Remove(path); err != nil {
@@ -33,9 +33,9 @@ func (m *machine) wrap(t *testing.T, name, script string) {
 	}
 }
 
-// TestFailures lets iptables fail in the ways it does. Each time bootstrap,
-// and on a machine that stands and was broken also the repair, has to end with
-// exit code 1, one line that says why, and with nothing changed in any family.
+// TestFailures makes iptables fail in several ways. bootstrap, and the repair of a damaged
+// machine, have to exit with code 1 and one line that names the cause. No family may have
+// changed.
 func TestFailures(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -51,7 +51,7 @@ func TestFailures(t *testing.T) {
 		{"a module is missing",
 			map[string]string{"ip6tables-restore": `sed 's/-m hashlimit/-m nosuchmatch/' | $real "$@"`},
 			[]string{"ipv6", "nosuchmatch", "basicfw-ping"}},
-		{"it says that all is well and does nothing",
+		{"it reports success and does nothing",
 			map[string]string{"iptables-restore": "cat >/dev/null", "ip6tables-restore": "cat >/dev/null"},
 			[]string{"ipv4"}},
 		{"the second family does nothing",
@@ -111,14 +111,14 @@ func TestFailures(t *testing.T) {
 	}
 }
 
-// TestFileFails lets a file fail to be written, where the rules are loaded
-// already and before.
+// TestFileFails makes directories read-only, both those written before the rules are loaded
+// and those written after.
 func TestFileFails(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.load(t, ipv4, foreign(ipv4))
 		m.iptables(t, ipv4, "-A", "INPUT", "-p", "tcp", "--dport", "22", "-j", "ACCEPT")
 		if m.netlink {
-			m.write(t, m.keptIn()+"/main.nft", "# somebody's\n", 0o640)
+			m.write(t, m.keptIn()+"/main.nft", "# the administrator's\n", 0o640)
 		} else {
 			m.write(t, rulesFile(ipv4), "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n", 0o640)
 		}
@@ -127,15 +127,15 @@ func TestFileFails(t *testing.T) {
 			undo := m.Host.ReadOnly(t, filepath.Join(m.root, dir))
 			r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
 			oneLine(t, r.Stderr, dir, "read-only")
-			same(t, "with no way to write to "+dir, before, m.everything(t))
+			same(t, "with "+dir+" read-only", before, m.everything(t))
 			undo()
 		}
 		m.bootstrap(t)
 	})
 }
 
-// TestLockHeld has another program keep the xtables lock for good. Only the
-// legacy variant has one.
+// TestLockHeld runs bootstrap while another program holds the xtables lock, which only the
+// legacy variant has.
 func TestLockHeld(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "legacy")
@@ -148,15 +148,15 @@ func TestLockHeld(t *testing.T) {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
 		t.Fatal(err)
 	}
-	// That it ends at all is what Wait sees to.
+	// Wait enforces that it ends at all.
 	r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
 	oneLine(t, r.Stderr, "lock", "/run/xtables.lock")
 	lock.Close()
-	same(t, "after a lock held for long", before, m.everything(t))
+	same(t, "after bootstrap without the lock", before, m.everything(t))
 	m.bootstrap(t)
 }
 
-// TestNotRoot is somebody who may not change a firewall.
+// TestNotRoot runs commands as an unprivileged user.
 func TestNotRoot(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -179,11 +179,11 @@ func TestNotRoot(t *testing.T) {
 			t.Errorf("%v: exit code %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
 		}
 	}
-	same(t, "after all that", before, m.everything(t))
+	same(t, "after all commands", before, m.everything(t))
 }
 
-// TestOtherManagers has rules of another firewall manager, of which nothing is
-// there that could be stopped: the machine is left to it.
+// TestOtherManagers loads the rules of a firewall manager whose service is not there to be
+// stopped: bootstrap refuses.
 func TestOtherManagers(t *testing.T) {
 	const ufw = `*filter
 :INPUT DROP [0:0]
@@ -239,7 +239,7 @@ COMMIT
 	} {
 		t.Run(name, func(t *testing.T) {
 			run := onEach
-			if name != "firewalld" { // it is in iptables, and can be seen with its programs alone
+			if name != "firewalld" { // it is in iptables, where only iptables' programs can see it
 				run = onBoth
 			}
 			run(t, func(t *testing.T, m *machine) {
@@ -257,8 +257,8 @@ COMMIT
 	}
 }
 
-// TestManagerAtNextBoot has another firewall manager that does not run, and would
-// from the next boot on. Below a root its units are files.
+// TestManagerAtNextBoot enables a firewall manager for the next boot without starting it.
+// Below a root its units are files.
 func TestManagerAtNextBoot(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		const unit, wants = "/etc/systemd/system/firewalld.service", "/etc/systemd/system/multi-user.target.wants"
@@ -273,7 +273,7 @@ func TestManagerAtNextBoot(t *testing.T) {
 		says(t, m.must(t, exitNotBootstrapped, "status").Stdout, "firewalld is not active, but starts at the next boot")
 
 		m.write(t, "/etc/basicfw/agent.ini", "[agent]\non_conflict = refuse\n", 0o640)
-		says(t, m.must(t, exitOK, "bootstrap", "--dry-run", "--profile", "web+mail").Stdout, "would be refused: firewalld")
+		says(t, m.must(t, exitOK, "bootstrap", "--dry-run", "--profile", "web+mail").Stdout, "would be refused: the firewall of this machine is also managed by firewalld")
 		r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
 		oneLine(t, r.Stderr, "firewalld", "nothing was changed")
 		if err := os.Remove(filepath.Join(m.root, "/etc/basicfw/agent.ini")); err != nil {
@@ -283,7 +283,7 @@ func TestManagerAtNextBoot(t *testing.T) {
 
 		m.bootstrap(t)
 		if target, err := os.Readlink(filepath.Join(m.root, unit)); target != os.DevNull {
-			t.Errorf("firewalld.service leads to %q: %v", target, err)
+			t.Errorf("firewalld.service links to %q: %v", target, err)
 		}
 		if _, err := os.Lstat(filepath.Join(m.root, wants, "firewalld.service")); err == nil {
 			t.Error("firewalld.service is still started at boot")
@@ -296,8 +296,7 @@ func TestManagerAtNextBoot(t *testing.T) {
 	})
 }
 
-// TestWithoutIPv6 has the program see a kernel without IPv6, and so without
-// tables for it.
+// TestWithoutIPv6 hides IPv6 from the program, which then has no IPv6 tables.
 func TestWithoutIPv6(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)

@@ -16,14 +16,13 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// breakable is the program with its steps in the hands of a test: the same
-// main(), built as a test (cmd/basicfw-agent/faults_test.go), so that nobody
-// else can have it.
+// breakable is the program with its steps controlled by a test: the same main(), built as a
+// test (cmd/basicfw-agent/faults_test.go), so that no released binary has it.
 var breakable = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(filepath.Dir(program), "breakable", "basicfw-agent")
 	out, err := exec.Command("go", "test", "-c", "-o", path, "github.com/basicfw/basicfw-agent/cmd/basicfw-agent").CombinedOutput()
 	if err != nil {
-		return "", fmt.Errorf("building the program with its steps: %w\n%s", err, out)
+		return "", fmt.Errorf("building the breakable program: %w\n%s", err, out)
 	}
 	return path, nil
 })
@@ -31,17 +30,17 @@ var breakable = sync.OnceValues(func() (string, error) {
 // operation is a change of a machine, to be broken at each of its steps.
 type operation struct {
 	name string
-	// before brings a new machine to where the operation begins.
+	// before prepares a new machine for the operation.
 	before func(t *testing.T, m *machine)
 	args   []string
-	// again are exit codes with which the next run may end besides 0: where
-	// there was nothing left to do.
+	// again lists further exit codes allowed for the next run, if there was nothing left to
+	// do.
 	again []int
-	// gone is an operation after which the program is off the machine.
+	// gone is set if the operation removes the program from the machine.
 	gone bool
-	// boots is the service's start at a boot.
+	// boots is set if the operation is the start of the service at boot.
 	boots bool
-	// intact looks at what else may not be lost on the way.
+	// intact checks what else must not be lost on the way.
 	intact func(t *testing.T, m *machine) error
 }
 
@@ -50,10 +49,10 @@ const trialLength = "1h"
 func operations(m *machine) []operation {
 	bootstrap := []string{"bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-selftest"}
 	apply := []string{"apply"}
-	if !m.netlink { // a rehearsal is one step, which is walked over on one variant
+	if !m.netlink { // a rehearsal is one step, which one variant covers
 		bootstrap, apply = append(bootstrap, "--no-rehearsal"), append(apply, "--no-rehearsal")
 	}
-	// Both by name: a fault must not have the other one taken.
+	// The backend is named, so that no fault makes auto choose another.
 	backend := "[agent]\nbackend = iptables\n"
 	if m.netlink {
 		backend = "[agent]\nbackend = nftables\n"
@@ -68,17 +67,17 @@ func operations(m *machine) []operation {
 		}
 		m.write(t, rulesFile(ipv4), "*nat\n:PREROUTING ACCEPT [0:0]\nCOMMIT\n*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n", 0o640)
 	}
-	stands := func(t *testing.T, m *machine) {
+	bootstrapped := func(t *testing.T, m *machine) {
 		t.Helper()
 		fresh(t, m)
-		// A port that is found by reading on.
+		// A port in an included file.
 		m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\nPort 22\n", 0o644)
 		m.write(t, "/etc/ssh/sshd_config.d/port.conf", "Port 2222\n", 0o644)
 		m.must(t, exitOK, bootstrap...)
 	}
 	edited := func(t *testing.T, m *machine) {
 		t.Helper()
-		stands(t, m)
+		bootstrapped(t, m)
 		m.write(t, "/etc/basicfw/agent.ini", backend+"[open]\nsmtp = closed\nx = 8081/tcp\n", 0o640)
 	}
 	tried := func(length string) func(t *testing.T, m *machine) {
@@ -108,7 +107,7 @@ func operations(m *machine) []operation {
 		{name: "verify --repair", args: []string{"verify", "--repair"},
 			before: func(t *testing.T, m *machine) {
 				t.Helper()
-				stands(t, m)
+				bootstrapped(t, m)
 				m.reboot(t)
 				if err := os.Remove(filepath.Join(m.root, m.persisted()[len(m.persisted())-1])); err != nil {
 					t.Fatal(err)
@@ -119,28 +118,38 @@ func operations(m *machine) []operation {
 			}},
 		{name: "apply --confirm", before: edited, args: append(slices.Clone(apply), "--confirm", trialLength)},
 		{name: "confirm", before: tried(trialLength), args: []string{"confirm"}, again: []int{exitFailed}},
-		{name: "take back", args: []string{"expire"},
+		{name: "roll back", args: []string{"expire"},
 			before: func(t *testing.T, m *machine) {
 				t.Helper()
 				tried("1s")(t, m)
 				_, until := m.pendingUntil(t)
 				waitFor(t, until.Add(time.Second))
 			}},
-		{name: "unlock", before: stands, args: []string{"unlock", "--for", "1h"}},
+		{name: "unlock", before: bootstrapped, args: []string{"unlock", "--for", "1h"}},
 		{name: "lock", args: []string{"lock"}, before: func(t *testing.T, m *machine) {
 			t.Helper()
-			stands(t, m)
+			bootstrapped(t, m)
 			m.must(t, exitOK, "unlock", "--for", "1h")
 		}},
 		{name: "boot", args: []string{"run"}, boots: true, before: func(t *testing.T, m *machine) {
 			t.Helper()
-			stands(t, m)
+			bootstrapped(t, m)
 			m.reboot(t)
 			if err := os.RemoveAll(filepath.Join(m.root, "run/basicfw-agent")); err != nil {
 				t.Fatal(err)
 			}
 		}},
-		{name: "uninstall", before: stands, args: []string{"uninstall"}, again: []int{exitNotBootstrapped}, gone: true},
+		{name: "boot without var", args: []string{"run"}, boots: true, before: func(t *testing.T, m *machine) {
+			t.Helper()
+			bootstrapped(t, m)
+			m.reboot(t)
+			for _, dir := range []string{"run/basicfw-agent", "var/lib/basicfw"} {
+				if err := os.RemoveAll(filepath.Join(m.root, dir)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}},
+		{name: "uninstall", before: bootstrapped, args: []string{"uninstall"}, again: []int{exitNotBootstrapped}, gone: true},
 	}
 }
 
@@ -158,8 +167,7 @@ func (m *machine) symlink(t *testing.T, target, path string) {
 	}
 }
 
-// killWaiting ends the processes that wait for a change's end: this test is the
-// one who waits.
+// killWaiting kills the processes that wait to roll back a change. The test waits instead.
 func (m *machine) killWaiting(t *testing.T) {
 	t.Helper()
 	dirs, err := os.ReadDir("/proc")
@@ -178,7 +186,7 @@ func (m *machine) killWaiting(t *testing.T) {
 	}
 }
 
-// point is how a machine is: its rules and its files.
+// point is a state of a machine: its rules and its files.
 type point struct {
 	saved map[string]string // iptables-save, by family
 	table string            // of nf_tables
@@ -186,40 +194,38 @@ type point struct {
 	boot  string
 }
 
-// walk takes one operation apart on one machine.
+// walk breaks one operation at each step on one machine.
 type walk struct {
 	*machine
 	op    operation
 	boots string // the file that names the boot
 	start point
-	// startKey describes it.
+	// startKey describes start.
 	startKey string
 	guards   bool
-	// What may stand: the rules before and after the operation, and those
-	// that a boot makes of either.
-	stood, fresh, stoodBoot, freshBoot map[string]string
-	freshFiles                         string
-	probed                             map[string]error // by family and rules
-	judged                             map[string]error // by what stands
-	injected, survived                 int
-	row                                map[string]int
-	all                                int
+	// What may be loaded: the rules before and after the operation, and those that a boot
+	// makes of either.
+	before, after, beforeBoot, afterBoot map[string]string
+	afterFiles                           string
+	probed                               map[string]error // by family and rules
+	judged                               map[string]error // by the machine's state
+	injected, survived                   int
+	row                                  map[string]int
+	all                                  int
 }
 
-// hows are the ways in which a step that changes something goes wrong. What
-// only looks changes nothing, so that ending the program beside it is ending
-// it beside the change before; and no room, or no way to write, is no reason
-// for it to fail.
+// hows are the faults of a step that changes something. A step that only reads has fewer:
+// killing the program there is killing it after the change before, and a full or read-only
+// disk does not make it fail.
 var (
 	hows     = []string{"killed before", "killed after", "ENOSPC", "EIO", "EROFS", "EACCES"}
 	lookHows = []string{"EIO", "EACCES"}
 )
 
-// TestFaults breaks every step of every operation once in every way: each
-// operation on a file and each run of a program. After each, both families
-// hold the old or the new rules, whole, and real packets say so; so it is after
-// a boot, whether the service loads the rules or the persisted files do; and the
-// next run completes.
+// TestFaults breaks every step of every operation once in every way: each operation on a
+// file and each run of a program. After each fault, both families hold the complete old or
+// new rules, which real packets confirm. The same holds after a boot, whether the service
+// or the distribution loads the rules. The next run completes.
 func TestFaults(t *testing.T) {
 	lab.Need(t)
 	if _, err := breakable(); err != nil {
@@ -292,7 +298,7 @@ func (w *walk) run(t *testing.T) {
 		for _, how := range ways {
 			err := w.inject(t, at, how)
 			if errors.Is(err, errNotReached) && w.op.boots {
-				continue // it was no part of the boot, but of what came next
+				continue // the step came after the boot
 			}
 			w.injected++
 			w.row[how]++
@@ -305,12 +311,12 @@ func (w *walk) run(t *testing.T) {
 	}
 }
 
-// unharmed runs the operation as it should be: what comes of it is the new.
+// unharmed runs the operation without a fault: its result is the new rules.
 func (w *walk) unharmed(t *testing.T) (steps []string) {
 	t.Helper()
-	w.stood = w.families(t)
+	w.before = w.families(t)
 	w.boot(t, "unharmed, before")
-	w.stoodBoot = w.families(t)
+	w.beforeBoot = w.families(t)
 	w.put(t, w.start)
 	r, steps := w.broken(t, "", "")
 	if r.Code != exitOK {
@@ -319,16 +325,16 @@ func (w *walk) unharmed(t *testing.T) (steps []string) {
 	if len(steps) < 20 {
 		t.Errorf("only %d steps", len(steps))
 	}
-	w.fresh = w.families(t)
-	w.freshFiles = w.described(t)
+	w.after = w.families(t)
+	w.afterFiles = w.described(t)
 	w.boot(t, "unharmed, after")
-	w.freshBoot = w.families(t)
+	w.afterBoot = w.families(t)
 	w.put(t, w.start)
 	return steps
 }
 
-// broken runs the operation with a fault at one of its steps, and lists those
-// that it came to.
+// broken runs the operation with a fault at one of its steps, and lists the steps that it
+// reached.
 func (w *walk) broken(t *testing.T, at, how string) (lab.Result, []string) {
 	t.Helper()
 	path, err := breakable()
@@ -362,20 +368,20 @@ func (w *walk) broken(t *testing.T, at, how string) (lab.Result, []string) {
 	}()
 	var steps []string
 	if s.ready() == nil {
-		steps = read() // what comes later is no part of the boot
+		steps = read() // later steps are not part of the boot
 		s.Terminate()
 	}
 	r := <-ended
 	if steps == nil {
 		steps = read()
 		if r.Code == exitOK {
-			r.Code = exitFailed // it never said that it was ready
+			r.Code = exitFailed // it never reported that it was ready
 		}
 	}
 	return r, steps
 }
 
-// endTrial ends who waits for the end of a trial, if the operation is one.
+// endTrial kills the process that waits for a confirmation, if there is one.
 func (w *walk) endTrial(t *testing.T) {
 	t.Helper()
 	if w.op.name == "apply --confirm" {
@@ -385,7 +391,7 @@ func (w *walk) endTrial(t *testing.T) {
 
 var errNotReached = errors.New("the step was not reached")
 
-// inject runs the operation with a fault, and judges what comes of it.
+// inject runs the operation with a fault and checks the result.
 func (w *walk) inject(t *testing.T, at, how string) error {
 	t.Helper()
 	moved := true
@@ -409,15 +415,15 @@ func (w *walk) inject(t *testing.T, at, how string) error {
 	case w.op.boots && r.Code != exitOK:
 		return fmt.Errorf("the machine is not closed: exit code %d\n%s", r.Code, r.Stderr)
 	case r.Code == exitOK:
-		if diff := differs(w.fresh, now); diff != "" {
+		if diff := differs(w.after, now); diff != "" {
 			return fmt.Errorf("exit code 0, and the rules are not the new ones: %s\n%s", diff, r.Stderr)
 		}
 	case r.Code == exitFailed, r.Code == exitUsage: // settings that cannot be read
-		if diff := differs(w.stood, now); diff != "" {
+		if diff := differs(w.before, now); diff != "" {
 			return fmt.Errorf("exit code %d, and the rules are not the old ones: %s\n%s", r.Code, diff, r.Stderr)
 		}
 		if r.Stderr == "" {
-			return fmt.Errorf("it failed without a word")
+			return fmt.Errorf("it failed without a message")
 		}
 	default:
 		return fmt.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
@@ -433,11 +439,10 @@ func (w *walk) inject(t *testing.T, at, how string) error {
 	return err
 }
 
-// judge looks at a machine as a fault has left it, boots it, and runs the
-// operation again.
+// judge checks a machine as a fault has left it, boots it, and runs the operation again.
 func (w *walk) judge(t *testing.T) error {
 	t.Helper()
-	if err := w.whole(t, w.stood, w.fresh); err != nil {
+	if err := w.whole(t, w.before, w.after); err != nil {
 		return err
 	}
 	if w.op.intact != nil {
@@ -458,7 +463,7 @@ func (w *walk) judge(t *testing.T) error {
 	if err := w.boot(t, "afterwards"); err != nil {
 		return err
 	}
-	if err := w.whole(t, w.stood, w.fresh, w.stoodBoot, w.freshBoot); err != nil {
+	if err := w.whole(t, w.before, w.after, w.beforeBoot, w.afterBoot); err != nil {
 		return fmt.Errorf("after a boot: %w", err)
 	}
 	if err := w.next(t); err != nil {
@@ -467,7 +472,7 @@ func (w *walk) judge(t *testing.T) error {
 	return nil
 }
 
-// next runs the operation again, unharmed.
+// next runs the operation again without a fault.
 func (w *walk) next(t *testing.T) error {
 	t.Helper()
 	var r lab.Result
@@ -481,26 +486,26 @@ func (w *walk) next(t *testing.T) error {
 		return fmt.Errorf("the next run: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 	}
 	now := w.families(t)
-	want := w.fresh
-	if r.Code != exitOK { // there was nothing left to do: a boot came before
-		want = w.stoodBoot
+	want := w.after
+	if r.Code != exitOK { // nothing was left to do after the boot
+		want = w.beforeBoot
 		if w.op.gone {
-			want = w.freshBoot
+			want = w.afterBoot
 		}
 		if differs(want, now) != "" {
-			want = w.fresh
+			want = w.after
 		}
 	}
 	if diff := differs(want, now); diff != "" {
 		return fmt.Errorf("after the next run the rules are not the new ones: %s", diff)
 	}
 	if w.op.gone {
-		// One that finds nothing to do leaves its lock, until the next boot.
+		// A run with nothing to do leaves its lock until the next boot.
 		if err := os.RemoveAll(filepath.Join(w.root, "run/basicfw-agent")); err != nil {
 			t.Fatal(err)
 		}
-		if now := w.describe(t, w.fresh); now != w.freshFiles {
-			return fmt.Errorf("after the next run:%s", difference(w.freshFiles, now))
+		if now := w.describe(t, w.after); now != w.afterFiles {
+			return fmt.Errorf("after the next run:%s", difference(w.afterFiles, now))
 		}
 		return nil
 	}
@@ -510,13 +515,13 @@ func (w *walk) next(t *testing.T) error {
 	return nil
 }
 
-// whole tells whether each family holds one of several rulesets to the letter,
-// and what packets say of it.
+// whole fails unless each family holds exactly one of several rulesets, and packets confirm
+// it.
 func (w *walk) whole(t *testing.T, sets ...map[string]string) error {
 	t.Helper()
 	for family, rules := range w.families(t) {
 		guarded := w.guards && strings.Contains(w.Host.MustRun(t, "nft", "list", "tables"), "basicfw-guard")
-		// While another firewall is stopped, the guard alone turns away.
+		// While another firewall is stopped, only the guard drops.
 		yielded := func(rules string) string { return strings.Replace(rules, ":INPUT DROP", ":INPUT ACCEPT", 1) }
 		if !slices.ContainsFunc(sets, func(s map[string]string) bool {
 			return s[family] == rules || guarded && yielded(s[family]) == rules
@@ -536,15 +541,15 @@ func (w *walk) whole(t *testing.T, sets ...map[string]string) error {
 	return nil
 }
 
-// probe has the owner's client reach SSH, and nobody a port that neither the
-// old nor the new rules open.
+// probe checks that the allowed client reaches SSH, and that a port closed by both rulesets
+// is closed.
 func (w *walk) probe(family string, closed bool) error {
 	to := w.Server.V4
 	if family == ipv6 {
 		to = w.Server.V6
 	}
 	if err := w.Outsider.Reach(w.Client.Like(to), to, 22, lab.Patient); err != nil {
-		return fmt.Errorf("the owner does not reach SSH over %s: %w", family, err)
+		return fmt.Errorf("the client does not reach SSH over %s: %w", family, err)
 	}
 	if closed && w.Outsider.Reach(w.Stranger.Like(to), to, 8080, lab.Brief) == nil {
 		return fmt.Errorf("port 8080 is open over %s", family)
@@ -588,8 +593,8 @@ func (w *walk) filesWhole(t *testing.T) error {
 	return nil
 }
 
-// boot has the machine boot: nothing is in the kernel and in /run, and the
-// service starts where it is registered.
+// boot boots the machine: nothing is in the kernel or in /run, and the service starts if it
+// is enabled.
 func (w *walk) boot(t *testing.T, name string) error {
 	t.Helper()
 	w.reboot(t)
@@ -625,10 +630,10 @@ func (w *walk) empty(t *testing.T, dir string) {
 	}
 }
 
-// changing are the directories in which the program changes something.
+// changing lists the directories that the program writes to.
 var changing = []string{"etc", "var", "run"}
 
-// take notes how the machine is.
+// take records the state of the machine.
 func (w *walk) take(t *testing.T) point {
 	t.Helper()
 	p := point{saved: map[string]string{}, files: map[string][]lab.Entry{}}
@@ -653,7 +658,7 @@ func (w *walk) take(t *testing.T) point {
 	return p
 }
 
-// put makes the machine what it was.
+// put restores a recorded state.
 func (w *walk) put(t *testing.T, p point) {
 	t.Helper()
 	for family, text := range p.saved {
@@ -677,9 +682,8 @@ func (w *walk) put(t *testing.T, p point) {
 	w.nameBoot(t, p.boot)
 }
 
-// What differs between two runs of the same: when they were, and the names of
-// files that were not renamed yet. Nobody reads those: what is in them does not
-// count.
+// What differs between two equal runs: times, and files that are not renamed yet. No
+// program reads those, so their content does not count.
 var (
 	times     = regexp.MustCompile(`\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d| UTC)?|meta time (<|>=) \d+`)
 	uptimes   = regexp.MustCompile(`(began|ends)\\": ?\d+`)
@@ -690,8 +694,8 @@ func timeless(text string) string {
 	return temporary.ReplaceAllString(uptimes.ReplaceAllString(times.ReplaceAllString(text, "TIME"), "$1 N"), "$1.TEMP")
 }
 
-// families is what each family's packets pass: its filter table, or our table of
-// both.
+// families returns the rules that each family's packets pass: its filter table, or our
+// table for both.
 func (w *walk) families(t *testing.T) map[string]string {
 	t.Helper()
 	out := map[string]string{}
@@ -702,14 +706,14 @@ func (w *walk) families(t *testing.T) map[string]string {
 	for _, family := range families() {
 		lines := w.filter(t, family)
 		if slices.IndexFunc(lines, func(l string) bool { return strings.HasPrefix(l, "-") || strings.HasSuffix(l, " DROP") }) < 0 {
-			lines = nil // a table that is not there is as good as an empty one
+			lines = nil // a missing table equals an empty one
 		}
 		out[family] = timeless(strings.Join(lines, "\n"))
 	}
 	return out
 }
 
-// described is all that the program may change.
+// described returns everything that the program may change.
 func (w *walk) described(t *testing.T) string {
 	t.Helper()
 	return w.describe(t, w.families(t))
@@ -718,7 +722,7 @@ func (w *walk) described(t *testing.T) string {
 func (w *walk) describe(t *testing.T, rules map[string]string) string {
 	t.Helper()
 	text := rules[ipv4] + "\n" + rules[ipv6] + "\n" + timeless(w.tree(t, false, "etc", "var"))
-	// Of /run, what is there counts, not what it says: who holds the lock.
+	// Of /run only the names count: the lock file names its holder.
 	all, err := lab.ReadTree(filepath.Join(w.root, "run"))
 	if err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 const (
 	publicStatus = "/run/basicfw-agent/status.json"
 	message      = "/etc/motd.d/basicfw"
-	// soon is how long the service may take to follow.
+	// soon is the time that the service has to follow a change.
 	soon = time.Second
 )
 
@@ -31,8 +31,8 @@ func (m *machine) public(t *testing.T) (s status) {
 	return s
 }
 
-// watch reads the status for monitoring over and over, as long as the test
-// runs: it must be whole each time, and name nobody.
+// watch reads the status for monitoring continuously during the test: it must always be
+// complete and contain none of the secrets.
 func (m *machine) watch(t *testing.T, secrets ...string) {
 	t.Helper()
 	stop, done := make(chan struct{}), make(chan struct{})
@@ -57,7 +57,7 @@ func (m *machine) watch(t *testing.T, secrets ...string) {
 			}
 			for _, secret := range secrets {
 				if err == nil && strings.Contains(string(data), secret) {
-					err = fmt.Errorf("it names %s", secret)
+					err = fmt.Errorf("it contains %s", secret)
 				}
 			}
 			if err != nil {
@@ -78,8 +78,8 @@ func (m *machine) watch(t *testing.T, secrets ...string) {
 	})
 }
 
-// by fails where something has not come true by a time. It looks once more
-// then: a busy machine may not have let us look earlier.
+// by fails if something has not happened by a deadline. It checks once more after it, as a
+// busy machine may not have let us check earlier.
 func by(t *testing.T, deadline time.Time, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
@@ -96,8 +96,8 @@ func by(t *testing.T, deadline time.Time, what string, done func() bool) {
 	}
 }
 
-// wantMessage fails where the login message does not say certain words. With
-// none it must not be there.
+// wantMessage fails unless the login message has all the words. Without words there must be
+// no message.
 func (m *machine) wantMessage(t *testing.T, when string, words ...string) {
 	t.Helper()
 	data, err := os.ReadFile(filepath.Join(m.root, message))
@@ -108,7 +108,7 @@ func (m *machine) wantMessage(t *testing.T, when string, words ...string) {
 		return
 	}
 	if err != nil {
-		t.Errorf("%s: no login message: %v", when, err)
+		t.Errorf("%s: no login message exists: %v", when, err)
 		return
 	}
 	says(t, string(data), words...)
@@ -117,11 +117,11 @@ func (m *machine) wantMessage(t *testing.T, when string, words ...string) {
 	}
 }
 
-// TestFollow has the service run while commands change something. What it
-// tells monitoring has to follow within a second, and what has an end has to
-// go. It runs on its own: other tests would take that second away.
+// TestFollow changes things by commands while the service runs. The status for monitoring
+// has to follow within a second, and what is temporary has to expire. It is not parallel,
+// as other tests would use up that second.
 func TestFollow(t *testing.T) {
-	for _, variant := range variants {
+	for _, variant := range ofPart(t, variants) {
 		t.Run(variant, func(t *testing.T) {
 			m := newMachine(t, variant)
 			m.Host.Listen(t, 22, 80, 8080)
@@ -132,7 +132,7 @@ func TestFollow(t *testing.T) {
 			if fi, err := os.Stat(filepath.Join(m.root, publicStatus)); err != nil || fi.Mode() != 0o644 {
 				t.Errorf("%s: %v, %v", publicStatus, fi, err)
 			}
-			m.wantMessage(t, "nobody is known", "ssh allow")
+			m.wantMessage(t, "no client is known", "ssh allow")
 
 			follows := func(command string, want func(s status) bool) {
 				t.Helper()
@@ -158,12 +158,12 @@ func TestFollow(t *testing.T) {
 			}
 			m.wantOpen(t, map[string]string{"22/tcp": "client4", "80/tcp": everybody, "8080/tcp": nobody})
 
-			// What has an end: it is there before, and gone within a second after.
+			// Temporary entries exist until their end, and are removed within a second.
 			const name = "tcp-8080"
 			var end time.Time
-			beforeEnd(t, func(while string) time.Time {
-				m.must(t, exitOK, "ssh", "allow", stranger, "--for", while)
-				m.must(t, exitOK, "open", "8080/tcp", "--for", while)
+			beforeEnd(t, func(length string) time.Time {
+				m.must(t, exitOK, "ssh", "allow", stranger, "--for", length)
+				m.must(t, exitOK, "open", "8080/tcp", "--for", length)
 				end = until(t, setting(m.read(t, localINI), "open", name))
 				return end
 			}, func() error {
@@ -184,7 +184,7 @@ func TestFollow(t *testing.T) {
 				return nil
 			})
 			lab.Poll(t, "the end", func() bool { return time.Now().After(end) })
-			deadline := end.Add(time.Second + soon) // the last second belongs to it
+			deadline := end.Add(time.Second + soon) // the last second is included
 			by(t, deadline, "the entries are gone from local.ini", func() bool {
 				text := m.read(t, localINI)
 				return !strings.Contains(text, "8080") && !strings.Contains(text, stranger)
@@ -193,32 +193,32 @@ func TestFollow(t *testing.T) {
 				rules := m.rules(t)
 				return !strings.Contains(rules, m.ends(end)) && !strings.Contains(rules, m.comment(name))
 			})
-			by(t, deadline, "the status for monitoring says so", func() bool { return has(name, false)(m.public(t)) })
+			by(t, deadline, "the status for monitoring follows", func() bool { return has(name, false)(m.public(t)) })
 			m.wantOpen(t, map[string]string{"22/tcp": "client4", "8080/tcp": nobody})
 			if text := setting(m.read(t, localINI), "ssh", "allow"); !strings.Contains(text, client) || !strings.Contains(text, "203.0.113.50 until ") {
-				t.Errorf("others have gone too: allow = %s", text)
+				t.Errorf("other entries are gone, too: allow = %s", text)
 			}
 			m.must(t, exitOK, "verify")
 			m.must(t, exitOK, "plan", "--exit-code")
 			m.wantMessage(t, "SSH is pinned, and the service has written its status since")
 
-			// Once SSH is for nobody, somebody needs to know.
+			// If SSH is blocked, users have to be told.
 			m.must(t, exitOK, "ssh", "remove", "203.0.113.50")
 			m.must(t, exitOK, "ssh", "remove", client, "--force")
 			by(t, time.Now().Add(soon), "the login message is there", func() bool {
 				_, err := os.Stat(filepath.Join(m.root, message))
 				return err == nil
 			})
-			m.wantMessage(t, "SSH is for nobody", "nobody", "ssh allow")
+			m.wantMessage(t, "no address is allowed", "SSH is blocked", "ssh allow")
 			before := m.rules(t)
 			s.Stop(t)
-			same(t, "rules once the service has ended", before, m.rules(t))
+			same(t, "rules after the service has ended", before, m.rules(t))
 		})
 	}
 }
 
-// TestFollowWriters has many change something at once, while the service runs. No
-// change may be lost.
+// TestFollowWriters runs many commands at once while the service runs. No change may be
+// lost.
 func TestFollowWriters(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
@@ -251,11 +251,11 @@ func TestFollowWriters(t *testing.T) {
 		}
 		m.wantAllowed(t, append([]string{"client"}, addresses...)...)
 		if want := append(addresses, m.Client.V4.String(), m.Client.V6.String()); !sameSet(st.SSH.Allow, want) {
-			t.Errorf("SSH is for %q, want %q", st.SSH.Allow, want)
+			t.Errorf("SSH is allowed from %q, want %q", st.SSH.Allow, want)
 		}
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "plan", "--exit-code")
-		lab.Poll(t, "the status for monitoring to have all", func() bool {
+		lab.Poll(t, "the status for monitoring to have all ports", func() bool {
 			have := m.public(t).openNames()
 			return !slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(have, n) })
 		})
@@ -263,19 +263,19 @@ func TestFollowWriters(t *testing.T) {
 	})
 }
 
-// TestFollowMessage looks at the login message without a service.
+// TestFollowMessage checks the login message without a service.
 func TestFollowMessage(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
 	client := m.Client.V4.String()
 	m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
-	m.wantMessage(t, "nobody is known", "basicfw-agent ssh allow")
+	m.wantMessage(t, "no client is known", "basicfw-agent ssh allow")
 	m.must(t, exitOK, "open", "8080/tcp")
-	m.wantMessage(t, "nobody is known, and something has changed", "basicfw-agent ssh allow")
+	m.wantMessage(t, "no client is known, and something has changed", "basicfw-agent ssh allow")
 	m.must(t, exitOK, "ssh", "allow", client)
 	m.wantMessage(t, "pinned")
 	m.must(t, exitOK, "ssh", "remove", client, "--force")
-	m.wantMessage(t, "SSH is for nobody", "nobody", "basicfw-agent ssh allow")
+	m.wantMessage(t, "no address is allowed", "SSH is blocked", "basicfw-agent ssh allow")
 	m.must(t, exitOK, "ssh", "allow", client)
 	m.wantMessage(t, "pinned again")
 	m.must(t, exitOK, "ssh", "remove", client, "--force")
@@ -285,17 +285,17 @@ func TestFollowMessage(t *testing.T) {
 	m = newMachine(t, "nft")
 	m.write(t, agentINI, "[agent]\nprofil = web-only\n", 0o640)
 	m.must(t, exitUsage, "bootstrap", "--no-service", "--or-failsafe")
-	m.wantMessage(t, "failsafe", "not by your settings", "agent.ini:2", "basicfw-agent bootstrap")
+	m.wantMessage(t, "failsafe", "your settings are not loaded", "basicfw-agent bootstrap")
 	m.write(t, agentINI, "[agent]\nprofile = web-only\n", 0o640)
 	m.must(t, exitOK, "bootstrap", "--no-service", "--client-ip", client)
 	m.wantMessage(t, "bootstrapped")
-	// By the owner's files, without a command that knows of SSH.
+	// By the administrator's files, with a command that does not concern SSH.
 	m.write(t, agentINI, "[agent]\nprofile = web-only\n[ssh]\nallow = any\n", 0o640)
 	m.must(t, exitOK, "apply")
-	m.wantMessage(t, "open to any because the owner says so")
+	m.wantMessage(t, "open to any by the settings")
 }
 
-// TestFollowBoot boots a machine after the end of what was open for a while.
+// TestFollowBoot boots a machine after a temporary opening has expired.
 func TestFollowBoot(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -311,7 +311,7 @@ func TestFollowBoot(t *testing.T) {
 		if st := m.status(t, exitOK); st.State != "protected" || slices.Contains(st.openNames(), "tcp-8080") {
 			t.Errorf("status: %+v", st)
 		}
-		lab.Poll(t, "what has ended to be gone from local.ini", func() bool {
+		lab.Poll(t, "expired entries to be gone from local.ini", func() bool {
 			text := m.read(t, localINI)
 			return !strings.Contains(text, "8080") && !strings.Contains(text, m.Stranger.V4.String())
 		})

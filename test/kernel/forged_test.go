@@ -19,13 +19,12 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// mallory is an unprivileged user. Each of the tests below has him do something
-// that might be taken for evidence, and wants it to decide nothing.
+// mallory is an unprivileged user. In each test below he forges evidence, which must decide
+// nothing.
 const mallory = 65534
 
-// hold connects from an address of the outsider's to a port of the server's,
-// waits to hear something, and keeps the connection. It gives what
-// SSH_CONNECTION would be of it.
+// hold connects from an address of the outsider to a port of the server, waits for the
+// greeting, and keeps the connection. It returns the SSH_CONNECTION that would describe it.
 func (m *machine) hold(t *testing.T, from netip.Addr, port uint16) (sshConnection string) {
 	t.Helper()
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: lab.Patient}
@@ -42,25 +41,25 @@ func (m *machine) hold(t *testing.T, from netip.Addr, port uint16) (sshConnectio
 		t.Fatal(err)
 	}
 	if _, err := c.Read(make([]byte, 64)); err != nil {
-		t.Fatalf("%v says nothing: %v", to, err)
+		t.Fatalf("%v does not answer: %v", to, err)
 	}
 	me := netip.MustParseAddrPort(c.LocalAddr().String())
 	return fmt.Sprintf("%v %d %v %d", me.Addr(), me.Port(), to.Addr(), port)
 }
 
-// asMallory starts a program as him, until the test ends.
+// asMallory starts a program as mallory until the test ends.
 func (m *machine) asMallory(t *testing.T, args ...string) {
 	t.Helper()
 	p := m.Host.Start(t, lab.Command{Args: args, UID: mallory, Dir: "/"})
 	t.Cleanup(func() {
 		if r := p.Stop(t); t.Failed() {
-			t.Logf("%v says %s%s", args, r.Stdout, r.Stderr)
+			t.Logf("%v printed %s%s", args, r.Stdout, r.Stderr)
 		}
 	})
 }
 
-// believesNot has the program run with SSH_CONNECTION, as sudo may leave it, by
-// somebody who has no session: nobody must be pinned, or let in.
+// believesNot runs the program with SSH_CONNECTION set, as sudo may leave it, but without a
+// session: no address may be pinned or allowed.
 func (m *machine) believesNot(t *testing.T, sshConnection string) {
 	t.Helper()
 	who, _, _ := strings.Cut(sshConnection, " ")
@@ -83,16 +82,16 @@ func (m *machine) believesNot(t *testing.T, sshConnection string) {
 	}
 	var s status
 	text := run(exitOK, "status", "--json")
-	if err := json.Unmarshal([]byte(text), &s); err != nil || s.SSH.Mode != "limited" || len(s.SSH.Allow) > 0 || s.SSH.You != "" || len(s.SSH.Seen) > 0 {
-		t.Errorf("status: %v, SSH %+v, want it limited for all, and nobody seen", err, s.SSH)
+	if err := json.Unmarshal([]byte(text), &s); err != nil || s.SSH.Mode != "limited" || len(s.SSH.Allow) > 0 || s.SSH.Caller.Address != "" || len(s.SSH.Sessions) > 0 {
+		t.Errorf("status: %v, SSH %+v, want it limited for all, and no session seen", err, s.SSH)
 	}
 	if !slices.Equal(s.SSH.Ports, []uint16{22}) {
 		t.Errorf("sshd's ports are %v, want 22 alone", s.SSH.Ports)
 	}
 }
 
-// TestForgedSSHD has mallory run a program of his own by the name of sshd, and
-// the real sshd as himself. Each listens and has a connection.
+// TestForgedSSHD runs, as mallory, his own program called sshd, and the real sshd. Each
+// listens and has a connection.
 func TestForgedSSHD(t *testing.T) {
 	for _, kind := range []string{"a program called sshd", "the real sshd"} {
 		t.Run(kind, func(t *testing.T) {
@@ -127,36 +126,36 @@ func TestForgedSSHD(t *testing.T) {
 			}
 			m.believesNot(t, m.hold(t, m.Stranger.V4, port))
 			if text := m.rules(t); strings.Contains(text, fmt.Sprint(port)) {
-				t.Errorf("the rules know mallory's port:\n%s", text)
+				t.Errorf("the rules have mallory's port:\n%s", text)
 			}
 			m.wantOpen(t, map[string]string{"2222/tcp": nobody})
 		})
 	}
 }
 
-// TestForgedEnviron has SSH_CONNECTION name a connection to root's sshd that is
-// there, of somebody who has not logged in, and one that is not there.
+// TestForgedEnviron sets SSH_CONNECTION to an unauthenticated connection to root's sshd,
+// and to one that does not exist.
 func TestForgedEnviron(t *testing.T) {
 	t.Parallel()
-	for _, kind := range []string{"of nobody who has logged in", "that is not there"} {
+	for _, kind := range []string{"an unauthenticated connection", "no connection"} {
 		t.Run(kind, func(t *testing.T) {
 			t.Parallel()
 			m := newMachine(t, "nft")
 			sshd := m.sshd(t)
 			value := m.Stranger.V4.String() + " 50000 " + m.Server.V4.String() + " 22"
-			if kind == "of nobody who has logged in" {
+			if kind == "an unauthenticated connection" {
 				value = m.hold(t, m.Stranger.V4, 22)
 			}
 			m.believesNot(t, value)
-			// What it says is believed of who has.
+			// It is believed of an authenticated session.
 			says(t, you(t, sshd.must(t, exitOK, m.Client.V4, "status").Stdout), m.Client.V4.String())
 		})
 	}
 }
 
-// TestForgedUtmp has mallory's text in utmp's field for a host's name, where
-// libutempter lets any user write, and an address in the binary one, whose owner
-// has a connection and has not logged in.
+// TestForgedUtmp puts mallory's text into utmp's host field, where libutempter lets any
+// user write, and an address into the binary field. The address's owner has a connection
+// but has not logged in.
 func TestForgedUtmp(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -180,20 +179,20 @@ func TestForgedUtmp(t *testing.T) {
 		m.believesNot(t, value)
 		t.Log(what)
 	}
-	// Not even of somebody who has logged in is the text taken. The file is read:
-	// who has, and is named by his address, is seen.
+	// Even for an authenticated session the text is ignored. The file is read: a session
+	// named by its binary address is seen.
 	for seen, r := range map[string][]byte{"": record(m.Client.V4.String(), netip.Addr{}), m.Client.V4.String(): record("", m.Client.V4)} {
 		m.write(t, "/run/utmp", string(r), 0o664)
 		var s status
 		text := sshd.must(t, exitOK, m.Client.V4, "status --json").Stdout
-		if err := json.Unmarshal([]byte(text), &s); err != nil || strings.Join(s.SSH.Seen, " ") != seen || s.SSH.Mode != "limited" {
-			t.Errorf("%v: SSH %+v, want %q seen, and that to decide nothing", err, s.SSH, seen)
+		if err := json.Unmarshal([]byte(text), &s); err != nil || strings.Join(s.SSH.Sessions, " ") != seen || s.SSH.Mode != "limited" {
+			t.Errorf("%v: SSH %+v, want %q seen, with no effect", err, s.SSH, seen)
 		}
 	}
 }
 
-// TestForgedLock has mallory hold a lock on all that he can open: the agent's
-// and the service's work goes on.
+// TestForgedLock locks, as mallory, every file that he can open: commands and the service
+// keep working.
 func TestForgedLock(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
@@ -218,7 +217,7 @@ func TestForgedLock(t *testing.T) {
 			}
 		}
 		if r := as("touch run/basicfw-agent/new"); r.Code == 0 {
-			t.Error("he can make files beside the lock")
+			t.Error("he can create files next to the lock")
 		}
 		held := filepath.Join(t.TempDir(), "held")
 		if err := os.WriteFile(held, nil, 0o666); err != nil {
@@ -236,7 +235,7 @@ func TestForgedLock(t *testing.T) {
 			done
 			echo $n >` + held + `; trap 'kill $(jobs -p)' TERM; wait`}})
 		defer p.Stop(t)
-		lab.Poll(t, "mallory to hold all that he can", func() bool {
+		lab.Poll(t, "mallory to hold his locks", func() bool {
 			data, _ := os.ReadFile(held)
 			return len(data) > 0
 		})
@@ -249,8 +248,8 @@ func TestForgedLock(t *testing.T) {
 	})
 }
 
-// TestLockOfHungProcess has a process of root's hold the lock for good. A boot
-// does not wait for it for long, and a command says whose it is.
+// TestLockOfHungProcess keeps the lock in a hung root process. A boot does not wait long
+// for it, and a command names the holder.
 func TestLockOfHungProcess(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")

@@ -6,9 +6,9 @@ import (
 	"testing"
 )
 
-// TestManyNetworks has more networks in one list than iptables, which has a rule for
-// each, should have to take: it refuses them and names the backend that takes them as
-// one set, which auto goes over to at first boot.
+// TestManyNetworks lists more networks than iptables, which needs a rule for each, may
+// have. It refuses them and names the backend that holds them in one set, which auto
+// chooses at first boot.
 func TestManyNetworks(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 7)

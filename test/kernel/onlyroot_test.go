@@ -14,13 +14,13 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// readable are what others than root may read of what the program writes.
+// readable lists the program's files that unprivileged users may read, with their modes.
 var readable = map[string]fs.FileMode{
 	"/run/basicfw-agent":             0o755 | fs.ModeDir,
 	"/run/basicfw-agent/status.json": 0o644,
 	"/run/issue.d":                   0o755 | fs.ModeDir,
 	"/etc/issue.d":                   0o755 | fs.ModeDir,
-	"/etc/issue.d/basicfw.issue":     0o777 | fs.ModeSymlink, // to what is not
+	"/etc/issue.d/basicfw.issue":     0o777 | fs.ModeSymlink, // to an unreadable file
 	"/etc/nftables":                  0o755 | fs.ModeDir,
 	"/etc/motd.d":                    0o755 | fs.ModeDir,
 	"/etc/motd.d/basicfw":            0o644,
@@ -29,11 +29,11 @@ var readable = map[string]fs.FileMode{
 	"/etc/systemd/system/sysinit.target.wants/basicfw-agent.service": 0o777 | fs.ModeSymlink,
 }
 
-// TestOnlyRoot goes through what the program writes, with the widest umask that
-// there is: all of it is root's, and only what is made for others is readable.
+// TestOnlyRoot checks every file that the program writes, with umask 0: all belong to root,
+// and only those listed in readable are readable by others.
 func TestOnlyRoot(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
-		if !m.netlink { // which leaves the file of iptables as it is
+		if !m.netlink { // netlink leaves the iptables file alone
 			m.write(t, rulesFile(ipv4), "*filter\n:INPUT ACCEPT [0:0]\nCOMMIT\n", 0o644)
 		}
 		there := map[string]bool{}
@@ -72,7 +72,7 @@ func TestOnlyRoot(t *testing.T) {
 					want = mode
 				}
 				if owner := fi.Sys().(*syscall.Stat_t).Uid; fi.Mode() != want || owner != 0 {
-					t.Errorf("%s: %s is %v, of user %d; want %v, root's", when, path, fi.Mode(), owner, want)
+					t.Errorf("%s: %s is %v, of user %d; want %v, owned by root", when, path, fi.Mode(), owner, want)
 				}
 			})
 		}
@@ -96,23 +96,23 @@ func TestOnlyRoot(t *testing.T) {
 		there["/etc/basicfw/agent.ini"] = true
 		do("apply", "--confirm", "10m")
 		s.Stop(t)
-		check("a service, and what was done beside it")
+		check("commands while the service runs")
 		do("confirm", "--force")
-		m.write(t, "/var/lib/basicfw/state.json", "spoilt", 0o600)
+		m.write(t, stateFile, "spoilt", 0o600)
 		c := m.serve(t)
 		c.Stop(t)
 		check("a service that cannot read the state")
-		for _, path := range []string{"/var/lib/basicfw/state.json", "/var/lib/basicfw/backup/original.json", "/etc/basicfw/local.ini",
+		for _, path := range []string{stateFile, stateFile + ".broken", copyFile, originalFile, "/etc/basicfw/local.ini",
 			"/var/lib/basicfw/pending.json", "/run/basicfw-agent/lock", "/run/basicfw-agent/status.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue", m.keptOf(ipv6)} {
 			if !seen[path] {
-				t.Errorf("%s was never there: this test proves less", path)
+				t.Errorf("%s never existed: this test proves less", path)
 			}
 		}
 	})
 }
 
-// TestLinksAreNotFollowed has each file that the program writes be a link to
-// something else, which has to stay as it is.
+// TestLinksAreNotFollowed replaces each file that the program writes by a link, whose
+// target has to stay unchanged.
 func TestLinksAreNotFollowed(t *testing.T) {
 	on(t, []string{"legacy", "netlink"}, testLinksAreNotFollowed)
 }
@@ -124,13 +124,13 @@ func testLinksAreNotFollowed(t *testing.T, m *machine) {
 	m.must(t, exitOK, "unlock")
 	s.Stop(t)
 	m.must(t, exitOK, "lock")
-	files := append(m.persisted(), "/etc/basicfw/local.ini", "/var/lib/basicfw/state.json", "/var/lib/basicfw/pending.json",
+	files := append(m.persisted(), "/etc/basicfw/local.ini", stateFile, copyFile, "/var/lib/basicfw/pending.json",
 		"/run/basicfw-agent/status.json", "/run/basicfw-agent/watch.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue")
 	victim := func(path string) string {
 		return filepath.Join(m.root, "usr/victims", strings.ReplaceAll(path, "/", "_"))
 	}
 	for _, path := range files {
-		text := "a text of somebody's\n"
+		text := "another text\n"
 		if data, err := os.ReadFile(filepath.Join(m.root, path)); err == nil {
 			text = string(data)
 		}
@@ -141,7 +141,7 @@ func testLinksAreNotFollowed(t *testing.T, m *machine) {
 		}
 	}
 	before := m.tree(t, true, "usr/victims")
-	// What cannot be trusted is refused, and what says who may come in is decided anew.
+	// An untrusted file is refused, and bootstrap computes the allowed addresses again.
 	r := m.agent(t, "open", "8082/tcp")
 	if r.Code == exitOK {
 		t.Error("a state behind a link is believed")
@@ -160,7 +160,7 @@ func testLinksAreNotFollowed(t *testing.T, m *machine) {
 	m.must(t, exitOK, "apply", "--confirm", "10m")
 	m.must(t, exitOK, "confirm", "--force")
 	s.Stop(t)
-	same(t, "what links led to", before, m.tree(t, true, "usr/victims"))
+	same(t, "targets of the links", before, m.tree(t, true, "usr/victims"))
 	for _, path := range files {
 		if fi, err := os.Lstat(filepath.Join(m.root, path)); err == nil && !fi.Mode().IsRegular() {
 			t.Errorf("%s is %v", path, fi.Mode())
@@ -169,7 +169,7 @@ func testLinksAreNotFollowed(t *testing.T, m *machine) {
 
 	// The lock is opened, and not replaced.
 	lock := filepath.Join(m.root, "run/basicfw-agent/lock")
-	m.write(t, "/usr/victims/lock", "a text of somebody's\n", 0o600)
+	m.write(t, "/usr/victims/lock", "another text\n", 0o600)
 	if err := os.Remove(lock); err != nil {
 		t.Fatal(err)
 	}
@@ -177,13 +177,13 @@ func testLinksAreNotFollowed(t *testing.T, m *machine) {
 		t.Fatal(err)
 	}
 	oneLine(t, m.must(t, exitFailed, "close", "8082/tcp").Stderr, "lock")
-	if text := m.read(t, "/usr/victims/lock"); text != "a text of somebody's\n" {
-		t.Errorf("what the lock led to holds %q", text)
+	if text := m.read(t, "/usr/victims/lock"); text != "another text\n" {
+		t.Errorf("the target of the lock's link holds %q", text)
 	}
 }
 
-// TestDirectoryOfAnother has the directory of the state be somebody else's: he
-// could take away what is in it.
+// TestDirectoryOfAnother changes the owner of the state's directory to a user who could
+// remove what is in it.
 func TestDirectoryOfAnother(t *testing.T) {
 	t.Parallel()
 	for _, how := range []string{"prepare", "open 8081/tcp"} {
@@ -202,21 +202,20 @@ func TestDirectoryOfAnother(t *testing.T) {
 			t.Fatal(err)
 		}
 		if owner := fi.Sys().(*syscall.Stat_t).Uid; owner != 0 || fi.Mode().Perm() != 0o700 {
-			t.Errorf("after %s it is %v, of user %d", how, fi.Mode(), owner)
+			t.Errorf("after %s it has mode %v and owner %d", how, fi.Mode(), owner)
 		}
 	}
 }
 
-// TestFileOfAnother has the state be what others may have written: it decides
-// nothing.
+// TestFileOfAnother makes the state writable by another user: it decides nothing.
 func TestFileOfAnother(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
 	m.bootstrap(t)
 	path := filepath.Join(m.root, "var/lib/basicfw/state.json")
 	spoil := map[string]func() error{
-		"of another user": func() error { return os.Chown(path, mallory, 0) },
-		"others may write": func() error {
+		"owned by another user": func() error { return os.Chown(path, mallory, 0) },
+		"writable by others": func() error {
 			return os.Chmod(path, 0o606)
 		},
 	}
@@ -241,8 +240,7 @@ func TestFileOfAnother(t *testing.T) {
 	}
 }
 
-// TestCallersEnvironment has the caller's environment try to say what root runs,
-// and how.
+// TestCallersEnvironment checks that the caller's environment does not affect root's runs.
 func TestCallersEnvironment(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		evil := t.TempDir()
@@ -273,7 +271,7 @@ func TestCallersEnvironment(t *testing.T) {
 		run("verify")
 		run("prepare")
 		if text, err := os.ReadFile(pwned); err == nil {
-			t.Errorf("programs of the caller's were run: %s", text)
+			t.Errorf("the caller's programs were run: %s", text)
 		}
 		text, err := os.ReadFile(seen)
 		if err != nil {
@@ -290,12 +288,12 @@ func TestCallersEnvironment(t *testing.T) {
 	})
 }
 
-// nasty is what would clear a terminal, name its window, colour it, turn the
-// direction of writing, begin a line, and end a string.
+// nasty clears a terminal, sets its title and colour, reverses the writing direction,
+// begins a line, and ends a string.
 const nasty = "\x1b[2J\x1b]0;x\x07\u009b31m\u202ex\u2066\u200b\x7f\r\"'$(x)"
 
-// TestTextOfOthers has a name by which a terminal could be told something in each
-// place that somebody else fills in, and has every command show what it finds.
+// TestTextOfOthers puts terminal control characters into every text that other users can
+// set, and has every command print what it finds.
 func TestTextOfOthers(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -315,7 +313,7 @@ func TestTextOfOthers(t *testing.T) {
 		clean(fmt.Sprintf("%q", args), r.Stdout+r.Stderr)
 		shown += r.Stdout + r.Stderr
 	}
-	const name = "A\x1b[2J\u202e\u009bZ" // as long as names of interfaces and processes get
+	const name = "A\x1b[2J\u202e\u009bZ" // as long as names of interfaces and processes can be
 	dir := t.TempDir()
 	if err := os.Rename(buildGuest(t), filepath.Join(dir, name)); err != nil {
 		t.Fatal(err)
@@ -367,7 +365,7 @@ func TestTextOfOthers(t *testing.T) {
 		before := m.rules(t)
 		r := m.agent(t, args...)
 		if r.Code == exitOK {
-			t.Errorf("%q is taken", args)
+			t.Errorf("%q is accepted", args)
 		}
 		clean(fmt.Sprintf("%q", args), r.Stdout+r.Stderr)
 		same(t, fmt.Sprintf("after %q", args), before, m.rules(t))

@@ -12,7 +12,7 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// detect bootstraps the machine in a session of the client's.
+// detect bootstraps the machine in a session of the client.
 func (s *sshServer) detect(t *testing.T, within string) time.Time {
 	t.Helper()
 	m := s.m
@@ -20,7 +20,7 @@ func (s *sshServer) detect(t *testing.T, within string) time.Time {
 	s.must(t, exitOK, m.Client.V4, "bootstrap --no-service")
 	st := m.status(t, exitOK)
 	if st.SSH.Mode != "probation" || st.SSH.ConfirmBy == nil || st.SSH.Source != "session" {
-		t.Fatalf("SSH after a bootstrap by a client that was not named: %+v", st.SSH)
+		t.Fatalf("SSH after a bootstrap with a detected client: %+v", st.SSH)
 	}
 	if !strings.Contains(m.rules(t), m.begins(*st.SSH.ConfirmBy)) {
 		t.Errorf("no rule begins at %v:\n%s", st.SSH.ConfirmBy, m.rules(t))
@@ -28,10 +28,10 @@ func (s *sshServer) detect(t *testing.T, within string) time.Time {
 	return *st.SSH.ConfirmBy
 }
 
-// stay has somebody log in, and do what keeps a session open.
+// stay logs in and keeps the session open.
 func (s *sshServer) stay(t *testing.T, from netip.Addr, args ...string) (leave func()) {
 	t.Helper()
-	input := filepath.Join(t.TempDir(), "input") // nobody types anything, and it does not end
+	input := filepath.Join(t.TempDir(), "input") // without input, and without an end
 	if err := syscall.Mkfifo(input, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -47,29 +47,28 @@ func (s *sshServer) stay(t *testing.T, from netip.Addr, args ...string) (leave f
 	}
 }
 
-// TestProbation has a client that was detected show that it is the owner's, or
-// not: until then SSH is the client's alone.
+// TestProbation confirms a detected client. Until then SSH is open to it alone.
 func TestProbation(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		client := m.Client.V4
 		by := sshd.detect(t, "30m")
 		if left := time.Until(by); left < 29*time.Minute || left > 30*time.Minute {
-			t.Errorf("to be confirmed within %v", left)
+			t.Errorf("probation ends in %v", left)
 		}
 		m.wantOpen(t, map[string]string{"22/tcp": "client4"})
-		m.wantMessage(t, "on probation", "unless somebody logs in anew", "basicfw-agent confirm", "ssh allow")
+		m.wantMessage(t, "on probation", "unless the detected client logs in", "basicfw-agent confirm")
 		text := m.must(t, exitOK, "status").Stdout
-		says(t, text, "unless confirmed", "next        basicfw-agent confirm")
+		says(t, text, "unless confirmed", "next         basicfw-agent confirm")
 		wantScreen(t, text)
-		says(t, m.must(t, exitOK, "ssh", "list").Stdout, "any address, 30/min from each", "from "+by.Format("2006-01-02T15:04:05Z")+", in 29m", client.String())
+		says(t, m.must(t, exitOK, "ssh", "list").Stdout, "any address, 30/min per source", "from "+by.Format("2006-01-02T15:04:05Z")+", in 29m", client.String())
 		before := m.settled(t)
 		says(t, m.must(t, exitOK, "bootstrap", "--no-service").Stdout, "nothing changed")
 		same(t, "after another bootstrap", before, m.settled(t))
 
-		// By somebody else, and in the session in which it was decided.
+		// From another address, and in the session of the bootstrap.
 		m.must(t, exitOK, "unlock", "--from", m.Stranger.V4.String())
-		sshd.refused(t, m.Stranger.V4, "confirm", "you come from "+m.Stranger.V4.String(), client.String(), "--force")
+		sshd.refused(t, m.Stranger.V4, "confirm", "your address "+m.Stranger.V4.String(), client.String(), "--force")
 		m.must(t, exitOK, "lock")
 		m.must(t, exitOK, "uninstall")
 		r := sshd.run(t, client, "bootstrap --no-service", "confirm")
@@ -78,7 +77,7 @@ func TestProbation(t *testing.T) {
 		}
 		says(t, r.Stderr, "older than the rules", "--force")
 
-		says(t, sshd.must(t, exitOK, client, "confirm").Stdout, "SSH stays for "+client.String())
+		says(t, sshd.must(t, exitOK, client, "confirm").Stdout, "SSH remains restricted to "+client.String())
 		if s := m.status(t, exitOK); s.SSH.Mode != "pinned" || s.SSH.ConfirmBy != nil || len(s.Next) > 0 {
 			t.Errorf("confirmed: %+v, next %q", s.SSH, s.Next)
 		}
@@ -88,13 +87,13 @@ func TestProbation(t *testing.T) {
 		m.wantMessage(t, "confirmed")
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "plan", "--exit-code")
-		m.refused(t, exitFailed, []string{"confirm"}, "no change waits")
+		m.refused(t, exitFailed, []string{"confirm"}, "no change is pending")
 		m.wantOpen(t, map[string]string{"22/tcp": "client4"})
 	})
 }
 
-// TestProbationRunsOut has nobody come: SSH opens, and nothing else, without a
-// service, across a boot, and with the service. Who lets himself in closes it.
+// TestProbationRunsOut never confirms: SSH opens, and nothing else, without a service,
+// across a boot, and with the service. ssh allow closes it.
 func TestProbationRunsOut(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 80, 8080)
@@ -106,30 +105,30 @@ func TestProbationRunsOut(t *testing.T) {
 		waitFor(t, by)
 		opened := map[string]string{"22/tcp": everybody, "80/tcp": everybody, "8080/tcp": nobody}
 		m.wantOpen(t, opened)
-		forgiven := func(when string) {
+		expired := func(when string) {
 			t.Helper()
 			s := m.status(t, exitOK)
 			if s.SSH.Mode != "limited" || s.SSH.Source != "unconfirmed" || s.SSH.ConfirmBy != nil {
 				t.Errorf("%s: SSH %+v", when, s.SSH)
 			}
-			says(t, strings.Join(s.Warnings, "\n"), "SSH is open to any address", "no new login from there came in time")
+			says(t, s.warnings(), "SSH is open to any address", "no new login from there came in time")
 			says(t, strings.Join(s.Next, "\n"), "basicfw-agent ssh allow YOUR-ADDRESS")
 			m.must(t, exitOK, "verify")
 		}
-		forgiven("without a service")
+		expired("without a service")
 		m.restart(t)
 		m.wantOpen(t, opened)
 		same(t, "the file, without a service", kept, m.kept(t))
 
 		s := m.serve(t)
-		lab.Poll(t, "the service to make it so for good", func() bool { return m.timed(m.kept(t)) == 0 })
+		lab.Poll(t, "the service to persist it", func() bool { return m.timed(m.kept(t)) == 0 })
 		lab.Poll(t, "the login message", func() bool { return m.public(t).SSH.Mode == "limited" })
-		m.wantMessage(t, "forgiven", "SSH is open to any address", "ssh allow me")
-		forgiven("with the service")
+		m.wantMessage(t, "probation expired", "SSH is open to any address", "ssh allow me")
+		expired("with the service")
 		m.wantOpen(t, opened)
 		says(t, m.must(t, exitOK, "plan", "--exit-code").Stdout, "nothing")
 
-		// The client, late, has to say so; and so may anybody who gets in.
+		// The client has to run ssh allow now, as may any user who gets in.
 		says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, client.String()+" may log in")
 		m.wantOpen(t, map[string]string{"22/tcp": "client4"})
 		if s := m.status(t, exitOK); s.SSH.Mode != "pinned" {
@@ -145,7 +144,7 @@ func TestProbationRunsOut(t *testing.T) {
 	})
 }
 
-// mode is what was decided of SSH.
+// mode returns the SSH mode of the desired state.
 func (m *machine) mode(t *testing.T) string {
 	t.Helper()
 	var st struct {
@@ -165,8 +164,8 @@ func (m *machine) mode(t *testing.T) string {
 	return st.Desired.SSH.Mode
 }
 
-// TestProbationProved has the service see who logs in: a program's login proves
-// nothing, and a person's does.
+// TestProbationProved logs in while the service runs: a program's login proves nothing, a
+// person's does.
 func TestProbationProved(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
@@ -178,8 +177,8 @@ func TestProbationProved(t *testing.T) {
 			t.Helper()
 			leave := sshd.stay(t, from, args...)
 			defer leave()
-			seen := time.Now().Add(6 * time.Second) // three looks
-			lab.Poll(t, what+", to be looked at", func() bool { return time.Now().After(seen) || m.mode(t) == "pinned" })
+			seen := time.Now().Add(6 * time.Second) // three checks
+			lab.Poll(t, what+" to be checked", func() bool { return time.Now().After(seen) || m.mode(t) == "pinned" })
 			if got := m.mode(t); got != want {
 				t.Errorf("%s: SSH is %s, want %s", what, got, want)
 			}
@@ -187,7 +186,7 @@ func TestProbationProved(t *testing.T) {
 		proof("a command", "probation", client, "sleep 60")
 		proof("a command at a terminal", "probation", client, "-tt", "sleep 60")
 		proof("a shell without a terminal", "probation", client, "-T")
-		proof("the shell of somebody else", "probation", m.Stranger.V4, "-tt")
+		proof("a shell from another address", "probation", m.Stranger.V4, "-tt")
 		proof("a shell at a terminal", "pinned", client, "-tt")
 		m.must(t, exitOK, "lock")
 		if strings.Contains(m.rules(t)+m.kept(t), m.comment("ssh-limit")) {
@@ -201,8 +200,8 @@ func TestProbationProved(t *testing.T) {
 	})
 }
 
-// TestProbationByService has a kernel, or an iptables, that cannot begin a rule
-// at a time: bootstrap succeeds all the same, and the service opens SSH.
+// TestProbationByService uses an iptables that supports no start time: bootstrap succeeds,
+// and the service opens SSH.
 func TestProbationByService(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)

@@ -10,9 +10,9 @@ import (
 	"testing"
 )
 
-// watchRestores has the programs that load rules note in which network namespace
-// they do so, and then run a script, which has in $here whether that is the
-// machine's own: yes, or no. The notes are given by the function.
+// watchRestores records in which network namespace the programs that load rules run, and
+// then runs a script. In the script, $here is yes in the machine's own namespace, otherwise
+// no. The function it returns lists the records.
 func (m *machine) watchRestores(t *testing.T, script string) (where func() []string) {
 	t.Helper()
 	notes := filepath.Join(m.root, "usr/restores")
@@ -32,9 +32,8 @@ echo $here >>`+notes+"\n"+script)
 
 const restores = `exec $real "$@"`
 
-// TestRehearsal has rules be tried out where they have no effect, before they are
-// loaded where they have: a kernel that does not take them is never asked to on
-// the machine itself.
+// TestRehearsal checks that rules are rehearsed in a network namespace before they are
+// loaded: the machine's own kernel tables never see rules that the kernel rejects.
 func TestRehearsal(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.insist(t)
@@ -42,25 +41,25 @@ func TestRehearsal(t *testing.T) {
 		before := m.everything(t)
 		where := m.watchRestores(t, `[ $here = yes ] || { cat >/dev/null; echo "$0: line 3 failed" >&2; exit 1; }; `+restores)
 		r := m.must(t, exitFailed, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
-		oneLine(t, r.Stderr, "trying out the rules", "line 3 failed")
+		oneLine(t, r.Stderr, "rehearsing the rules", "line 3 failed")
 		same(t, "after bootstrap", before, m.everything(t))
 		if got := where(); len(got) == 0 || slices.Contains(got, "yes") {
 			t.Errorf("rules were loaded on the machine itself: %q", got)
 		}
 		m.heal(t)
 
-		// Where they are taken, they are loaded there first all the same.
+		// Rules that the kernel accepts are rehearsed first, too.
 		n := len(where())
 		where = m.watchRestores(t, restores)
 		m.bootstrap(t)
 		if got := where()[n:]; len(got) < 2 || got[0] != "no" || got[len(got)-1] != "yes" {
-			t.Errorf("rules were loaded on the machine itself: %q", got)
+			t.Errorf("rules were not rehearsed first: %q", got)
 		}
 	})
 }
 
-// TestRehearsalForbidden has a machine that lets nobody have a network namespace,
-// as a container is. What cannot be tried out is loaded untried, and that is said.
+// TestRehearsalForbidden denies network namespaces, as a container does. The rules are
+// loaded without a rehearsal, with a warning.
 func TestRehearsalForbidden(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -71,28 +70,28 @@ func TestRehearsalForbidden(t *testing.T) {
 		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
 		m.must(t, exitOK, "verify")
 		rules := m.rules(t)
-		oneLine(t, m.must(t, exitFailed, "selftest").Stderr, "no copy of this machine's network can be made here", "operation not permitted")
+		oneLine(t, m.must(t, exitFailed, "selftest").Stderr, "cannot copy this machine's network", "operation not permitted")
 		same(t, "rules after the selftest", rules, m.rules(t))
 		m.must(t, exitOK, "uninstall")
 
-		// Nor is it any reason to fail that the rules cannot be tried with packets.
+		// A selftest that cannot run does not make bootstrap fail either.
 		r = m.must(t, exitOK, "bootstrap", "--profile", "web+mail", "--client-ip", m.Client.String(), "--no-service")
-		says(t, r.Stderr, "not tried with packets")
+		says(t, r.Stderr, "not tested with packets")
 		same(t, "rules", rules, m.rules(t))
 		m.must(t, exitOK, "uninstall")
 		same(t, "after uninstall", before, m.everything(t))
 	})
 }
 
-// TestSelftestTakesBack has the test with packets at bootstrap's end find that the
-// rules do otherwise than was decided. Between iptables-restore and the kernel
-// something can go wrong; over netlink there is no program to do so.
-func TestSelftestTakesBack(t *testing.T) {
+// TestSelftestRollsBack loads rules that do not do what the desired state says, which the
+// selftest at bootstrap's end finds. Something can go wrong between iptables-restore and
+// the kernel; over netlink no such program is involved.
+func TestSelftestRollsBack(t *testing.T) {
 	for name, c := range map[string]struct {
 		script string // of a load that is neither the rehearsal nor the real one
 		words  []string
 	}{
-		"it lets in more": {`$real "$@" && exec ${real%-restore} -I INPUT -p tcp --dport 23 -j ACCEPT`, []string{"selftest found", "23/tcp", "expected dropped, seen passes"}},
+		"it accepts more": {`$real "$@" && exec ${real%-restore} -I INPUT -p tcp --dport 23 -j ACCEPT`, []string{"selftest: ", "23/tcp", "expected dropped, seen passes"}},
 		"it fails":        {`cat >/dev/null; echo "$0: line 3 failed" >&2; exit 1`, []string{"trying the rules", "line 3 failed"}},
 	} {
 		t.Run(strings.ReplaceAll(name, " ", "-"), func(t *testing.T) {
@@ -107,7 +106,7 @@ func TestSelftestTakesBack(t *testing.T) {
 				oneLine(t, r.Stderr, c.words...)
 				same(t, "after bootstrap", before, m.everything(t))
 				if !slices.Contains(where(), "yes") {
-					t.Error("nothing was loaded on the machine: this test proves less")
+					t.Error("no rules were loaded on the machine: this test proves less")
 				}
 				m.wantReach(t, m.Server.V4, 8080, true, true)
 				m.must(t, exitNotBootstrapped, "status")
@@ -118,8 +117,8 @@ func TestSelftestTakesBack(t *testing.T) {
 	}
 }
 
-// TestRehearsalElsewhere has somebody run the part of the program that loads rules in
-// a namespace of nobody's in one that is used: it does nothing there.
+// TestRehearsalElsewhere runs the rehearsal's command, which is meant for an unused network
+// namespace, in one that is in use: it does nothing there.
 func TestRehearsalElsewhere(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
@@ -138,7 +137,7 @@ func TestRehearsalElsewhere(t *testing.T) {
 		if r.Code != exitFailed {
 			t.Errorf("exit code %d", r.Code)
 		}
-		oneLine(t, r.Stderr, "this network namespace is somebody's")
-		same(t, "after that", before, m.everything(t))
+		oneLine(t, r.Stderr, "this network namespace is in use")
+		same(t, "after the refusal", before, m.everything(t))
 	})
 }

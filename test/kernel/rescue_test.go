@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// TestRescue unlocks a machine from the boot loader's prompt and from a rescue
-// system: at the next boot, once.
+// TestRescue unlocks a machine from the boot loader's prompt and from a rescue system:
+// once, at the next boot.
 func TestRescue(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
@@ -23,7 +23,7 @@ func TestRescue(t *testing.T) {
 		}
 		loader("")
 		m.Host.Bind(t, cmdline, "/proc/cmdline")
-		// boot gives how long the machine is unlocked for after a boot.
+		// boot boots the machine and returns how long it is unlocked for.
 		boot := func() time.Duration {
 			t.Helper()
 			m.reboot(t)
@@ -50,15 +50,15 @@ func TestRescue(t *testing.T) {
 		}
 		want("an ordinary boot", 0)
 		loader("basicfw.unlock=30m ")
-		want("the kernel's argument", 30*time.Minute)
-		want("the same argument again", 0)
+		want("the kernel parameter", 30*time.Minute)
+		want("the same parameter again", 0)
 		m.must(t, exitOK, "open", "8081/tcp")
 		m.must(t, exitOK, "close", "8081/tcp")
-		want("the same argument after other changes", 0)
+		want("the same parameter after other changes", 0)
 		loader("")
 		want("without it", 0)
 		loader("basicfw.unlock ")
-		want("the argument without a time", 15*time.Minute)
+		want("the parameter without a time", 15*time.Minute)
 
 		loader("")
 		m.write(t, "/etc/basicfw/unlock", "1h\n", 0o600)
@@ -72,7 +72,7 @@ func TestRescue(t *testing.T) {
 		m.write(t, "/etc/basicfw/unlock", "for ever", 0o600)
 		want("a file with nonsense", 15*time.Minute)
 		m.write(t, "/etc/basicfw/unlock", "1h", 0o666)
-		want("a file that anybody can write", 0)
+		want("a file writable by everyone", 0)
 		if err := os.Remove(filepath.Join(m.root, "etc/basicfw/unlock")); err != nil {
 			t.Fatal(err)
 		}

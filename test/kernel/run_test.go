@@ -1,9 +1,14 @@
 package kernel_test
 
 import (
+	"errors"
+	"fmt"
+	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,13 +34,12 @@ func (m *machine) serveWith(t *testing.T, c lab.Command) *service {
 	s := m.startService(t, c)
 	if err := s.ready(); err != nil {
 		r := s.Stop(t)
-		t.Fatalf("the service does not get ready: %v\n%s%s", err, r.Stdout, r.Stderr)
+		t.Fatalf("the service does not become ready: %v\n%s%s", err, r.Stdout, r.Stderr)
 	}
 	return s
 }
 
-// startService starts a program that tells this test what a service tells its
-// manager.
+// startService starts a program with NOTIFY_SOCKET set to a socket of the test.
 func (m *machine) startService(t *testing.T, c lab.Command) *service {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "notify")
@@ -48,7 +52,7 @@ func (m *machine) startService(t *testing.T, c lab.Command) *service {
 	return &service{m.Host.Start(t, c), conn}
 }
 
-// ready waits until the service says that it is.
+// ready waits until the service reports that it is ready.
 func (s *service) ready() error {
 	if err := s.notices.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
 		return err
@@ -65,11 +69,11 @@ func (s *service) ready() error {
 	}
 }
 
-// reboot leaves the machine as a boot finds it: with no rule.
+// reboot leaves the machine as a boot finds it: without rules.
 func (m *machine) reboot(t *testing.T) {
 	t.Helper()
 	m.Host.Run(t, lab.Command{Args: []string{"nft", "delete", "table", "inet", "basicfw"}})
-	if m.netlink { // else its iptables would have tables after that
+	if m.netlink { // otherwise iptables would create tables
 		m.Host.MustRun(t, "nft", "flush", "ruleset")
 		return
 	}
@@ -78,10 +82,10 @@ func (m *machine) reboot(t *testing.T) {
 	}
 }
 
-// TestRun starts the service on a machine that has booted. When it says that
-// it is ready, the rules have to stand, from the best source that can be read.
+// TestRun starts the service after a boot. Once it reports that it is ready, the rules of
+// the best readable source have to be loaded.
 func TestRun(t *testing.T) {
-	// The files that keep the rules are others with each variant.
+	// The persisted files differ between variants.
 	const v4, v6 = "the file of IPv4", "the file of IPv6"
 	spoil := func(paths ...string) func(t *testing.T, m *machine) {
 		return func(t *testing.T, m *machine) {
@@ -107,21 +111,35 @@ func TestRun(t *testing.T) {
 			}
 		}
 	}
-	const state = "/var/lib/basicfw/state.json"
+	lose := func(dir string) func(t *testing.T, m *machine) {
+		return func(t *testing.T, m *machine) {
+			t.Helper()
+			if err := os.RemoveAll(filepath.Join(m.root, dir)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	for _, c := range []struct {
 		name   string
 		damage func(t *testing.T, m *machine)
-		// profile: the profile's ports are open, SSH is the client's alone.
+		// profile: the profile's ports are open, and SSH to the client only.
 		profile bool
 		state   string
 		code    int
 	}{
 		{"nothing is broken", func(*testing.T, *machine) {}, true, "protected", exitOK},
 		{"a rules file is broken", spoil(v6), true, "protected", exitOK},
-		{"the state is broken", spoil(state), true, "drifted", exitDrift},
-		{"the state is gone", remove(state), true, "not-bootstrapped", exitNotBootstrapped},
-		{"the state and a rules file are broken", spoil(state, v4), false, "failsafe", exitDrift},
-		{"the state and the rules files are broken", spoil(state, v4, v6), false, "failsafe", exitDrift},
+		{"the state is broken", spoil(stateFile), true, "protected", exitOK},
+		{"the state is gone", remove(stateFile), true, "protected", exitOK},
+		{"the whole state directory is gone", lose("/var/lib/basicfw"), true, "protected", exitOK},
+		{"all of /var is gone", lose("/var"), true, "protected", exitOK},
+		{"the copy is broken", spoil(copyFile), true, "protected", exitOK},
+		{"the copy is gone", remove(copyFile), true, "protected", exitOK},
+		{"the state and the rules files are broken", spoil(stateFile, v4, v6), true, "protected", exitOK},
+		// Only the state and its copy are ever loaded as desired state.
+		{"the state and its copy are broken", spoil(stateFile, copyFile), false, "failsafe", exitDrift},
+		{"the state and its copy are gone", remove(stateFile, copyFile), false, "failsafe", exitDrift},
+		{"all of them are broken", spoil(stateFile, copyFile, v4, v6), false, "failsafe", exitDrift},
 	} {
 		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
 			onEach(t, func(t *testing.T, m *machine) {
@@ -148,7 +166,7 @@ func TestRun(t *testing.T) {
 				}
 				for _, a := range m.Client.Both() {
 					if strings.Contains(string(public), a.String()) {
-						t.Errorf("the client's address is there for all to read: %s", public)
+						t.Errorf("the client's address is readable by everyone: %s", public)
 					}
 				}
 				before := m.rules(t)
@@ -156,25 +174,94 @@ func TestRun(t *testing.T) {
 					t.Errorf("stopped: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 				}
 				same(t, "rules once the service is stopped", before, m.rules(t))
+				if c.profile { // the failsafe rules are not saved
+					m.wantCopy(t)
+				}
 			})
 		})
 	}
 }
 
-// TestPrepare does what comes before the service. It has to end, also where the
-// programs that it runs do not: the boot waits for it. Where they fail, it makes
-// the directory of the file of nf_tables: the service may go over to that, and its
-// sandbox lets it make none. A machine whose rules are there needs no program.
+// TestBootPrograms counts the programs that the service runs before it is ready, as the
+// boot waits for each of them.
+func TestBootPrograms(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		m.reboot(t)
+		if m.variant() == "nft" { // a boot starts without tables
+			m.Host.MustRun(t, "nft", "flush", "ruleset")
+		}
+		started := m.listPrograms(t)
+		m.must(t, exitOK, "prepare")
+		prepared := started()
+		if m.variant() == "nft" && len(prepared) > 0 {
+			t.Errorf("prepare ran %q", prepared)
+		}
+		s := m.serve(t)
+		ran := started()[len(prepared):]
+		s.Stop(t)
+		if len(ran) > 7 {
+			t.Errorf("run started %d programs, want at most 7: %q", len(ran), ran)
+		}
+		for _, name := range []string{"iptables", "ip6tables"} { // loaded, and read back after that
+			load, save := slices.Index(ran, name+"-restore"), -1
+			for i, r := range ran {
+				if r == name+"-save" {
+					save = i
+				}
+			}
+			if load < 0 || save < load {
+				t.Errorf("%s was not loaded and read back: %q", name, ran)
+			}
+		}
+		m.must(t, exitOK, "verify")
+	})
+}
+
+// listPrograms records which iptables programs of the machine are run, until the status
+// file for monitoring exists: writing it is the last step before the service is ready. The
+// function it returns lists their names. The programs still do their work.
+func (m *machine) listPrograms(t *testing.T) func() []string {
+	t.Helper()
+	real, err := exec.LookPath(m.multi)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := filepath.Join(t.TempDir(), "programs")
+	script := fmt.Sprintf("#!/bin/sh\nname=${0##*/}\n[ -e %s ] || echo \"$name\" >>%s\nexec %s \"$name\" \"$@\"\n",
+		filepath.Join(m.root, "run/basicfw-agent/status.json"), list, real)
+	if err := os.WriteFile(filepath.Join(m.bin, m.multi), []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields(iptablesPrograms) {
+		link := filepath.Join(m.bin, name)
+		if err := errors.Join(os.Remove(link), os.Symlink(m.multi, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return func() []string {
+		data, err := os.ReadFile(list)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		return strings.Fields(string(data))
+	}
+}
+
+// TestPrepare runs what comes before the service. It has to end even if the programs it
+// runs do not, as the boot waits for it. If they fail, it makes the directory of the
+// nf_tables file: the service may fall back to nftables, and its sandbox cannot make one.
+// With the rules already in nf_tables it needs no program.
 func TestPrepare(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
 		before := m.everything(t)
 		m.must(t, exitOK, "prepare")
-		same(t, "after what did not fail", before, m.everything(t))
+		same(t, "after a successful run", before, m.everything(t))
 		if m.netlink {
 			m.wrap(t, "ip6tables-save", "exec sleep 80")
 			m.must(t, exitOK, "prepare")
-			same(t, "after all that", before, m.everything(t))
+			same(t, "after the failed runs", before, m.everything(t))
 			return
 		}
 		for name, words := range map[string]string{"exec cat /never/there": "/never/there", "exec sleep 80": "preparing"} {
@@ -197,6 +284,6 @@ func TestPrepare(t *testing.T) {
 		if err := os.Remove(made); err != nil {
 			t.Fatal(err)
 		}
-		same(t, "after all that", before, m.everything(t))
+		same(t, "after the failed runs", before, m.everything(t))
 	})
 }

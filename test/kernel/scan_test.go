@@ -9,7 +9,7 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// Twenty ports with a listener: SSH, the profile's, and others.
+// listenOnTwentyPorts listens on SSH's port, the profile's and others.
 func (m *machine) listenOnTwentyPorts(t *testing.T) {
 	t.Helper()
 	m.Host.Listen(t, 22, 25, 80, 110, 143, 443, 465, 993, 995,
@@ -30,8 +30,8 @@ func TestOpenPorts(t *testing.T) {
 	})
 }
 
-// wantScan fails where nmap finds open ports other than those wanted, or where
-// any other port answers at all.
+// wantScan fails unless nmap finds exactly the wanted open ports, and no other port
+// answers.
 func (m *machine) wantScan(t *testing.T, from, to netip.Addr, open []uint16) {
 	t.Helper()
 	want := map[uint16]lab.Port{0: {State: "filtered", Reason: "no-response"}}
@@ -51,15 +51,14 @@ func (m *machine) wantScan(t *testing.T, from, to netip.Addr, open []uint16) {
 	}
 }
 
-// TestScanKinds scans in all the ways that nmap knows. None of them may tell
-// more than a plain connect does: whether a port of the profile has a
-// listener.
+// TestScanKinds runs every kind of scan of nmap. None may tell more than a plain connect
+// does: whether a port of the profile has a listener.
 func TestScanKinds(t *testing.T) {
 	const (
 		openPort   = 80   // of the profile, with a listener
-		closedPort = 443  // of the profile, without
+		closedPort = 443  // of the profile, without a listener
 		hidden     = 8080 // not of the profile, with a listener
-		nothing    = 8081 // not of the profile, without
+		nothing    = 8081 // not of the profile, without a listener
 		ssh        = 22   // with a listener; not for strangers
 	)
 	onEach(t, func(t *testing.T, m *machine) {
@@ -93,8 +92,8 @@ func TestScanKinds(t *testing.T) {
 	})
 }
 
-// TestFlags sends all 256 combinations of TCP flags. A port of the profile may
-// answer what begins a connection, and nothing else may get an answer.
+// TestFlags sends all 256 combinations of TCP flags. Only a packet that begins a connection
+// may get an answer, and only from a port of the profile.
 func TestFlags(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -119,7 +118,7 @@ func TestFlags(t *testing.T) {
 	})
 }
 
-// TestServices opens ports by the settings: for some, on some interfaces.
+// TestServices opens ports by the settings, for some sources and on some interfaces.
 func TestServices(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, "/etc/basicfw/agent.ini", `[agent]
@@ -169,7 +168,7 @@ range    = 5010-5012/tcp
 	})
 }
 
-// ping tells whether an echo request is answered.
+// ping reports whether an echo request is answered.
 func (m *machine) ping(t *testing.T, from, to netip.Addr) bool {
 	t.Helper()
 	args := []string{"nmap", "-n", "-sn", "-PE", "--disable-arp-ping", "--max-retries", "1", "-e", "eth0", "-S", from.String()}
@@ -179,8 +178,8 @@ func (m *machine) ping(t *testing.T, from, to netip.Addr) bool {
 	return strings.Contains(m.Outsider.MustRun(t, append(args, to.String())...), "Host is up")
 }
 
-// TestHostItself looks at what has to go on working on a closed host: its own
-// services for itself, its own connections, ping, and finding its neighbours.
+// TestHostItself checks what has to work on a closed host: its own services on loopback,
+// outgoing connections, ping, and neighbour discovery.
 func TestHostItself(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 80, 8080)
@@ -197,7 +196,7 @@ func TestHostItself(t *testing.T) {
 				n.MustRun(t, "ip", "neigh", "flush", "dev", "eth0")
 			}
 			if err := m.Host.Reach(server, m.Stranger.Like(server), 4444, lab.Patient); err != nil {
-				t.Errorf("the host reaches nobody: %v", err)
+				t.Errorf("the host cannot connect to the stranger: %v", err)
 			}
 			for _, n := range []*lab.Namespace{m.Host, m.Outsider} {
 				n.MustRun(t, "ip", "neigh", "flush", "dev", "eth0")
@@ -212,7 +211,7 @@ func TestHostItself(t *testing.T) {
 	})
 }
 
-// TestSSHPort has sshd on another port, and then move.
+// TestSSHPort configures another port of sshd, and then changes it.
 func TestSSHPort(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 2200, 2222)
@@ -229,12 +228,14 @@ func TestSSHPort(t *testing.T) {
 		m.must(t, exitOK, "verify")
 
 		m.write(t, "/etc/ssh/sshd_config", "Port 80\n", 0o600)
-		r := m.must(t, exitUsage, "bootstrap", "--no-service")
-		says(t, r.Stderr, "80", "ssh")
+		// sshd wins over the profile.
+		r := m.must(t, exitOK, "bootstrap", "--no-service")
+		says(t, r.Stderr, "http = 80/tcp does not open port 80, where sshd listens", "basicfw-agent close http")
+		m.wantReach(t, m.Server.V4, 80, true, false)
 	})
 }
 
-// stock is what a distribution's own firewall has in iptables.
+// stock returns the rules of a distribution's own firewall.
 func stock() map[string]string {
 	return map[string]string{
 		ipv4: `*filter
@@ -265,8 +266,7 @@ COMMIT
 	}
 }
 
-// stocked has a machine come with the distribution's own firewall, which is
-// loaded, and is at each boot.
+// stocked loads the distribution's own firewall, and persists it.
 func (m *machine) stocked(t *testing.T) {
 	t.Helper()
 	for family, text := range stock() {
@@ -275,8 +275,8 @@ func (m *machine) stocked(t *testing.T) {
 	}
 }
 
-// TestStockRules begins with what the distribution's own firewall has in INPUT.
-// Over netlink, with iptables beside it, TestBesideStock does.
+// TestStockRules starts with the distribution's own rules in INPUT. TestBesideStock does so
+// over netlink, with working iptables programs.
 func TestStockRules(t *testing.T) {
 	onBoth(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -294,8 +294,7 @@ func TestStockRules(t *testing.T) {
 	})
 }
 
-// wantReach fails where a port answers the client or the stranger other than
-// wanted.
+// wantReach fails unless a port answers the client and the stranger as wanted.
 func (m *machine) wantReach(t *testing.T, to netip.Addr, port uint16, client, stranger bool) {
 	t.Helper()
 	for _, who := range []struct {

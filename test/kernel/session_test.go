@@ -6,8 +6,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// TestSessionsLiveOn opens sessions where the kernel follows no connections
-// yet, and goes on with them once it does: it never saw how they began.
+// TestSessionsLiveOn opens sessions before the kernel tracks connections, and keeps using
+// them once it does: it has not seen them begin.
 func TestSessionsLiveOn(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -39,7 +39,7 @@ func TestSessionsLiveOn(t *testing.T) {
 		}
 		m.bootstrap(t)
 		talk("after bootstrap")
-		m.wantReach(t, m.Server.V4, 8080, false, false) // new ones are another matter
+		m.wantReach(t, m.Server.V4, 8080, false, false) // new connections are dropped
 
 		m.by(t, byFlush, families()...)
 		m.must(t, exitOK, "verify", "--repair")
@@ -47,7 +47,7 @@ func TestSessionsLiveOn(t *testing.T) {
 
 		m.by(t, byTakeAway, families()...)
 		m.must(t, exitOK, "verify", "--repair")
-		talk("after all was taken away and repaired")
+		talk("after all rules were removed and repaired")
 		m.wantReach(t, m.Server.V6, 8080, false, false)
 	})
 }

@@ -1,6 +1,7 @@
 package kernel_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -9,13 +10,13 @@ import (
 	"testing"
 )
 
-// badInput is a set of files, and the errors in them.
+// badInput is a set of files and the errors in them.
 type badInput struct {
 	name  string
 	files map[string]string // by path below /etc/basicfw
 	want  []string          // patterns, each of a line on stderr
-	// client is set where only the client's address is wrong: the profile
-	// itself can be used then.
+	// client is set if only the client's address is wrong: the profile itself can be used
+	// then.
 	client bool
 }
 
@@ -35,7 +36,7 @@ func badInputs() []badInput {
 		{name: "no section", files: agent("profile = web-only\n"), want: []string{"agent.ini:1"}},
 		{name: "no delimiter", files: agent("[agent]\nprofile web-only\n"), want: []string{"agent.ini:2"}},
 		{name: "a colon as delimiter", files: agent("[ssh]\nclient_ip: 192.0.2.10\n"), want: []string{"agent.ini:2"}},
-		{name: "rubbish behind a section", files: agent("[agent]junk\nprofile = web-only\n"), want: []string{"agent.ini:1"}},
+		{name: "garbage after a section", files: agent("[agent]junk\nprofile = web-only\n"), want: []string{"agent.ini:1"}},
 		{name: "unknown profile", files: agent("[agent]\nprofile = web-and-mail\n"), want: []string{"web-and-mail"}},
 		{name: "unknown backend", files: agent("[agent]\nbackend = pf\n"), want: []string{"agent.ini:2"}},
 		{name: "unknown on_conflict", files: agent("[agent]\non_conflict = fight\n"), want: []string{"agent.ini:2"}},
@@ -51,7 +52,7 @@ func badInputs() []badInput {
 		{name: "host bits", files: agent("[open]\na = 80/tcp from 10.0.0.1/8\n"), want: []string{"agent.ini:2.*10.0.0.0/8"}},
 		{name: "a name as source", files: agent("[open]\na = 80/tcp from office.example.com\n"), want: []string{"agent.ini:2.*office.example.com"}},
 		{name: "a reserved name", files: agent("[open]\nssh-drop = 80/tcp\n"), want: []string{"agent.ini:2"}},
-		{name: "a name of odd letters", files: agent("[open]\nA B = 80/tcp\n"), want: []string{"agent.ini:2"}},
+		{name: "a name with invalid characters", files: agent("[open]\nA B = 80/tcp\n"), want: []string{"agent.ini:2"}},
 		{name: "sshd's port", files: agent("[open]\na = 22/tcp\n"), want: []string{"agent.ini:2.*22"}},
 		{name: "sshd's port in a range", files: agent("[open]\na = 20-30/tcp\n"), want: []string{"agent.ini:2.*22"}},
 		{name: "a rule in a value", files: agent("[open]\na = 80/tcp from 10.0.0.0/8 -j ACCEPT\n"), want: []string{"agent.ini:2"}},
@@ -91,7 +92,7 @@ func badInputs() []badInput {
 		{name: "client: a name", client: true, files: agent("[ssh]\nclient_ip = office.example.com\n"), want: []string{"agent.ini:2.*office.example.com"}},
 		{name: "client: host bits", client: true, files: agent("[ssh]\nclient_ip = 192.0.2.10/24\n"), want: []string{"agent.ini:2.*192.0.2.0/24"}},
 		{name: "client: loopback", client: true, files: agent("[ssh]\nclient_ip = 127.0.0.1\n"), want: []string{"127.0.0.1"}},
-		{name: "client: anybody", client: true, files: agent("[ssh]\nclient_ip = 0.0.0.0\n"), want: []string{"0.0.0.0"}},
+		{name: "client: any address", client: true, files: agent("[ssh]\nclient_ip = 0.0.0.0\n"), want: []string{"0.0.0.0"}},
 		{name: "client: multicast", client: true, files: agent("[ssh]\nclient_ip = 224.0.0.1\n"), want: []string{"224.0.0.1"}},
 		{name: "client: link-local", client: true, files: agent("[ssh]\nclient_ip = fe80::1\n"), want: []string{"fe80::1"}},
 		{name: "client: the office's LAN", client: true, files: agent("[ssh]\nclient_ip = 192.168.1.5\n"), want: []string{"192.168.1.5"}},
@@ -99,7 +100,7 @@ func badInputs() []badInput {
 	}
 }
 
-// put replaces all settings and profiles by those of a case.
+// put replaces all settings and profiles with those of a case.
 func (in badInput) put(t *testing.T, m *machine) {
 	t.Helper()
 	dir := filepath.Join(m.root, "etc/basicfw")
@@ -111,7 +112,7 @@ func (in badInput) put(t *testing.T, m *machine) {
 	}
 }
 
-// check fails where a run did not say all that is wrong.
+// check fails unless a run reported all errors.
 func (in badInput) check(t *testing.T, code int, stdout, stderr string) {
 	t.Helper()
 	if code != exitUsage {
@@ -125,15 +126,15 @@ func (in badInput) check(t *testing.T, code int, stdout, stderr string) {
 	}
 	for _, l := range lines {
 		if len(l) > 1000 {
-			t.Errorf("%s: a line of %d letters on stderr", in.name, len(l))
+			t.Errorf("%s: a line of %d bytes on stderr", in.name, len(l))
 		}
 		if strings.ContainsFunc(l, func(r rune) bool { return r < ' ' || r == 0xfffd }) {
-			t.Errorf("%s: odd letters on stderr: %q", in.name, short(l))
+			t.Errorf("%s: invalid characters on stderr: %q", in.name, short(l))
 		}
 	}
 }
 
-// short makes a text fit for a failure's message.
+// short truncates a text for a failure message.
 func short(text string) string {
 	const max = 2000
 	if len(text) > max {
@@ -142,8 +143,8 @@ func short(text string) string {
 	return text
 }
 
-// TestBadInput gives the program settings and profiles with errors in them. It
-// has to name each, with file and line, and to change nothing.
+// TestBadInput runs bootstrap with errors in settings and profiles. It has to report each
+// with file and line, and change nothing.
 func TestBadInput(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		for _, in := range badInputs() {
@@ -194,12 +195,12 @@ func TestBadFlags(t *testing.T) {
 	}
 }
 
-// TestOrFailsafe gives the same errors to a machine that has to be closed all
-// the same.
+// TestOrFailsafe bootstraps a machine with the same errors and --or-failsafe, which closes
+// it.
 func TestOrFailsafe(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
-		reached := map[bool]bool{} // by whether the profile can be used
+		reached := map[bool]bool{} // key: whether the profile can be used
 		for _, in := range badInputs() {
 			in.put(t, m)
 			open := m.everything(t)
@@ -224,8 +225,17 @@ func TestOrFailsafe(t *testing.T) {
 				if s := m.status(t, exitDrift); s.State != "failsafe" || s.SSH.Mode != "limited" {
 					t.Errorf("%s: state %q, SSH %q", in.name, s.State, s.SSH.Mode)
 				}
+				// The cause is in status once, not again for each of its effects.
+				cause, _, _ := strings.Cut(strings.TrimPrefix(r.Stderr, "basicfw-agent: "), "\n")
+				quoted, err := json.Marshal(cause)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n := strings.Count(m.agent(t, "status", "--json").Stdout, strings.Trim(string(quoted), `"`)); in.client && n != 1 {
+					t.Errorf("%s: status has %q %d times", in.name, cause, n)
+				}
 			}
-			// What can be seen from outside is looked at once for each kind.
+			// Packets are sent once for each kind of error.
 			if !reached[in.client] {
 				reached[in.client] = true
 				for _, to := range m.Server.Both() {
@@ -242,7 +252,7 @@ func TestOrFailsafe(t *testing.T) {
 	})
 }
 
-// TestOrFailsafeThenRight mends the settings and runs bootstrap again.
+// TestOrFailsafeThenRight corrects the settings and runs bootstrap again.
 func TestOrFailsafeThenRight(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)

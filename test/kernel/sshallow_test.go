@@ -15,7 +15,7 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// list is what "ssh list" prints of an address, or "".
+// list returns the line of "ssh list" for an address, or "".
 func (m *machine) list(t *testing.T, address string) string {
 	t.Helper()
 	for _, l := range strings.Split(m.must(t, exitOK, "ssh", "list").Stdout, "\n") {
@@ -26,7 +26,7 @@ func (m *machine) list(t *testing.T, address string) string {
 	return ""
 }
 
-// wantAllowed fails where "ssh allow" in local.ini is another list.
+// wantAllowed fails unless "allow" in local.ini has exactly these entries.
 func (m *machine) wantAllowed(t *testing.T, want ...string) {
 	t.Helper()
 	var got []string
@@ -40,8 +40,7 @@ func (m *machine) wantAllowed(t *testing.T, want ...string) {
 	}
 }
 
-// TestSSHAllow lets others log in and shuts them out again, on a machine that
-// knows its client.
+// TestSSHAllow allows and removes further addresses on a machine that knows its client.
 func TestSSHAllow(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
@@ -68,11 +67,11 @@ func TestSSHAllow(t *testing.T) {
 		} {
 			line := m.list(t, address)
 			if line == "" {
-				t.Errorf("ssh list has no line of %s: %s", address, m.must(t, exitOK, "ssh", "list").Stdout)
+				t.Errorf("ssh list has no line for %s: %s", address, m.must(t, exitOK, "ssh", "list").Stdout)
 			}
 			says(t, line, words...)
 			if temporary := len(words) == 1 && words[0] == localINI; temporary == strings.Contains(line, "always") {
-				t.Errorf("ssh list: until when? %s", line)
+				t.Errorf("ssh list: wrong end: %s", line)
 			}
 		}
 		m.must(t, exitOK, "verify")
@@ -81,7 +80,7 @@ func TestSSHAllow(t *testing.T) {
 		m.wantOpen(t, map[string]string{"22/tcp": everybody})
 		m.must(t, exitOK, "verify")
 
-		// The end moves, and goes.
+		// The end is changed, and removed.
 		m.must(t, exitOK, "ssh", "allow", network, "--for", "3h")
 		_, entry, _ := strings.Cut(setting(m.read(t, localINI), "ssh", "allow"), network)
 		end := until(t, entry)
@@ -97,26 +96,26 @@ func TestSSHAllow(t *testing.T) {
 		m.must(t, exitOK, "ssh", "remove", stranger, network)
 		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
 		m.must(t, exitOK, "ssh", "remove", "203.0.113.0/24")
-		same(t, "rules once all others are shut out", before, m.rules(t))
+		same(t, "rules after all other addresses were removed", before, m.rules(t))
 		m.must(t, exitOK, "verify")
 	})
 }
 
-// sameSet tells whether two lists differ by their order at most.
+// sameSet reports whether two lists are equal but for their order.
 func sameSet(a, b []string) bool {
 	return slices.Equal(slices.Sorted(slices.Values(a)), slices.Sorted(slices.Values(b)))
 }
 
-// TestSSHAllowFor lets a stranger log in for a while. The kernel ends that, no
-// service runs; who may log in for good, and who is in, stays.
+// TestSSHAllowFor allows a stranger for a limited time. The kernel ends that without a
+// service. Permanent addresses and open sessions stay.
 func TestSSHAllowFor(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
 		m.bootstrap(t)
 		before := m.rules(t)
 		var inside []*lab.Session
-		end := beforeEnd(t, func(while string) time.Time {
-			m.must(t, exitOK, "ssh", "allow", m.Stranger.V4.String(), m.Stranger.V6.String(), "--for", while)
+		end := beforeEnd(t, func(length string) time.Time {
+			m.must(t, exitOK, "ssh", "allow", m.Stranger.V4.String(), m.Stranger.V6.String(), "--for", length)
 			return until(t, setting(m.read(t, localINI), "ssh", "allow"))
 		}, func() error {
 			look := func(when string) error {
@@ -158,7 +157,7 @@ func TestSSHAllowFor(t *testing.T) {
 			if when == "after the end" {
 				for _, s := range inside {
 					if err := s.Talk(); err != nil {
-						t.Errorf("who had logged in is thrown out: %v", err)
+						t.Errorf("an open session was cut: %v", err)
 					}
 				}
 				m.restart(t)
@@ -166,14 +165,14 @@ func TestSSHAllowFor(t *testing.T) {
 		}
 		m.must(t, exitOK, "open", "8081/tcp")
 		if text := m.read(t, localINI); strings.Contains(text, "until") {
-			t.Errorf("the next command does not tidy up:\n%s", text)
+			t.Errorf("the next command does not remove expired entries:\n%s", text)
 		}
 		m.must(t, exitOK, "close", "8081/tcp")
-		same(t, "rules once a command has tidied up", before, m.rules(t))
+		same(t, "rules after a command has removed expired entries", before, m.rules(t))
 	})
 }
 
-// TestSSHAllowPins begins on a machine that knows nobody: SSH is open to any.
+// TestSSHAllowPins starts on a machine that knows no client: SSH is open to any address.
 func TestSSHAllowPins(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
@@ -186,10 +185,10 @@ func TestSSHAllowPins(t *testing.T) {
 		says(t, first(), "any")
 		m.wantOpen(t, map[string]string{"22/tcp": everybody, "80/tcp": everybody})
 
-		// For a while: that says nothing of who is to come in later.
+		// A temporary address does not pin SSH.
 		m.must(t, exitOK, "ssh", "allow", stranger, "--for", "1h")
 		if s := m.status(t, exitOK); s.SSH.Mode != "limited" {
-			t.Errorf("allowed for a while, and the mode is %q", s.SSH.Mode)
+			t.Errorf("allowed temporarily, and the mode is %q", s.SSH.Mode)
 		}
 		says(t, first(), "any")
 		if line := m.list(t, stranger); line == "" || strings.Contains(line, "always") {
@@ -200,26 +199,26 @@ func TestSSHAllowPins(t *testing.T) {
 		m.must(t, exitOK, "ssh", "allow", client)
 		s := m.status(t, exitOK)
 		if s.SSH.Mode != "pinned" || !sameSet(s.SSH.Allow, []string{client, stranger}) {
-			t.Errorf("once a client is allowed: SSH %+v", s.SSH)
+			t.Errorf("with a client allowed: SSH %+v", s.SSH)
 		}
 		m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
 		if strings.Contains(first(), "any ") {
 			t.Errorf("ssh list begins with %q", first())
 		}
-		says(t, strings.Join(s.Warnings, "\n"), "IPv6")
+		says(t, s.warnings(), "IPv6")
 		m.must(t, exitOK, "ssh", "remove", stranger)
 		m.wantOpen(t, map[string]string{"22/tcp": "client4"})
 		m.must(t, exitOK, "plan", "--exit-code")
 
-		// Nobody.
+		// No address.
 		m.refused(t, exitFailed, []string{"ssh", "remove", client}, "--force")
 		m.must(t, exitOK, "ssh", "remove", client, "--force")
 		m.wantAllowed(t, "none")
 		m.wantOpen(t, map[string]string{"22/tcp": nobody, "80/tcp": everybody})
-		says(t, m.must(t, exitOK, "status").Stdout, "nobody")
-		says(t, first(), "nobody")
+		says(t, m.must(t, exitOK, "status").Stdout, "port 22: blocked")
+		says(t, first(), "no address")
 		if s := m.status(t, exitOK); s.State != "protected" || len(s.SSH.Allow) != 0 || s.SSH.Mode != "pinned" {
-			t.Errorf("with SSH for nobody: %+v", s)
+			t.Errorf("with SSH blocked: %+v", s)
 		}
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "plan", "--exit-code")
@@ -228,7 +227,7 @@ func TestSSHAllowPins(t *testing.T) {
 		m.must(t, exitOK, "verify")
 		m.untouched(t, "ssh", "remove", client)
 
-		// For a while is beside nobody, and not in place of it.
+		// A temporary address is added to `none`, which stays.
 		m.must(t, exitOK, "ssh", "allow", stranger, "--for", "1h")
 		m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
 		m.must(t, exitOK, "ssh", "allow", client)
@@ -238,7 +237,7 @@ func TestSSHAllowPins(t *testing.T) {
 	})
 }
 
-// TestSSHAllowAny has the owner say that SSH is for any.
+// TestSSHAllowAny sets `allow = any` in the administrator's file.
 func TestSSHAllowAny(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
@@ -256,25 +255,25 @@ func TestSSHAllowAny(t *testing.T) {
 		m.wantAllowed(t, "any", m.Client.V4.String())
 		for range 20 {
 			if err := m.Outsider.Reach(m.Client.V4, m.Server.V4, 22, lab.Patient); err != nil {
-				t.Fatalf("allowed, and held back by the limit: %v", err)
+				t.Fatalf("an allowed address is limited: %v", err)
 			}
 		}
 		if err := m.Outsider.Reach(m.Stranger.V4, m.Server.V4, 22, lab.Patient); err != nil {
-			t.Errorf("SSH is for any, and not for a stranger: %v", err)
+			t.Errorf("SSH is open to any address, but not to a stranger: %v", err)
 		}
 		limited(m.Stranger.V4)
 		if s := m.status(t, exitOK); s.SSH.Mode != "limited" {
 			t.Errorf("status: SSH %+v", s.SSH)
 		}
-		// It is not the last: any may log in.
+		// It may be removed: any address is allowed.
 		m.must(t, exitOK, "ssh", "remove", m.Client.V4.String())
 		limited(m.Client.V4)
 		m.must(t, exitOK, "verify")
-		same(t, "the owner's file", owner, m.tree(t, true, "etc/basicfw/agent.ini"))
+		same(t, "the administrator's file", owner, m.tree(t, true, "etc/basicfw/agent.ini"))
 	})
 }
 
-// TestSSHRemoveNamed takes away clients that the settings name.
+// TestSSHRemoveNamed removes clients that the settings name.
 func TestSSHRemoveNamed(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22)
@@ -298,7 +297,7 @@ func TestSSHRemoveNamed(t *testing.T) {
 		m.must(t, exitOK, "bootstrap", "--no-service")
 		m.wantOpen(t, map[string]string{"22/tcp": nobody})
 
-		// Named in the owner's file, which is not ours to write to.
+		// Named in the administrator's file, which commands do not write.
 		m.must(t, exitOK, "uninstall")
 		m.write(t, localINI, "", 0o600)
 		m.write(t, agentINI, "[ssh]\nclient_ip = "+m.Client.String()+" ; me\n", 0o640)
@@ -307,12 +306,12 @@ func TestSSHRemoveNamed(t *testing.T) {
 		m.must(t, exitOK, "ssh", "remove", client4)
 		m.wantOpen(t, map[string]string{"22/tcp": "client6"})
 		m.must(t, exitOK, "plan", "--exit-code")
-		same(t, "the owner's file", owner, m.tree(t, true, "etc/basicfw/agent.ini"))
+		same(t, "the administrator's file", owner, m.tree(t, true, "etc/basicfw/agent.ini"))
 	})
 }
 
-// TestSSHRefused names addresses that say nothing of where somebody comes
-// from, and times that are none.
+// TestSSHRefused passes invalid addresses, addresses that cannot be a client's, and invalid
+// durations.
 func TestSSHRefused(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -324,7 +323,7 @@ func TestSSHRefused(t *testing.T) {
 		m.refused(t, exitUsage, []string{"ssh", command})
 	}
 	m.refused(t, exitFailed, []string{"ssh", "allow", "me"}, "address")
-	// Anybody can say so.
+	// Any user can set this variable.
 	before := m.everything(t)
 	c := m.command("ssh", "allow", "me")
 	c.Env = append(c.Env, "SSH_CONNECTION=203.0.113.9 50000 192.0.2.1 22")
@@ -339,7 +338,7 @@ func TestSSHRefused(t *testing.T) {
 		m.refused(t, exitUsage, []string{"ssh", "allow", a}, a)
 	}
 	m.refused(t, exitUsage, []string{"ssh", "allow", "198.51.100.7/24"}, "198.51.100.0/24")
-	// One that is wrong spoils the lot.
+	// One wrong address refuses all.
 	m.refused(t, exitUsage, []string{"ssh", "allow", "203.0.113.50", "127.0.0.1"}, "127.0.0.1")
 	m.refused(t, exitUsage, []string{"ssh", "remove", m.Client.V4.String(), "192.0.2.0/33"}, "192.0.2.0/33")
 	m.refused(t, exitFailed, []string{"ssh", "remove", m.Client.V4.String(), m.Client.V6.String()}, "--force")
@@ -351,7 +350,7 @@ func TestSSHRefused(t *testing.T) {
 	m.must(t, exitOK, "verify")
 }
 
-// sshServer is a real sshd on a machine, and what one needs to log in.
+// sshServer is a real sshd on a machine, with a key to log in.
 type sshServer struct {
 	m    *machine
 	key  string
@@ -386,9 +385,9 @@ LogLevel ERROR
 	if err := os.WriteFile(file("config"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	// What root's shell does at a login is another matter.
+	// Root's shell must not read the real home directory.
 	m.Host.Bind(t, t.TempDir(), "/root")
-	// It wants an empty directory there.
+	// sshd requires this empty directory.
 	if err := os.MkdirAll(filepath.Join(m.root, "run/sshd"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -396,7 +395,7 @@ LogLevel ERROR
 	p := m.Host.Start(t, lab.Command{Args: []string{path, "-D", "-e", "-f", file("config")}})
 	s := &sshServer{m, file("key"), sync.OnceFunc(func() {
 		if r := p.Stop(t); t.Failed() {
-			t.Logf("sshd says:\n%s", r.Stderr)
+			t.Logf("sshd printed:\n%s", r.Stderr)
 		}
 	})}
 	t.Cleanup(s.stop)
@@ -406,8 +405,7 @@ LogLevel ERROR
 	return s
 }
 
-// run has somebody log in from an address and run commands of the program, one
-// after the other, in one session.
+// run logs in from an address and runs commands of the program in one session.
 func (s *sshServer) run(t *testing.T, from netip.Addr, commands ...string) lab.Result {
 	t.Helper()
 	c := s.m.command()
@@ -418,25 +416,25 @@ func (s *sshServer) run(t *testing.T, from netip.Addr, commands ...string) lab.R
 	return s.m.Outsider.Run(t, lab.Command{Args: append([]string{"ssh"}, s.login(from, script)...)})
 }
 
-// login are the arguments that ssh logs in with from an address: options, and
-// last a command.
+// login returns ssh's arguments for a login from an address: options, then the command in
+// args.
 func (s *sshServer) login(from netip.Addr, args ...string) []string {
 	return append([]string{"-F", "/dev/null", "-i", s.key, "-b", from.String(),
 		"-o", "BatchMode=yes", "-o", "ConnectTimeout=10", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
 		"-o", "LogLevel=ERROR", "root@" + s.m.Server.Like(from).String()}, args...)
 }
 
-// must is run where the commands have to end with a certain exit code.
+// must is run for commands that have to exit with the given code.
 func (s *sshServer) must(t *testing.T, code int, from netip.Addr, commands ...string) lab.Result {
 	t.Helper()
 	r := s.run(t, from, commands...)
 	if r.Code != code {
-		t.Fatalf("%q, typed by %v: exit code %d, want %d\nstdout: %s\nstderr: %s", commands, from, r.Code, code, r.Stdout, r.Stderr)
+		t.Fatalf("%q, run from %v: exit code %d, want %d\nstdout: %s\nstderr: %s", commands, from, r.Code, code, r.Stdout, r.Stderr)
 	}
 	return r
 }
 
-// refused is machine.refused for what is typed in a session.
+// refused is machine.refused for a command in a session.
 func (s *sshServer) refused(t *testing.T, from netip.Addr, command string, words ...string) {
 	t.Helper()
 	before := s.m.everything(t)
@@ -445,20 +443,20 @@ func (s *sshServer) refused(t *testing.T, from netip.Addr, command string, words
 	same(t, "after the refused "+command, before, s.m.everything(t))
 }
 
-// you is what status, typed in a session, says of who asks.
+// you returns the line of status about the caller's own session.
 func you(t *testing.T, text string) string {
 	t.Helper()
 	for _, l := range strings.Split(text, "\n") {
-		if strings.HasPrefix(l, "you ") {
+		if strings.HasPrefix(l, "your session ") {
 			return l
 		}
 	}
-	t.Errorf("status does not say who asks:\n%s", text)
+	t.Errorf("status does not show the caller's session:\n%s", text)
 	return ""
 }
 
-// TestSSHInSession types commands in sessions of a real sshd, on a machine
-// that knows nobody at first.
+// TestSSHInSession runs commands in sessions of a real sshd, on a machine that knows no
+// client at first.
 func TestSSHInSession(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
@@ -467,7 +465,7 @@ func TestSSHInSession(t *testing.T) {
 		m.wantOpen(t, map[string]string{"22/tcp": everybody})
 		says(t, you(t, sshd.must(t, exitOK, client4, "status").Stdout), client4.String())
 
-		// It would pin SSH to somebody else.
+		// It would pin SSH to another address.
 		sshd.refused(t, client4, "ssh allow 203.0.113.50", client4.String(), "--force")
 		m.wantOpen(t, map[string]string{"22/tcp": everybody})
 
@@ -480,57 +478,57 @@ func TestSSHInSession(t *testing.T) {
 		for _, from := range m.Client.Both() {
 			line := you(t, sshd.must(t, exitOK, from, "status").Stdout)
 			says(t, line, from.String())
-			if strings.Contains(line, " not ") {
-				t.Errorf("status says to who may log in: %s", line)
+			if strings.Contains(line, "NOT allowed") {
+				t.Errorf("status for an allowed caller: %s", line)
 			}
 			var s status
-			if err := json.Unmarshal([]byte(sshd.must(t, exitOK, from, "status --json").Stdout), &s); err != nil || s.SSH.You != from.String() {
-				t.Errorf("status --json: %v, you are %q, want %v", err, s.SSH.You, from)
+			if err := json.Unmarshal([]byte(sshd.must(t, exitOK, from, "status --json").Stdout), &s); err != nil || s.SSH.Caller.Address != from.String() {
+				t.Errorf("status --json: %v, the caller is %q, want %v", err, s.SSH.Caller.Address, from)
 			}
 		}
 		wantScreen(t, sshd.must(t, exitOK, client6, "status").Stdout)
 
-		// One's own address.
+		// The caller's own address.
 		sshd.refused(t, client4, "ssh remove "+client4.String(), client4.String(), "--force")
 		sshd.refused(t, client6, "ssh remove "+network, "--force")
 		sshd.must(t, exitOK, client6, "ssh remove 203.0.113.50")
 		r := sshd.must(t, exitOK, client4, "ssh remove "+client4.String()+" --force", "status")
 		line := you(t, r.Stdout)
-		says(t, line, client4.String(), " not ")
+		says(t, line, client4.String(), "NOT allowed")
 		m.wantOpen(t, map[string]string{"22/tcp": "client6"})
-		// The last.
+		// The last address.
 		sshd.refused(t, client6, "ssh remove "+network, "--force")
 		r = sshd.must(t, exitOK, client6, "ssh remove "+network+" --force", "status")
-		says(t, you(t, r.Stdout), " not ")
+		says(t, you(t, r.Stdout), "NOT allowed")
 		m.wantOpen(t, map[string]string{"22/tcp": nobody})
 		m.wantAllowed(t, "none")
 		m.must(t, exitOK, "verify")
 	})
 }
 
-// TestSSHForced shuts oneself out, because one says so.
+// TestSSHForced locks the caller out with --force.
 func TestSSHForced(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "legacy")
 	sshd := m.sshd(t)
 	m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
-	// For a while pins nobody, so nobody is shut out.
+	// A temporary address does not pin SSH, so it locks no caller out.
 	sshd.must(t, exitOK, m.Client.V4, "ssh allow 203.0.113.50 --for 1h")
 	sshd.refused(t, m.Client.V4, "ssh allow "+m.Stranger.V4.String(), "--force")
 	r := sshd.must(t, exitOK, m.Client.V4, "ssh allow "+m.Stranger.V4.String()+" --force", "status")
-	says(t, you(t, r.Stdout), m.Client.V4.String(), " not ")
+	says(t, you(t, r.Stdout), m.Client.V4.String(), "NOT allowed")
 	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
-	// Who is shut out lets himself in for a while from another address.
+	// The locked-out client is allowed temporarily from another address.
 	sshd.must(t, exitOK, m.Stranger.V4, "ssh allow "+m.Client.V4.String()+" --for 1h")
 	r = sshd.must(t, exitOK, m.Client.V4, "ssh allow me", "status")
-	if line := you(t, r.Stdout); strings.Contains(line, " not ") {
+	if line := you(t, r.Stdout); strings.Contains(line, "NOT allowed") {
 		t.Error(line)
 	}
 	says(t, m.list(t, m.Client.V4.String()), "always")
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
 }
 
-// TestSSHDetected has the client found by his session, and not named.
+// TestSSHDetected names no client: it is detected by its session.
 func TestSSHDetected(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -538,19 +536,19 @@ func TestSSHDetected(t *testing.T) {
 	client, stranger := m.Client.V4, m.Stranger.V4
 	sshd.must(t, exitOK, client, "bootstrap --profile web-only --no-service")
 	m.wantOpen(t, map[string]string{"22/tcp": "client4"})
-	// Until somebody says who may, it may be the wrong one.
+	// Until confirmed, the detected client may be the wrong one.
 	says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, client.String()+" may log in")
 	m.wantAllowed(t, "client", client.String())
 	says(t, sshd.must(t, exitOK, client, "ssh allow me").Stdout, "nothing changed")
 	if s := m.status(t, exitOK); s.SSH.Mode != "pinned" {
-		t.Errorf("SSH is %s, with somebody named", s.SSH.Mode)
+		t.Errorf("SSH is %s, with a client named", s.SSH.Mode)
 	}
 	sshd.must(t, exitOK, client, "ssh allow "+stranger.String())
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 stranger4"})
 	sshd.refused(t, client, "ssh remove "+client.String(), client.String(), "--force")
 	says(t, m.list(t, client.String()), "always")
 
-	// By another, who may.
+	// By another allowed address.
 	sshd.must(t, exitOK, stranger, "ssh remove "+client.String())
 	m.wantOpen(t, map[string]string{"22/tcp": "stranger4"})
 	for _, command := range []string{"plan --exit-code", "apply", "bootstrap --no-service"} {
@@ -562,23 +560,23 @@ func TestSSHDetected(t *testing.T) {
 	}
 }
 
-// TestBootstrapInSession closes a machine from a session that will not come in
-// again: who was named counts, and that is said, before and after.
+// TestBootstrapInSession bootstraps from a session whose address is not allowed: the named
+// address counts, with a warning before and after.
 func TestBootstrapInSession(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		sshd := m.sshd(t)
 		client := m.Client.V4
 		const words = "bootstrap --profile web-only --client-ip 203.0.113.50 --no-service"
 		for _, dry := range []string{" --dry-run", ""} {
-			says(t, sshd.must(t, exitOK, client, words+dry).Stdout, "warning: you come from "+client.String()+", which cannot log in again", "ssh allow me")
+			says(t, sshd.must(t, exitOK, client, words+dry).Stdout, "warning: your address "+client.String()+" is not allowed to log in again", "ssh allow me")
 		}
 		m.wantOpen(t, map[string]string{"22/tcp": nobody})
 		m.must(t, exitOK, "ssh", "allow", client.String())
-		// From then on it is refused, but not where nothing would change.
+		// Later commands refuse that, but not if nothing would change.
 		says(t, sshd.must(t, exitOK, client, words).Stdout, "nothing changed")
 		m.must(t, exitOK, "ssh", "allow", "203.0.113.51")
 		r := sshd.run(t, client, "unlock --from "+client.String(), "ssh remove "+client.String()+" --force", "lock")
-		if r.Code != exitOK || !strings.Contains(r.Stdout, "warning: you come from "+client.String()) {
+		if r.Code != exitOK || !strings.Contains(r.Stdout, "warning: your address "+client.String()) {
 			t.Errorf("exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 		}
 	})

@@ -10,41 +10,56 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// status is the part of "status --json" that tests look at.
+// status is the part of "status --json" that tests check.
 type status struct {
 	State   string
+	Why     string
 	Profile struct{ Name, Source, Reason string }
 	Backend struct{ Name, Reason string }
 	SSH     struct {
 		Ports        []uint16
 		Mode, Source string
-		Allow, Seen  []string
-		You          string
-		ConfirmBy    *time.Time `json:"confirm_by"`
+		Allow        []string
+		Sessions     []string `json:"active_sessions"`
+		Caller       struct {
+			Address, Reason string
+			Allowed         bool
+		}
+		ConfirmBy *time.Time `json:"confirm_by"`
 	}
 	Open []struct {
 		Name, Proto, Ports, Zone string
 		From                     []string
 		Source                   string
 	}
-	Families map[string]string
-	Drift    []struct{ Family, Chain, Kind, Want, Got string }
-	Foreign  []struct{ Family, Chain, Rule, Effect string }
-	Bypass   []forwarded
+	Conditions []string
+	Families   map[string]string
+	Drift      []struct{ Family, Chain, Kind, Want, Got string }
+	Foreign    []struct{ Family, Chain, Rule, Effect string }
+	Forwarded  []forwarded
 
 	Listening []struct {
-		Proto     string
-		Port      uint16
-		Process   string
-		Reachable bool
-		OpenWith  string `json:"open_with"`
+		Proto       string
+		Port        uint16
+		Process     string
+		Reachable   *bool
+		OpenCommand string `json:"open_command"`
 	}
-	Warnings []string
+	Warnings []struct{ Code, Severity, Text, Fix string }
 	Next     []string
 }
 
-// status runs "status --json", which has to end with a certain exit code and
-// to have all the keys that were promised.
+// warnings returns the texts of the warnings, one a line.
+func (s status) warnings() string {
+	var texts []string
+	for _, w := range s.Warnings {
+		texts = append(texts, w.Text)
+	}
+	return strings.Join(texts, "\n")
+}
+
+// status runs "status --json", which has to exit with the given code and to have all the
+// keys of the contract.
 func (m *machine) status(t *testing.T, code int) status {
 	t.Helper()
 	text := m.must(t, code, "status", "--json").Stdout
@@ -60,7 +75,7 @@ func (m *machine) status(t *testing.T, code int) status {
 			}
 		}
 	}
-	has("", keys, "schema", "version", "state", "profile", "backend", "ssh", "interfaces", "open", "listening", "bypass",
+	has("", keys, "schema", "version", "state", "conditions", "profile", "backend", "ssh", "interfaces", "open", "listening", "forwarded",
 		"families", "drift", "foreign", "persisted", "service", "last_verified", "pending", "unlock", "conflicts", "warnings", "next")
 	for key, want := range map[string][]string{
 		"profile": {"name", "source", "reason"}, "backend": {"name", "reason"},
@@ -76,12 +91,13 @@ func (m *machine) status(t *testing.T, code int) status {
 	for key, want := range map[string][]string{
 		"interfaces": {"name", "zone", "addresses", "default_route"},
 		"open":       {"name", "proto", "ports", "zone", "from", "source"},
-		"listening":  {"proto", "port", "process", "reachable"},
+		"listening":  {"proto", "port", "process", "reachable", "open_command"},
 		"drift":      {"family", "chain", "kind", "want", "got"},
 		"foreign":    {"family", "chain", "rule", "effect"},
 		"persisted":  {"path", "ok"},
-		"bypass":     {"family", "proto", "port", "on", "to", "by", "program"},
-		"conflicts":  nil, "warnings": nil, "next": nil,
+		"forwarded":  {"family", "proto", "port", "on", "to", "by", "program"},
+		"warnings":   {"code", "severity", "text", "fix"},
+		"conditions": nil, "conflicts": nil, "next": nil,
 	} {
 		if want == nil {
 			if !strings.HasPrefix(string(keys[key]), "[") {
@@ -104,7 +120,7 @@ func (m *machine) status(t *testing.T, code int) status {
 	return s
 }
 
-// TestStatus looks at a machine in each of its states.
+// TestStatus checks a machine in each of its states.
 func TestStatus(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -137,26 +153,26 @@ func TestStatus(t *testing.T) {
 		m.must(t, exitOK, "verify", "--repair")
 
 		if !m.netlink {
-			letsIn(t, m)
+			acceptedByOthers(t, m)
 		}
 		m.by(t, byTakeAway, families()...)
 		if s := m.status(t, exitDrift); s.State != "unprotected" {
-			t.Errorf("with all rules gone: state %q", s.State)
+			t.Errorf("with all rules removed: state %q", s.State)
 		}
 		m.must(t, exitOK, "verify", "--repair")
 		m.must(t, exitOK, "status")
 	})
 }
 
-// letsIn has somebody's rules beside ours let others in. They do so in iptables
-// alone: in nf_tables, ours close what others open.
-func letsIn(t *testing.T, m *machine) {
+// acceptedByOthers adds another program's rules that accept packets before ours. They have
+// an effect in iptables alone: in nf_tables, our table drops what they accept.
+func acceptedByOthers(t *testing.T, m *machine) {
 	t.Helper()
-	// A rule that lets all in is no drift of ours, and worse than one.
+	// Another program's rule that accepts everything is no drift, but worse.
 	m.iptables(t, ipv4, "-I", "INPUT", "1", "-j", "ACCEPT")
 	m.wantReach(t, m.Server.V4, 8080, true, true)
 	if s := m.status(t, exitDrift); s.State != "unprotected" || s.Families[ipv4] != "unprotected" || s.Families[ipv6] != "protected" || len(s.Foreign) != 1 {
-		t.Errorf("with a rule of somebody's that lets all in: %+v", s)
+		t.Errorf("with another program's ACCEPT of everything: %+v", s)
 	}
 	first, _, _ := strings.Cut(m.must(t, exitDrift, "status").Stdout, "\n")
 	says(t, first, "unprotected")
@@ -165,22 +181,64 @@ func letsIn(t *testing.T, m *machine) {
 	wantListening(t, m.status(t, exitOK), 8080, false)
 	for _, rule := range []string{"-p tcp --dport 8080", "-p tcp -m multiport --dports 443,8000:8090", "-s " + m.Client.V4.String()} {
 		m.iptables(t, ipv4, append(append([]string{"-I", "INPUT"}, strings.Fields(rule)...), "-j", "ACCEPT")...)
-		wantListening(t, m.status(t, exitOK), 8080, true)
+		s := m.status(t, exitDrift)
+		wantListening(t, s, 8080, true)
+		if says(t, s.Why, "8080/tcp (", "INPUT -"); s.State != "exposed" {
+			t.Errorf("with %s: %s", rule, s.State)
+		}
 		m.iptables(t, ipv4, "-D", "INPUT", "1")
 	}
 	m.iptables(t, ipv4, "-I", "INPUT", "-p", "tcp", "--dport", "8081", "-j", "ACCEPT")
-	wantListening(t, m.status(t, exitOK), 8080, false)
+	wantListening(t, m.status(t, exitDrift), 8080, false)
 	m.iptables(t, ipv4, "-D", "INPUT", "1")
 }
 
-// wantListening fails where a listener is not said to be reachable or not, or
-// one that is not lacks the command that opens it.
+// TestStatusReachable checks that status claims nothing wrong about open but unreachable
+// listeners, or without a readable desired state.
+func TestStatusReachable(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80, 5432)
+		m.bootstrap(t)
+		m.must(t, exitOK, "open", "5432/tcp", "--on", "private")
+		m.wantReach(t, m.Server.V4, 5432, false, false)
+		s := m.status(t, exitOK)
+		wantListening(t, s, 5432, false)
+		wantListening(t, s, 80, true)
+		wantListening(t, s, 22, true)
+		says(t, s.warnings(), "no private interface exists; 5432/tcp will open when one appears")
+
+		m.write(t, "/var/lib/basicfw/state.json", "{", 0o600)
+		s = m.status(t, exitDrift)
+		for _, l := range s.Listening {
+			if l.Reachable == nil || *l.Reachable != (l.Port != 5432) || l.OpenCommand != "" {
+				t.Errorf("the desired state cannot be read, and port %d: %+v", l.Port, l)
+			}
+		}
+		text := m.must(t, exitDrift, "status").Stdout
+		if strings.Contains(text, "open it") || strings.Contains(text, "configuration") {
+			t.Errorf("status claims to know the configuration:\n%s", text)
+		}
+		wantScreen(t, text)
+		if len(s.Next) == 0 {
+			t.Fatal("status names no next command")
+		}
+		m.must(t, exitOK, strings.Fields(strings.TrimPrefix(s.Next[0], "basicfw-agent "))...)
+		s = m.status(t, exitOK)
+		wantListening(t, s, 80, true)
+		if !slices.Equal(s.Conditions, []string{"protected"}) {
+			t.Errorf("conditions after %q: %q", s.Next, s.Conditions)
+		}
+	})
+}
+
+// wantListening fails unless a listener is shown as reachable or not, and a reachable one
+// without a command that opens it.
 func wantListening(t *testing.T, s status, port uint16, reachable bool) {
 	t.Helper()
 	for _, l := range s.Listening {
 		if l.Proto == "tcp" && l.Port == port {
-			if l.Reachable != reachable || (l.OpenWith == "") != reachable {
-				t.Errorf("port %d is reachable: %v, opened with %q; want %v", port, l.Reachable, l.OpenWith, reachable)
+			if l.Reachable == nil || *l.Reachable != reachable || reachable && l.OpenCommand != "" {
+				t.Errorf("port %d: %+v, want it to be reachable: %v", port, l, reachable)
 			}
 			return
 		}
@@ -188,7 +246,7 @@ func wantListening(t *testing.T, s status, port uint16, reachable bool) {
 	t.Errorf("nothing listens on port %d: %v", port, s.Listening)
 }
 
-// wantScreen fails where a text does not fit a terminal of 80 x 24.
+// wantScreen fails if a text does not fit a terminal of 80 x 24.
 func wantScreen(t *testing.T, text string) {
 	t.Helper()
 	lines := strings.Split(strings.TrimSuffix(text, "\n"), "\n")
@@ -202,7 +260,7 @@ func wantScreen(t *testing.T, text string) {
 	}
 }
 
-// TestRenderAndPlan prints what would be, and changes nothing.
+// TestRenderAndPlan prints what would be loaded, and changes nothing.
 func TestRenderAndPlan(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.write(t, "/etc/basicfw/agent.ini", "[agent]\nprofile = web+mail\n[ssh]\nclient_ip = "+m.Client.String()+"\n", 0o640)
@@ -224,7 +282,7 @@ func TestRenderAndPlan(t *testing.T) {
 
 		m.must(t, exitOK, "bootstrap", "--no-service")
 		if m.netlink {
-			// What nft loads of it is what we load.
+			// Loading the rendered text with nft gives the same table.
 			both := m.must(t, exitOK, "render", "--format", "nftables").Stdout
 			now := m.table(t)
 			m.nft(t, "add table inet basicfw; delete table inet basicfw\n"+both)
@@ -235,13 +293,13 @@ func TestRenderAndPlan(t *testing.T) {
 			if m.netlink {
 				for _, other := range families() {
 					if there := strings.Contains(rendered[family], "chain "+m.chain(other, "INPUT")); there != (other == family) {
-						t.Errorf("rendered for %s, there is a chain of %s: %v", family, other, there)
+						t.Errorf("rendered for %s, has a chain of %s: %v", family, other, there)
 					}
 				}
 				continue
 			}
 			same(t, "what was rendered and what was loaded", strings.Join(clean(rendered[family]), "\n"),
-				strings.Join(m.filter(t, family), "\n"))
+				strings.ReplaceAll(strings.Join(m.filter(t, family), "\n"), "-p igmp", "-p 2"))
 		}
 		m.must(t, exitOK, "plan", "--exit-code")
 
@@ -260,13 +318,21 @@ func TestRenderAndPlan(t *testing.T) {
 		m.must(t, exitOK, "plan", "--exit-code")
 		before = m.everything(t)
 		r = m.must(t, exitOK, "apply")
-		same(t, "after an apply of nothing", before, m.everything(t))
+		same(t, "after an apply without changes", before, m.everything(t))
 		says(t, r.Stdout, "nothing")
+
+		// An address that no rule depends on is no change.
+		m.Host.MustRun(t, "ip", "addr", "add", "192.0.2.77/32", "dev", "eth0")
+		if r := m.must(t, exitOK, "plan", "--exit-code"); r.Stdout != "nothing would change: profile web+mail\n" {
+			t.Errorf("after another address: plan prints %q", r.Stdout)
+		}
+		m.must(t, exitOK, "apply")
+		m.must(t, exitOK, "plan", "--exit-code")
 	})
 }
 
-// TestNobodyNamed has no client at all: SSH stays open, and that is said.
-func TestNobodyNamed(t *testing.T) {
+// TestNoClientKnown bootstraps without any client: SSH stays open, with a warning.
+func TestNoClientKnown(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		r := m.must(t, exitOK, "bootstrap", "--profile", "web-only", "--no-service")
@@ -278,19 +344,19 @@ func TestNobodyNamed(t *testing.T) {
 		if s := m.status(t, exitOK); s.SSH.Mode != "limited" || len(s.Warnings) == 0 || len(s.Next) == 0 {
 			t.Errorf("status: %+v", s)
 		}
-		// The limit is for each source: one that fills it shuts out nobody else.
+		// The limit is per source: one that exceeds it does not block another.
 		to := m.Server.V4
 		lab.Poll(t, "the stranger to be over the limit", func() bool {
 			return m.Outsider.Reach(m.Stranger.V4, to, 22, lab.Brief) != nil
 		})
 		if err := m.Outsider.Reach(m.Client.V4, to, 22, lab.Patient); err != nil {
-			t.Errorf("another source is shut out too: %v", err)
+			t.Errorf("another source is blocked, too: %v", err)
 		}
 	})
 }
 
-// TestMeanwhile looks at a machine again and again while commands change it:
-// what is under way is no drift.
+// TestMeanwhile runs status and verify continuously while commands change the rules: a
+// change under way is no drift.
 func TestMeanwhile(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
@@ -305,16 +371,16 @@ func TestMeanwhile(t *testing.T) {
 				}
 			}
 		}()
-		for looks := 0; ; looks++ {
+		for rounds := 0; ; rounds++ {
 			for _, words := range [][]string{{"status"}, {"verify"}} {
 				if r := m.agent(t, words...); r.Code != exitOK {
-					t.Errorf("%v in between: exit code %d\n%s%s", words, r.Code, r.Stdout, r.Stderr)
+					t.Errorf("%v during a change: exit code %d\n%s%s", words, r.Code, r.Stdout, r.Stderr)
 				}
 			}
 			select {
 			case <-done:
-				if looks < 1 {
-					t.Errorf("only %d looks", looks)
+				if rounds < 1 {
+					t.Errorf("only %d rounds", rounds)
 				}
 				return
 			default:

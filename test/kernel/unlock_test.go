@@ -11,13 +11,13 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// unlocked is what "status --json" says of an unlocking; a zero time is none.
+// unlocked returns the state, and the end of an unlock; a zero time is none.
 func (m *machine) unlocked(t *testing.T) (state string, until time.Time) {
 	t.Helper()
 	return m.waits(t, "unlock")
 }
 
-// waits is the state, and until when what a key of "status --json" has lasts.
+// waits returns the state, and the "until" of a key of "status --json".
 func (m *machine) waits(t *testing.T, key string) (state string, until time.Time) {
 	t.Helper()
 	r := m.agent(t, "status", "--json")
@@ -33,8 +33,7 @@ func (m *machine) waits(t *testing.T, key string) (state string, until time.Time
 	return state, s.Until
 }
 
-// wantSSH looks who reaches sshd, and that what is closed stays closed unless
-// all is open.
+// wantSSH checks who reaches sshd, and that closed ports stay closed unless all are open.
 func (m *machine) wantSSH(t *testing.T, stranger, all bool) {
 	t.Helper()
 	for _, to := range m.Server.Both() {
@@ -44,7 +43,7 @@ func (m *machine) wantSSH(t *testing.T, stranger, all bool) {
 	}
 }
 
-// TestUnlock lets a stranger in from the console, for a while.
+// TestUnlock lets a stranger in from the console for a limited time.
 func TestUnlock(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
@@ -62,23 +61,23 @@ func TestUnlock(t *testing.T) {
 			oneLine(t, r.Stderr)
 		}
 		says(t, m.must(t, exitOK, "lock").Stdout, "nothing changed")
-		same(t, "after what was refused", rules+files, m.rules(t)+m.tree(t, false, "etc"))
+		same(t, "after refused commands", rules+files, m.rules(t)+m.tree(t, false, "etc"))
 
-		says(t, m.must(t, exitOK, "unlock").Stdout, "unlocked", "15m", "basicfw-agent lock", "ssh allow me")
+		says(t, m.must(t, exitOK, "unlock").Stdout, "unlocked", ", for 15m\n", "basicfw-agent lock", "ssh allow me")
 		m.wantSSH(t, true, false)
 		if state, until := m.unlocked(t); state != "unlocked" || time.Until(until) > 15*time.Minute || time.Until(until) < 14*time.Minute {
 			t.Errorf("state %q, until %v", state, until)
 		}
 		first := m.must(t, exitDrift, "status").Stdout
-		says(t, first, "unlocked: SSH is open to any address", "next        basicfw-agent lock")
+		says(t, first, "unlocked: SSH is open to any address", "next         basicfw-agent lock")
 		wantScreen(t, first)
 		says(t, m.read(t, "/etc/motd.d/basicfw"), "basicfw-agent lock")
 		if m.exists(t, issue) {
-			t.Error("the console still says who is let in")
+			t.Error("the console still lists the allowed addresses")
 		}
 		m.must(t, exitOK, "verify")
 
-		// Nothing but lock and its end ends it.
+		// Only lock and its end time end it.
 		m.by(t, byFlush, ipv4)
 		m.must(t, exitOK, "verify", "--repair")
 		m.must(t, exitOK, "apply")
@@ -109,36 +108,36 @@ func TestUnlock(t *testing.T) {
 		m.must(t, exitOK, "lock")
 		m.wantSSH(t, false, false)
 		if err := session.Talk(); err != nil {
-			t.Errorf("a session of the time without a filter: %v", err)
+			t.Errorf("a session opened while nothing was filtered: %v", err)
 		}
 		same(t, "rules after the second lock", rules, m.rules(t))
 	})
 }
 
-// exists tells whether there is a file below the root.
+// exists reports whether there is a file below the root.
 func (m *machine) exists(t *testing.T, path string) bool {
 	t.Helper()
 	_, err := os.Lstat(filepath.Join(m.root, path))
 	return err == nil
 }
 
-// TestUnlockEnds has the time run out: with no service, across a boot that only
-// loads the persisted files, and with the service.
+// TestUnlockEnds lets an unlock expire: without a service, across a boot that only loads
+// the persisted files, and with the service.
 func TestUnlockEnds(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80, 8080)
 		m.bootstrap(t)
 		rules := m.rules(t)
-		// The kernel counts whole seconds, the last one included, by a clock that
-		// lags by a tick.
+		// The kernel counts whole seconds, the last one included, by a clock that lags by a
+		// tick.
 		ended := func(until time.Time) {
 			t.Helper()
-			lab.Poll(t, "the time to be over", func() bool { return time.Now().After(until.Add(1200 * time.Millisecond)) })
+			lab.Poll(t, "the unlock to expire", func() bool { return time.Now().After(until.Add(1200 * time.Millisecond)) })
 			m.wantSSH(t, false, false)
 		}
 		m.must(t, exitOK, "unlock", "--for", "3s")
 		_, until := m.unlocked(t)
-		m.loadKept(t, m) // a boot without us
+		m.loadKept(t, m) // a boot without the agent
 		m.wantReach(t, m.Server.V4, 22, true, true)
 		ended(until)
 		if state, left := m.unlocked(t); state != "protected" || !left.IsZero() {
@@ -146,7 +145,7 @@ func TestUnlockEnds(t *testing.T) {
 		}
 		m.must(t, exitOK, "verify")
 		says(t, m.must(t, exitOK, "lock").Stdout, "nothing changed")
-		same(t, "rules once it is cleared away", rules, m.rules(t))
+		same(t, "rules once the unlock is removed", rules, m.rules(t))
 
 		m.must(t, exitOK, "unlock", "--for", "4s")
 		_, until = m.unlocked(t)
@@ -154,7 +153,7 @@ func TestUnlockEnds(t *testing.T) {
 		s := m.serve(t)
 		m.wantReach(t, m.Server.V6, 22, true, true)
 		ended(until)
-		lab.Poll(t, "the service to clear it away", func() bool { return m.rules(t) == rules })
+		lab.Poll(t, "the service to remove the unlock", func() bool { return m.rules(t) == rules })
 		if r := s.Stop(t); r.Code != exitOK {
 			t.Errorf("stopped: exit code %d\n%s%s", r.Code, r.Stdout, r.Stderr)
 		}

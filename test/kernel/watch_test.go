@@ -14,22 +14,22 @@ import (
 )
 
 const (
-	// mended is how soon the rules are back where the kernel tells of changes.
-	mended = 2 * time.Second
-	// looked is how soon they are where it does not.
-	looked = 70 * time.Second
+	// repaired is the time for a repair if the kernel reports changes.
+	repaired = 2 * time.Second
+	// repairedLate is the time if it does not.
+	repairedLate = 70 * time.Second
 )
 
-// back waits until the rules are what they were, and tells how long it took.
+// back waits until the rules are what they were, and logs how long it took.
 func (m *machine) back(t *testing.T, within time.Duration, what, rules string) {
 	t.Helper()
 	start := time.Now()
 	by(t, start.Add(within), what, func() bool { return m.rules(t) == rules })
-	t.Logf("%s: mended after %v", what, time.Since(start).Round(time.Millisecond))
+	t.Logf("%s: repaired after %v", what, time.Since(start).Round(time.Millisecond))
 	same(t, what, rules, m.rules(t))
 }
 
-// settle waits until the addresses are no news any more.
+// settle waits until no address is tentative.
 func (m *machine) settle(t *testing.T) {
 	t.Helper()
 	lab.Poll(t, "the addresses to be settled", func() bool {
@@ -37,8 +37,8 @@ func (m *machine) settle(t *testing.T) {
 	})
 }
 
-// quiet starts the service and waits until it has no reason to look any more: the
-// lab's own addresses are news too, for a while.
+// quiet starts the service and waits until it has no reason to check the rules: at first,
+// the lab's own addresses are events, too.
 func (m *machine) quiet(t *testing.T) *service {
 	t.Helper()
 	s := m.serve(t)
@@ -54,29 +54,28 @@ func (m *machine) quiet(t *testing.T) *service {
 	return s
 }
 
-// repairDamages are what somebody does to the rules of a machine by hand, each
-// with what the log has to say of it.
+// repairDamages returns manual changes of a machine's rules, each with what the log has to
+// say about it.
 func repairDamages() []damage {
 	each := func(do hand) func(t *testing.T, m *machine) {
 		return func(t *testing.T, m *machine) { t.Helper(); m.by(t, do, families()...) }
 	}
 	return []damage{
-		{name: "iptables -F; iptables -X", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"},
+		{name: "iptables -F; iptables -X", what: []string{"another program flushed the ipv4 and ipv6 rules"},
 			do: each(hand{"-F; -X", byTakeAway.nft})},
-		{name: "iptables -F", what: []string{"the ipv4 and ipv6 rules were flushed by others, and are put back"}, do: each(byFlush)},
-		{name: "iptables -P INPUT ACCEPT", what: []string{"different", "ipv6 INPUT", "policy accept"}, do: each(byPolicy)},
-		{name: "a rule of IPv6 only", what: []string{"different", "ipv6 ", "basicfw-invalid"}, do: func(t *testing.T, m *machine) {
+		{name: "iptables -F", what: []string{"another program flushed the ipv4 and ipv6 rules"}, do: each(byFlush)},
+		{name: "iptables -P INPUT ACCEPT", what: []string{"difference", "ipv6 INPUT", "policy accept"}, do: each(byPolicy)},
+		{name: "a rule of IPv6 only", what: []string{"difference", "ipv6 ", "basicfw-invalid"}, do: func(t *testing.T, m *machine) {
 			t.Helper()
 			m.remove(t, ipv6, "INPUT", "invalid")
 		}},
 	}
 }
 
-// told are the variants of which the kernel tells what changes.
+// told lists the variants whose changes the kernel reports.
 var told = []string{"nft", "netlink"}
 
-// TestWatchRepairs has somebody damage the rules while the service runs, where the
-// kernel tells of it.
+// TestWatchRepairs damages the rules while the service runs, if the kernel reports it.
 func TestWatchRepairs(t *testing.T) {
 	for _, d := range repairDamages() {
 		t.Run(strings.ReplaceAll(d.name, " ", "-"), func(t *testing.T) {
@@ -95,16 +94,16 @@ func TestWatchRepairs(t *testing.T) {
 					sessions = append(sessions, session)
 				}
 				d.do(t, m)
-				m.back(t, mended, d.name, rules)
+				m.back(t, repaired, d.name, rules)
 				for _, session := range sessions {
 					if err := session.Talk(); err != nil {
-						t.Errorf("a session of before: %v", err)
+						t.Errorf("a session opened before: %v", err)
 					}
 				}
 				m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
 				m.must(t, exitOK, "status")
-				lab.Poll(t, "the status for monitoring to say so", func() bool { return m.public(t).State == "protected" })
-				// The chains of the two variants are called alike but for their letters.
+				lab.Poll(t, "the status for monitoring to follow", func() bool { return m.public(t).State == "protected" })
+				// The chains of the two variants have the same names but for their case.
 				if r := s.Stop(t); !named(strings.ToLower(r.Stderr), lower(d.what)) {
 					t.Errorf("no line with %q in the log:\n%s", d.what, r.Stderr)
 				}
@@ -121,8 +120,8 @@ func lower(words []string) []string {
 	return out
 }
 
-// TestWatchEachMinute has all happen of which nobody tells: the kernel says
-// nothing of legacy tables.
+// TestWatchEachMinute makes changes that are not reported: the kernel reports none of
+// legacy tables.
 func TestWatchEachMinute(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "legacy")
@@ -134,12 +133,12 @@ func TestWatchEachMinute(t *testing.T) {
 	damages[3].do(t, m)
 	damages[0].do(t, m)
 	damages[2].do(t, m)
-	m.back(t, looked, "all at once", rules)
+	m.back(t, repairedLate, "all at once", rules)
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
 	says(t, s.Stop(t).Stderr, "flushed")
 }
 
-// TestWatchFiles has the files changed that keep the rules over a boot.
+// TestWatchFiles changes the persisted files.
 func TestWatchFiles(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.bootstrap(t)
@@ -159,14 +158,13 @@ func TestWatchFiles(t *testing.T) {
 				}
 				return m.tree(t, false, m.keptIn()) == files
 			}
-			by(t, time.Now().Add(mended), name, whole)
+			by(t, time.Now().Add(repaired), name, whole)
 		}
-		says(t, s.Stop(t).Stderr, append([]string{"a persisted file was changed by others"}, m.persisted()...)...)
+		says(t, s.Stop(t).Stderr, append([]string{"another program changed a persisted file"}, m.persisted()...)...)
 	})
 }
 
-// TestWatchInterfaces has an interface come and go, whose zone a service is
-// open on.
+// TestWatchInterfaces adds and removes an interface in a zone on which a service is open.
 func TestWatchInterfaces(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 5432)
@@ -178,7 +176,7 @@ func TestWatchInterfaces(t *testing.T) {
 		guest := lab.Addrs{V4: netip.MustParseAddr("10.7.0.2"), V6: netip.MustParseAddr("fd00:7::2")}
 		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
 
-		// A wire of its own.
+		// A link of its own.
 		m.Wire(t, "lan0")
 		for _, end := range []struct {
 			n *lab.Namespace
@@ -189,7 +187,7 @@ func TestWatchInterfaces(t *testing.T) {
 			end.n.MustRun(t, "ip", "link", "set", "lan0", "up")
 		}
 		start := time.Now()
-		by(t, start.Add(mended), "the rules for the new interface", func() bool { return strings.Contains(m.rules(t), m.from("lan0")) })
+		by(t, start.Add(repaired), "the rules for the new interface", func() bool { return strings.Contains(m.rules(t), m.from("lan0")) })
 		t.Logf("the rules have the interface after %v", time.Since(start).Round(time.Millisecond))
 		for _, to := range office.Both() {
 			if err := m.Outsider.Reach(guest.Like(to), to, 5432, lab.Patient); err != nil {
@@ -202,28 +200,27 @@ func TestWatchInterfaces(t *testing.T) {
 		m.wantOpen(t, map[string]string{"5432/tcp": nobody})
 		m.must(t, exitOK, "verify")
 		m.Host.MustRun(t, "ip", "link", "del", "lan0")
-		m.back(t, mended, "the interface has gone", before)
+		m.back(t, repaired, "the interface was removed", before)
 		s.Stop(t)
 	})
 }
 
-// lookedSince waits until the service has found all as it was decided.
+// lookedSince waits until the service has verified the desired state.
 func (m *machine) lookedSince(t *testing.T, when time.Time) {
 	t.Helper()
-	lab.Poll(t, "the service to look", func() bool {
+	lab.Poll(t, "the service to verify", func() bool {
 		var note struct{ Verified time.Time }
 		data, err := os.ReadFile(filepath.Join(m.root, "run/basicfw-agent/watch.json"))
 		return err == nil && json.Unmarshal(data, &note) == nil && note.Verified.After(when)
 	})
 }
 
-// TestWatchDecided has rules that stand for a while: they are what is repaired,
-// not what is repaired away.
-func TestWatchDecided(t *testing.T) {
-	on(t, told, testWatchDecided)
+// TestWatchTemporary damages temporary rules: they are repaired, not removed.
+func TestWatchTemporary(t *testing.T) {
+	on(t, told, testWatchTemporary)
 }
 
-func testWatchDecided(t *testing.T, m *machine) {
+func testWatchTemporary(t *testing.T, m *machine) {
 	m.Host.Listen(t, 22, 80, 8080)
 	m.settings(t, "")
 	m.must(t, exitOK, "bootstrap", "--no-service")
@@ -236,20 +233,20 @@ func testWatchDecided(t *testing.T, m *machine) {
 			t.Fatalf("%s changes no rule", what)
 		}
 		m.lookedSince(t, start)
-		same(t, what+", after a look", now, m.rules(t))
+		same(t, what+", after a check", now, m.rules(t))
 		m.by(t, byFlush, families()...)
-		m.back(t, mended, what+", flushed", now)
+		m.back(t, repaired, what+", flushed", now)
 	}
 	m.settings(t, "[open]\nx = 8080/tcp\n")
 	m.must(t, exitOK, "apply", "--confirm", "8s")
 	m.Host.MustRun(t, "pkill", "-KILL", "-f", program+" --root "+m.root+" expire")
-	stays("a change that waits")
-	m.takenBack(t, rules, "nobody confirmed it within 8s")
+	stays("a pending change")
+	m.rolledBack(t, rules, "not confirmed within 8s")
 	m.settings(t, "")
 
 	m.must(t, exitOK, "unlock", "--all", "--for", "6s")
 	stays("unlocked")
-	lab.Poll(t, "it to be locked again", func() bool { return m.rules(t) == rules })
+	lab.Poll(t, "the unlock to expire", func() bool { return m.rules(t) == rules })
 	start := time.Now()
 	m.lookedSince(t, start.Add(-time.Second))
 	same(t, "in the end", rules, m.rules(t))
@@ -257,11 +254,11 @@ func testWatchDecided(t *testing.T, m *machine) {
 	s.Stop(t)
 }
 
-// port22 is in a rule for that port, alone or among others.
+// port22 matches a rule for that port, alone or among others.
 var port22 = regexp.MustCompile(`dport (\{ )?(\d+, )*22[ ,]`)
 
-// TestWatchSSHD has sshd move to another port. The new one is open before sshd
-// listens there, the old one as long as it does.
+// TestWatchSSHD moves sshd to another port. The new port is open before sshd listens on it,
+// the old one as long as it does.
 func TestWatchSSHD(t *testing.T) {
 	on(t, told, testWatchSSHD)
 }
@@ -274,7 +271,7 @@ func testWatchSSHD(t *testing.T, m *machine) {
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
 	m.write(t, "/etc/ssh/sshd_config.d/port.conf", "Port 2222\n", 0o600)
 	start := time.Now()
-	by(t, start.Add(mended), "the rules for the port in a new file", func() bool { return strings.Contains(m.rules(t), "2222") })
+	by(t, start.Add(repaired), "the rules for the port in a new file", func() bool { return strings.Contains(m.rules(t), "2222") })
 	t.Logf("open after %v", time.Since(start).Round(time.Millisecond))
 	m.write(t, "/etc/ssh/sshd_config", "Include /etc/ssh/sshd_config.d/*.conf\n", 0o600)
 	m.lookedSince(t, time.Now())
@@ -282,27 +279,27 @@ func testWatchSSHD(t *testing.T, m *machine) {
 	old.stop()
 	m.sshdOn(t, 2222)
 	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
-	// Whatever makes it look.
+	// Any event makes the service check.
 	m.Host.MustRun(t, "ip", "link", "add", "d0", "type", "veth", "peer", "name", "d1")
-	by(t, time.Now().Add(mended), "the old port to be closed", func() bool { return !port22.MatchString(m.rules(t)) })
+	by(t, time.Now().Add(repaired), "the old port to be closed", func() bool { return !port22.MatchString(m.rules(t)) })
 	m.wantOpen(t, map[string]string{"2222/tcp": "client4 client6"})
 	m.must(t, exitOK, "verify")
-	says(t, s.Stop(t).Stderr, "sshd is on other ports")
+	says(t, s.Stop(t).Stderr, "sshd listens on other ports")
 }
 
-// TestWatchFight has another program undo each repair at once, for a while.
-func TestWatchFight(t *testing.T) {
-	on(t, told, testWatchFight)
+// TestWatchBackoff runs a program that undoes each repair at once for some time.
+func TestWatchBackoff(t *testing.T) {
+	on(t, told, testWatchBackoff)
 }
 
-func testWatchFight(t *testing.T, m *machine) {
+func testWatchBackoff(t *testing.T, m *machine) {
 	m.Host.Listen(t, 22, 80, 8080)
 	loads := filepath.Join(m.root, "usr/loads")
 	m.bootstrap(t)
 	rules := m.rules(t)
 	harm, load := m.multi+" iptables -D INPUT -j BASICFW-INPUT", "x"
 	if m.netlink {
-		// Whatever a load changes, it is told who did.
+		// The monitor reports which program made a change.
 		harm, load = "nft flush chain inet basicfw ipv4-input", " ("+filepath.Base(program)+")"
 		monitor := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "exec nft monitor >" + loads}})
 		defer monitor.End(t)
@@ -311,46 +308,45 @@ func testWatchFight(t *testing.T, m *machine) {
 		m.wrap(t, "iptables-restore", "echo x >>"+loads+"\nexec $real \"$@\"")
 	}
 	s := m.quiet(t)
-	enemy := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do " +
+	other := m.Host.Start(t, lab.Command{Args: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do " +
 		harm + "; sleep 0.05; done 2>/dev/null"}})
 	count := func() int {
 		data, _ := os.ReadFile(loads)
 		return strings.Count(string(data), load)
 	}
-	lab.Poll(t, "the service to say that it gives in", func() bool {
+	lab.Poll(t, "the service to back off", func() bool {
 		data, err := os.ReadFile(filepath.Join(m.root, message))
-		return err == nil && strings.Contains(string(data), "drift that could not be repaired")
+		return err == nil && strings.Contains(string(data), "repairs of the rules fail or do not last")
 	})
-	given := count()
-	// Five repairs, each of which may have to be taken back.
-	if given < 5 || given > 10 {
-		t.Errorf("%d loads before it gives in", given)
+	before := count()
+	// Five repairs, each of which may have to be rolled back.
+	if before < 5 || before > 10 {
+		t.Errorf("%d loads before it backs off", before)
 	}
 	st := m.status(t, exitDrift)
 	if st.State != "drifted" {
 		t.Errorf("state %q", st.State)
 	}
-	says(t, strings.Join(st.Warnings, "\n"), "repairs of the rules fail or do not last", "the next one is at")
+	says(t, st.warnings(), "repairs of the rules fail or do not last", "next repair at")
 	says(t, m.must(t, exitDrift, "status").Stdout, "do not last")
-	if got := m.public(t); got.State != "drifted" || !strings.Contains(strings.Join(got.Warnings, "\n"), "do not last") {
+	if got := m.public(t); got.State != "drifted" || !strings.Contains(got.warnings(), "do not last") {
 		t.Errorf("for monitoring: %q, %q", got.State, got.Warnings)
 	}
-	m.wantMessage(t, "during the fight", "not as it was decided", "drift that could not be repaired")
+	m.wantMessage(t, "while repairs are undone", "the rules differ", "repairs of the rules fail or do not last")
 
-	enemy.Stop(t)
-	if n := count(); n > given+2 {
-		t.Errorf("%d more loads while it had given in", n-given)
+	other.Stop(t)
+	if n := count(); n > before+2 {
+		t.Errorf("%d more loads while it backed off", n-before)
 	}
 	lab.Poll(t, "the rules to come back", func() bool { return m.rules(t) == rules })
 	m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "80/tcp": everybody, "8080/tcp": nobody})
 	lab.Poll(t, "the status for monitoring to follow", func() bool { return m.public(t).State == "protected" })
 	m.must(t, exitOK, "status")
-	m.wantMessage(t, "after the fight")
-	says(t, s.Stop(t).Stderr, "repairs of the rules do not last")
+	m.wantMessage(t, "once repairs last")
+	says(t, s.Stop(t).Stderr, "another program keeps modifying the rules")
 }
 
-// TestWatchChurn has another program work at its own chains, a hundred times a
-// second.
+// TestWatchChurn runs a program that changes its own chains a hundred times a second.
 func TestWatchChurn(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, "nft")
@@ -372,9 +368,9 @@ func TestWatchChurn(t *testing.T) {
 		t.Errorf("the rules were loaded %d times", n)
 	}
 	n := count(looks) - before
-	t.Logf("%d looks in %v of 1200 changes", n, took.Round(time.Millisecond))
+	t.Logf("%d checks in %v of 1200 changes", n, took.Round(time.Millisecond))
 	if most := 4 + 2*int(took/time.Second); n > most {
-		t.Errorf("%d looks within %v", n, took)
+		t.Errorf("%d checks within %v", n, took)
 	}
 	same(t, "rules", rules, m.rules(t))
 	s.Stop(t)

@@ -1,7 +1,7 @@
-// Package lab is a small network to test a firewall in: a server and an
-// outsider, each in a network namespace of its own, joined by one wire, over
-// IPv4 and IPv6. The outsider is two people: the client who may log in and a
-// stranger. What is open is decided by what the outsider can reach.
+// Package lab is a small network to test a firewall in: a server and an outsider, each in a
+// network namespace of its own, joined by one link, over IPv4 and IPv6. The outsider has
+// two roles: the allowed client, and a stranger. What is open is what the outsider can
+// reach.
 package lab
 
 import (
@@ -14,13 +14,13 @@ import (
 	"time"
 )
 
-// Addrs are somebody's addresses, one for each family.
+// Addrs are the addresses of one host, one for each family.
 type Addrs struct{ V4, V6 netip.Addr }
 
 // Both lists the addresses.
 func (a Addrs) Both() []netip.Addr { return []netip.Addr{a.V4, a.V6} }
 
-// Like gives the address of the family of o.
+// Like returns the address of the family of o.
 func (a Addrs) Like(o netip.Addr) netip.Addr {
 	if o.Is4() {
 		return a.V4
@@ -28,18 +28,18 @@ func (a Addrs) Like(o netip.Addr) netip.Addr {
 	return a.V6
 }
 
-// String gives both addresses, as the command line takes them.
+// String returns both addresses as the command line accepts them.
 func (a Addrs) String() string { return a.V4.String() + "," + a.V6.String() }
 
-// Lab is the two namespaces and the addresses in them, all from the ranges
-// for documentation (RFC 5737, RFC 3849). The client is on the server's own
-// network, the stranger behind its default route.
+// Lab is the two namespaces and their addresses, all from the documentation ranges (RFC
+// 5737, RFC 3849). The client is on the server's own network, the stranger behind its
+// default route.
 type Lab struct {
 	Host, Outsider           *Namespace
 	Server, Client, Stranger Addrs
 }
 
-// New makes a lab that lasts as long as the test.
+// New makes a lab that lasts until the test ends.
 func New(t testing.TB) *Lab {
 	t.Helper()
 	Need(t, "ip")
@@ -55,7 +55,7 @@ func New(t testing.TB) *Lab {
 		t.Helper()
 		r := n.Run(t, Command{Args: []string{"ip", "-batch", "-"}, Stdin: strings.Join(lines, "\n") + "\n"})
 		if r.Code != 0 {
-			t.Fatalf("wiring the lab: %s", r.Stderr)
+			t.Fatalf("setting up the lab: %s", r.Stderr)
 		}
 	}
 	batch(l.Outsider,
@@ -78,17 +78,17 @@ func New(t testing.TB) *Lab {
 	return l
 }
 
-// Wire joins the host and the outsider by a wire, with an interface of a name at
-// each end.
+// Wire adds a link between the host and the outsider, with an interface of the given name
+// at each end.
 func (l *Lab) Wire(t testing.TB, name string) {
 	t.Helper()
-	// ip takes a path for the name of a namespace.
+	// ip accepts a path as the name of a namespace.
 	peer := fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), l.Outsider.net.Fd())
 	l.Host.MustRun(t, "ip", "link", "add", name, "type", "veth", "peer", "name", name, "netns", peer)
 }
 
-// waitUp waits until the kernel sends over eth0: it drops packets silently
-// between "link set up" and the news that there is a carrier.
+// waitUp waits until the kernel sends over eth0: it drops packets silently between "link
+// set up" and the event that there is a carrier.
 func (n *Namespace) waitUp(t testing.TB) {
 	t.Helper()
 	Poll(t, "eth0 to be up", func() bool {
@@ -102,43 +102,44 @@ func (n *Namespace) waitUp(t testing.TB) {
 	})
 }
 
-// Poll waits until done says true, and fails the test if it never does.
+// Poll waits until done returns true, and fails the test if it never does.
 func Poll(t testing.TB, what string, done func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for deadline := time.Now().Add(15 * time.Second); !done(); <-tick.C {
 		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain for %s", what)
+			t.Fatalf("timeout waiting for %s", what)
 		}
 	}
 }
 
-// Need skips a test that lacks root or a program, and says which. It fails it
-// where CI is set: there nothing may go untested.
+// Need skips a test that lacks root or a program, and names what is missing. If CI is set
+// it fails the test: nothing may go untested there.
 func Need(t testing.TB, programs ...string) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		skip(t, "root, to make namespaces")
+		Skip(t, "root, to make namespaces")
 	}
 	NeedTools(t, programs...)
 }
 
-// NeedTools is Need of a test that needs no root.
+// NeedTools is Need for a test that does not require root.
 func NeedTools(t testing.TB, programs ...string) {
 	t.Helper()
 	for _, p := range programs {
 		_, err := exec.LookPath(p)
-		if strings.Contains(p, "/") { // a file, that may be no program
+		if strings.Contains(p, "/") { // a file, not necessarily a program
 			_, err = os.Stat(p)
 		}
 		if err != nil {
-			skip(t, p)
+			Skip(t, p)
 		}
 	}
 }
 
-func skip(t testing.TB, missing string) {
+// Skip skips a test that lacks something, and names it. If CI is set it fails the test.
+func Skip(t testing.TB, missing string) {
 	t.Helper()
 	if os.Getenv("CI") != "" {
 		t.Fatalf("this test needs %s", missing)

@@ -9,9 +9,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// byHand is a firewall that admits 80 and, from the client, 22, and that has
-// one rule with the flaw of the article this program began with: it answers
-// on 80 to any flags.
+// byHand is a firewall that admits 80 and, from the client, 22. One rule has the flaw of
+// the article that this program began with: port 80 answers any flags.
 const byHand = `*filter
 :INPUT DROP [0:0]
 :FORWARD ACCEPT [0:0]
@@ -25,8 +24,8 @@ const byHand = `*filter
 COMMIT
 `
 
-// TestOutsider proves the lab with rules whose effect is known: what the lab
-// then says about the program can be believed.
+// TestOutsider tests the lab with rules whose effect is known, so that its results about
+// the program can be trusted.
 func TestOutsider(t *testing.T) {
 	t.Parallel()
 	for _, multi := range []string{"xtables-nft-multi", "xtables-legacy-multi"} {
@@ -76,8 +75,8 @@ func TestOutsider(t *testing.T) {
 				if got := flags[80][lab.SYN]; got != lab.SYN|lab.ACK {
 					t.Errorf("port 80 of %v answers SYN with flags %#02x", to, got)
 				}
-				// An open port without a session answers ACK with RST, and a
-				// closed one whatever comes but RST.
+				// An open port without a session answers ACK with RST, a closed port
+				// anything except RST.
 				if got := flags[80][lab.ACK]; got != lab.RST {
 					t.Errorf("port 80 of %v answers ACK with flags %#02x", to, got)
 				}
@@ -110,8 +109,8 @@ func TestSession(t *testing.T) {
 	}
 }
 
-// TestUDP proves that an answer is told from silence, also where the kernel
-// remembers an exchange with that port.
+// TestUDP checks that an answer is distinguished from silence, also if the kernel tracks an
+// exchange with that port.
 func TestUDP(t *testing.T) {
 	t.Parallel()
 	lab.Need(t, "xtables-nft-multi")
@@ -138,7 +137,7 @@ func TestUDP(t *testing.T) {
 	reach(false)
 }
 
-// TestFull writes to a full file system, and to what it hides.
+// TestFull writes to a full file system, and to the directory under it.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	lab.Need(t)
@@ -152,13 +151,13 @@ func TestFull(t *testing.T) {
 		t.Errorf("the file holds %q", got)
 	}
 	if r := n.Run(t, lab.Command{Args: []string{"sh", "-c", "echo two >" + dir + "/b"}}); r.Code == 0 {
-		t.Error("there is room for another file")
+		t.Error("there is space for another file")
 	}
 	undo()
 	n.MustRun(t, "sh", "-c", "echo two >"+dir+"/b")
 }
 
-// TestNoIPv6 has a program see a kernel that knows no IPv6 sockets.
+// TestNoIPv6 runs a program on a kernel that seems to support no IPv6 sockets.
 func TestNoIPv6(t *testing.T) {
 	t.Parallel()
 	lab.Need(t, "xtables-legacy-multi")
@@ -166,7 +165,7 @@ func TestNoIPv6(t *testing.T) {
 	for _, none := range []bool{false, true} {
 		r := n.Run(t, lab.Command{Args: []string{"xtables-legacy-multi", "ip6tables", "-S"}, NoIPv6: none})
 		if refused := strings.Contains(r.Stderr, "Address family not supported"); refused != none {
-			t.Errorf("without IPv6 %v: ip6tables says %q, and exits with %d", none, r.Stderr, r.Code)
+			t.Errorf("without IPv6 %v: ip6tables printed %q, exit code %d", none, r.Stderr, r.Code)
 		}
 	}
 }

@@ -8,36 +8,47 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 )
 
-// How long the outsider waits for an answer, which takes well below a
-// millisecond here: on a busy machine too where one is to come, and not longer
-// than need be where none is.
+// The time that the outsider waits for an answer, which takes well below a millisecond
+// here: long if one is expected, as the machine may be busy, short if none is.
 const (
 	Patient = 10 * time.Second
 	Brief   = 500 * time.Millisecond
 )
 
-// Listen serves TCP ports on all addresses of both families. Whoever connects
-// is greeted, and then hears what he says.
+// Listen serves TCP ports on all addresses of both families. Each client gets a greeting,
+// and then an echo of what it sends.
 func (n *Namespace) Listen(t testing.TB, ports ...uint16) {
 	t.Helper()
 	for _, port := range ports {
 		for _, network := range []string{"tcp4", "tcp6"} {
-			var l net.Listener
-			err := n.Do(func() (err error) {
-				l, err = net.Listen(network, fmt.Sprintf(":%d", port))
-				return err
-			})
-			if err != nil {
-				t.Fatalf("listening: %v", err)
-			}
-			t.Cleanup(func() { l.Close() })
-			go serve(l, port)
+			n.listen(t, network, "", port)
 		}
 	}
+}
+
+// ListenOn is Listen for one port of one address.
+func (n *Namespace) ListenOn(t testing.TB, address netip.Addr, port uint16) {
+	t.Helper()
+	n.listen(t, "tcp", address.String(), port)
+}
+
+func (n *Namespace) listen(t testing.TB, network, address string, port uint16) {
+	t.Helper()
+	var l net.Listener
+	err := n.Do(func() (err error) {
+		l, err = net.Listen(network, net.JoinHostPort(address, strconv.Itoa(int(port))))
+		return err
+	})
+	if err != nil {
+		t.Fatalf("listening: %v", err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go serve(l, port)
 }
 
 func serve(l net.Listener, port uint16) {
@@ -62,12 +73,12 @@ type Session struct {
 	r *bufio.Reader
 }
 
-// Dial connects from an address of the namespace, and waits to be greeted.
+// Dial connects from an address of the namespace, and waits for the greeting.
 func (n *Namespace) Dial(from, to netip.Addr, port uint16, wait time.Duration) (*Session, error) {
 	d := net.Dialer{
 		LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)),
 		Timeout:   wait,
-		KeepAlive: -1, // probes would speak for a session that is to be silent
+		KeepAlive: -1, // probes would be traffic of a silent session
 	}
 	s := &Session{}
 	err := n.Do(func() (err error) {
@@ -85,9 +96,15 @@ func (n *Namespace) Dial(from, to netip.Addr, port uint16, wait time.Duration) (
 	return s, nil
 }
 
-// Talk says something and waits to hear it.
-func (s *Session) Talk() error {
-	word := time.Now().String() + "\n"
+// errOther reports that another port than the dialled one answers.
+var errOther = errors.New("redirected")
+
+// Talk sends a line and waits for its echo.
+func (s *Session) Talk() error { return s.Say(time.Now().String()) }
+
+// Say is Talk with a given line.
+func (s *Session) Say(line string) error {
+	word := line + "\n"
 	if _, err := io.WriteString(s.c, word); err != nil {
 		return err
 	}
@@ -103,7 +120,7 @@ func (s *Session) hear(want string, wait time.Duration) error {
 		return err
 	}
 	if got != want {
-		return fmt.Errorf("heard %q, not %q", got, want)
+		return fmt.Errorf("%w: heard %q, not %q", errOther, got, want)
 	}
 	return nil
 }
@@ -111,17 +128,19 @@ func (s *Session) hear(want string, wait time.Duration) error {
 // Close ends the session.
 func (s *Session) Close() { s.c.Close() }
 
-// Reach tells whether a connection is answered by the port's listener.
+// Reach returns nil if the port's listener answers a connection.
 func (n *Namespace) Reach(from, to netip.Addr, port uint16, wait time.Duration) error {
 	s, err := n.Dial(from, to, port, wait)
 	if err == nil {
 		s.Close()
 	}
+	if errors.Is(err, errOther) {
+		err = nil
+	}
 	return err
 }
 
-// ListenUDP serves UDP ports on all addresses of both families. Whoever says
-// something hears it.
+// ListenUDP serves UDP ports on all addresses of both families, and echoes each datagram.
 func (n *Namespace) ListenUDP(t testing.TB, ports ...uint16) {
 	t.Helper()
 	for _, port := range ports {
@@ -155,8 +174,8 @@ func echo(c net.PacketConn) {
 
 // ReachUDP is Reach for one of ListenUDP's ports.
 func (n *Namespace) ReachUDP(from, to netip.Addr, port uint16, wait time.Duration) error {
-	// A port of its own each time: what belongs to an answered exchange passes
-	// a firewall by that alone.
+	// A new source port each time: a datagram of an answered exchange would pass a firewall
+	// as established.
 	d := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(from, 0))}
 	var c net.Conn
 	err := n.Do(func() (err error) {
@@ -167,7 +186,7 @@ func (n *Namespace) ReachUDP(from, to netip.Addr, port uint16, wait time.Duratio
 		return err
 	}
 	defer c.Close()
-	// A datagram may get lost, so it is said again meanwhile.
+	// A datagram may get lost, so it is sent again.
 	const again = 200 * time.Millisecond
 	word := time.Now().String()
 	buf := make([]byte, 1500)

@@ -16,9 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Namespace is a network namespace with a mount namespace of its own, in which
-// /sys shows that network. It has no name and is gone with the test's process,
-// however that ends.
+// Namespace is a network namespace with a mount namespace of its own, in which /sys shows
+// that network. It has no name and disappears with the test's process, however that ends.
 type Namespace struct {
 	net, mnt *os.File
 }
@@ -52,9 +51,8 @@ func NewNamespace(t testing.TB) *Namespace {
 	return n
 }
 
-// Do runs f on a thread inside the namespace. Sockets that f makes and
-// programs that it starts stay there; f must not start goroutines that count
-// on it.
+// Do runs f on a thread inside the namespace. Sockets and programs that f starts stay
+// there; goroutines that f starts do not.
 func (n *Namespace) Do(f func() error) error {
 	return onThread(func() error {
 		// A thread that shares its working directory may not change mounts.
@@ -71,8 +69,8 @@ func (n *Namespace) Do(f func() error) error {
 	})
 }
 
-// onThread runs f on a thread that ends with it: a goroutine that ends locked
-// takes its thread along, so no other goroutine ever sees its namespaces.
+// onThread runs f on a thread that ends with it: a goroutine that ends locked ends its
+// thread, so no other goroutine ever runs in its namespaces.
 func onThread(f func() error) error {
 	done := make(chan error)
 	go func() {
@@ -82,23 +80,23 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// Result is what a program left behind.
+// Result is the result of a program.
 type Result struct {
 	Stdout, Stderr string
 	Code           int
 }
 
-// Command is a program to be run in a namespace.
+// Command is a program to run in a namespace.
 type Command struct {
 	Args  []string // the program first
 	Env   []string // all of it; nil is the test's own
 	Dir   string
 	Stdin string
-	// NoIPv6 has the program see a kernel without IPv6.
+	// NoIPv6 hides IPv6 from the program.
 	NoIPv6 bool
-	// NoNamespaces has the program get no network namespace of its own.
+	// NoNamespaces denies the program a network namespace of its own.
 	NoNamespaces bool
-	// UID is the user and group that it runs as; 0 is root.
+	// UID is the user and group of the program; 0 is root.
 	UID uint32
 }
 
@@ -106,7 +104,7 @@ type Command struct {
 type Process struct {
 	cmd      *exec.Cmd
 	out, err bytes.Buffer
-	late     context.Context // over once the program took too long
+	late     context.Context // done once the program took too long
 	cancel   context.CancelFunc
 }
 
@@ -146,7 +144,7 @@ func (n *Namespace) Start(t testing.TB, c Command) *Process {
 	return p
 }
 
-// Wait waits for the program to end. One that has to be killed fails the test.
+// Wait waits for the program to end. A program that has to be killed fails the test.
 func (p *Process) Wait(t testing.TB) Result {
 	t.Helper()
 	r := p.End(t)
@@ -187,7 +185,7 @@ func (n *Namespace) Run(t testing.TB, c Command) Result {
 	return n.Start(t, c).Wait(t)
 }
 
-// MustRun runs a program that has to succeed, and gives its output.
+// MustRun runs a program that has to succeed, and returns its output.
 func (n *Namespace) MustRun(t testing.TB, args ...string) string {
 	t.Helper()
 	r := n.Run(t, Command{Args: args})
@@ -197,7 +195,7 @@ func (n *Namespace) MustRun(t testing.TB, args ...string) string {
 	return r.Stdout
 }
 
-// Bind mounts directory or file src on dst, for the namespace alone.
+// Bind mounts the directory or file src on dst, in the namespace only.
 func (n *Namespace) Bind(t testing.TB, src, dst string) {
 	t.Helper()
 	if err := n.Do(func() error { return unix.Mount(src, dst, "", unix.MS_BIND, "") }); err != nil {
@@ -205,8 +203,7 @@ func (n *Namespace) Bind(t testing.TB, src, dst string) {
 	}
 }
 
-// ReadOnly makes a directory one that nobody in the namespace can write to,
-// until undo is called.
+// ReadOnly makes a directory read-only in the namespace until undo is called.
 func (n *Namespace) ReadOnly(t testing.TB, dir string) (undo func()) {
 	t.Helper()
 	n.Bind(t, dir, dir)
@@ -223,8 +220,8 @@ func (n *Namespace) ReadOnly(t testing.TB, dir string) (undo func()) {
 	}
 }
 
-// Full makes a directory one of a file system that has no room left, for the
-// namespace alone, until undo is called. What was in the directory is there.
+// Full puts a directory on a full file system, in the namespace only, until undo is called.
+// Its contents stay there.
 func (n *Namespace) Full(t testing.TB, dir string) (undo func()) {
 	t.Helper()
 	err := n.Do(func() error {
@@ -243,20 +240,19 @@ func (n *Namespace) Full(t testing.TB, dir string) (undo func()) {
 	return func() {
 		t.Helper()
 		if err := n.Do(func() error { return unix.Unmount(dir, 0) }); err != nil {
-			t.Fatalf("making room in %s: %v", dir, err)
+			t.Fatalf("freeing space in %s: %v", dir, err)
 		}
 	}
 }
 
-// Entry is a directory, a regular file, or a symbolic link, whose data is
-// where it leads.
+// Entry is a directory, a regular file, or a symbolic link, whose data is its target.
 type Entry struct {
 	Path string // below the directory
 	Mode os.FileMode
 	Data []byte
 }
 
-// ReadTree reads what is below a directory.
+// ReadTree reads everything below a directory.
 func ReadTree(dir string) ([]Entry, error) {
 	var all []Entry
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
@@ -285,7 +281,7 @@ func ReadTree(dir string) ([]Entry, error) {
 	return all, err
 }
 
-// WriteTree makes below a directory what ReadTree read.
+// WriteTree writes below a directory what ReadTree has read.
 func WriteTree(dir string, all []Entry) error {
 	for _, e := range all {
 		path := filepath.Join(dir, e.Path)
@@ -311,7 +307,7 @@ func WriteTree(dir string, all []Entry) error {
 	return nil
 }
 
-// fill writes a file until there is no room.
+// fill writes a file until there is no space left.
 func fill(path string) error {
 	f, err := os.Create(path)
 	if err != nil {

@@ -5,13 +5,13 @@ import (
 	"time"
 )
 
-// News is what something under test tells of: that there is some, not what.
+// News records that something under test has reported an event, not which.
 type News chan struct{}
 
-// NewNews is none yet.
+// NewNews returns a News without an event.
 func NewNews() News { return make(News, 1) }
 
-// Tell is given to what is to tell. It does not wait.
+// Tell reports an event. It does not block.
 func (n News) Tell() {
 	select {
 	case n <- struct{}{}:
@@ -19,11 +19,11 @@ func (n News) Tell() {
 	}
 }
 
-// quietFor is how long nothing has to come for there to be none.
+// quietFor is the time without events after which there is none.
 const quietFor = 200 * time.Millisecond
 
-// Heard tells whether there is news: some is waited for, and none takes a while
-// to be sure of. The same news may come in several parts.
+// Heard reports whether there was an event within wait. One event may be reported several
+// times; Heard waits until it is quiet again.
 func (n News) Heard(wait time.Duration) bool {
 	select {
 	case <-n:
@@ -39,8 +39,7 @@ func (n News) Heard(wait time.Duration) bool {
 	}
 }
 
-// Want fails where there is no news though there should be some, or the other
-// way round.
+// Want fails if there is no event though one is expected, or an unexpected one.
 func (n News) Want(t testing.TB, of string, want bool) {
 	t.Helper()
 	wait := 10 * time.Second
@@ -48,6 +47,6 @@ func (n News) Want(t testing.TB, of string, want bool) {
 		wait = quietFor
 	}
 	if heard := n.Heard(wait); heard != want {
-		t.Errorf("%s: told %v, want %v", of, heard, want)
+		t.Errorf("%s: reported %v, want %v", of, heard, want)
 	}
 }

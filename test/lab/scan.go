@@ -13,17 +13,17 @@ import (
 	"time"
 )
 
-// Port is what nmap tells about a port: "open", "closed", "filtered",
-// "open|filtered" or "unfiltered", and why ("syn-ack", "reset", "no-response",
-// "admin-prohibited", ...).
+// Port is nmap's result for a port: "open", "closed", "filtered", "open|filtered" or
+// "unfiltered", and the reason ("syn-ack", "reset", "no-response", "admin-prohibited",
+// ...).
 type Port struct{ State, Reason string }
 
-// Silent tells whether nothing at all came back.
+// Silent reports whether there was no answer at all.
 func (p Port) Silent() bool { return p.Reason == "no-response" }
 
-// Nmap scans ports (in nmap's words: "-" is all, "22,80") of a host from one
-// of the namespace's addresses. What it lumps together, the most frequent
-// states, is in the result under port 0.
+// Nmap scans ports (in nmap's syntax: "-" is all, "22,80") of a host from one of the
+// namespace's addresses. The most frequent result, which nmap prints as a group, is under
+// port 0.
 func (n *Namespace) Nmap(t testing.TB, from, to netip.Addr, ports string, options ...string) map[uint16]Port {
 	t.Helper()
 	Need(t, "nmap")
@@ -51,7 +51,7 @@ func (n *Namespace) Nmap(t testing.TB, from, to netip.Addr, ports string, option
 	}
 	out := n.MustRun(t, args...)
 	if err := xml.Unmarshal([]byte(out), &doc); err != nil {
-		t.Fatalf("reading what %v printed: %v\n%s", args, err, out)
+		t.Fatalf("parsing the output of %v: %v\n%s", args, err, out)
 	}
 	found := map[uint16]Port{}
 	for _, p := range doc.Ports {
@@ -59,11 +59,10 @@ func (n *Namespace) Nmap(t testing.TB, from, to netip.Addr, ports string, option
 	}
 	for _, e := range doc.Extra {
 		for _, r := range e.Reasons {
-			// Where there is room to name them, as in "1-21,23,80-90", each
-			// port is named; the rest is one crowd.
+			// A short list names each port ("21,23,80"); a range is the group.
 			if strings.Count(r.Ports, ",") > 100 || strings.Contains(r.Ports, "-") {
 				if other, two := found[0]; two {
-					t.Fatalf("%v: two crowds of ports, %v and %v\n%s", args, other, r, out)
+					t.Fatalf("%v: two groups of ports, %v and %v\n%s", args, other, r, out)
 				}
 				found[0] = Port{e.State, r.Reason}
 				continue
@@ -90,13 +89,12 @@ const (
 	URG
 )
 
-// firstProbe is the source port of the probe without flags; the others follow
-// by their flags.
+// firstProbe is the source port of the probe without flags; the flags are added for the
+// others.
 const firstProbe = 20000
 
-// Flags sends to each port one TCP packet for each of the 256 combinations of
-// flags. It gives for each port the flags of the answers by the flags of the
-// probe.
+// Flags sends one TCP packet to each port for each of the 256 combinations of flags. It
+// returns for each port the flags of the answers, by the flags of the probe.
 func (n *Namespace) Flags(t testing.TB, from, to netip.Addr, ports ...uint16) map[uint16]map[uint8]uint8 {
 	t.Helper()
 	network := "ip4:tcp"
@@ -121,7 +119,7 @@ func (n *Namespace) Flags(t testing.TB, from, to netip.Addr, ports ...uint16) ma
 				t.Fatalf("sending flags %#02x to port %d: %v", flags, port, err)
 			}
 		}
-		// Silence for this long ends it: the answers are on the wire already.
+		// Stop after this much silence: the answers are already on the wire.
 		buf := make([]byte, 1500)
 		for {
 			c.SetReadDeadline(time.Now().Add(Brief / 2))
@@ -144,7 +142,7 @@ func (n *Namespace) Flags(t testing.TB, from, to netip.Addr, ports ...uint16) ma
 	return answers
 }
 
-// segment makes a TCP header with its checksum (RFC 9293).
+// segment returns a TCP header with its checksum (RFC 9293).
 func segment(from, to netip.Addr, srcPort, dstPort uint16, flags uint8) []byte {
 	h := make([]byte, 20)
 	binary.BigEndian.PutUint16(h[0:], srcPort)

@@ -13,8 +13,8 @@ const (
 	first  = 16 // and the low half of its first argument
 )
 
-// forbidIPv6 makes the kernel answer this thread, and what it starts, like one
-// that was booted with ipv6.disable=1: it knows no such sockets.
+// forbidIPv6 makes the kernel answer this thread and its children as if booted with
+// ipv6.disable=1: it supports no IPv6 sockets.
 func forbidIPv6() error {
 	return obey([]unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
@@ -26,9 +26,9 @@ func forbidIPv6() error {
 	})
 }
 
-// forbidNamespaces has this thread, and what it starts, get no new network
-// namespace, as in a container or under a sandbox. What clone3 is asked for is not
-// among its arguments: it is a call that this kernel does not know.
+// forbidNamespaces denies this thread and its children new network namespaces, as in a
+// container or a sandbox. The flags of clone3 are not among its register arguments, so it
+// fails as an unknown system call.
 func forbidNamespaces() error {
 	return obey([]unix.SockFilter{
 		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: number},
@@ -43,13 +43,13 @@ func forbidNamespaces() error {
 	})
 }
 
-// obey puts this thread, and what it starts, under a filter of system calls.
+// obey puts this thread and its children under a filter of system calls.
 func obey(filter []unix.SockFilter) error {
 	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	err := unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&prog)), 0, 0)
 	runtime.KeepAlive(filter)
 	if err != nil {
-		return fmt.Errorf("putting a thread under a filter of system calls: %w", err)
+		return fmt.Errorf("installing a seccomp filter: %w", err)
 	}
 	return nil
 }

@@ -1,6 +1,5 @@
-// Package meaning holds that a firewall means the same to all that have to do
-// with it: to the settings, to the rules that follow, and to every kernel that
-// they are loaded into.
+// Package meaning checks that a firewall has one meaning: in the settings, in the rules
+// compiled from them, and in every kernel that they are loaded into.
 package meaning
 
 import (
@@ -16,23 +15,23 @@ import (
 type generator struct {
 	*rand.Rand
 	now time.Time
-	has map[string]bool // what occurs
+	has map[string]bool // the Settings that occur
 }
 
-// Settings are everything that a generated firewall can have: each occurs
-// among some dozens of them.
+// Settings lists everything that a generated firewall can have: each occurs among some
+// dozens of firewalls.
 var Settings = []string{
 	"ping = yes", "ping = no", "drops = yes", "drops = no",
-	"closed", "trusted", "trusted glob", "guests", "no address",
-	"tcp", "udp", "range", "from one", "from several", "from IPv4 only", "from IPv6 only", "from all of a family",
-	"on any", "on public", "on private", "on virtual", "on a name", "on a glob", "until", "until, ended",
-	"pinned", "pinned to one family", "limited", "no limit", "nobody", "timed", "timed, ended", "two ports",
-	"probation", "probation, over", "probation without a rule",
-	"unlock", "unlock for some", "unlock --all", "unlock, ended",
+	"permanent address", "closed", "trusted", "trusted glob", "guests", "no address",
+	"tcp", "udp", "range", "from one", "from several", "from IPv4 only", "from IPv6 only", "from any address of a family",
+	"on any", "on public", "on private", "on virtual", "on a name", "on a glob", "until", "until, expired",
+	"pinned", "pinned to one family", "limited", "no limit", "SSH blocked", "timed", "timed, expired", "two ports",
+	"probation", "probation, expired", "probation without a rule",
+	"unlock", "unlock from sources", "unlock --all", "unlock, expired",
 }
 
-// Generate gives the firewall of a number, and which of Settings it has. The same
-// number gives the same, but for its times, which are hours before or behind now.
+// Generate returns the firewall of a number, and which of Settings it has. The same number
+// gives the same firewall, but for its times, which are hours before or after now.
 func Generate(number uint64, now time.Time) (firewall.Desired, []string) {
 	g := &generator{rand.New(rand.NewPCG(7, number)), now.UTC().Truncate(time.Second), map[string]bool{}}
 	d := g.desired()
@@ -45,10 +44,10 @@ func Generate(number uint64, now time.Time) (firewall.Desired, []string) {
 	return d, list
 }
 
-// one gives true once in n times.
+// one returns true once in n times.
 func (g *generator) one(n int) bool { return g.IntN(n) == 0 }
 
-// note says that a setting occurs.
+// note records that a setting occurs.
 func (g *generator) note(setting string) {
 	if !slices.Contains(Settings, setting) {
 		panic("not one of the settings: " + setting)
@@ -98,7 +97,12 @@ func (g *generator) desired() firewall.Desired {
 			d.Trusted = []string{"wg0"}
 		} else {
 			g.note("trusted glob")
-			d.Trusted = []string{"tun*", "eth7"}
+			d.Trusted = []string{"wg*", "eth7"}
+		}
+		for i := range d.Interfaces {
+			if d.Interfaces[i].Name == "wg0" {
+				d.Interfaces[i].Zone = firewall.TrustedZone
+			}
 		}
 	}
 	if g.one(3) {
@@ -106,7 +110,7 @@ func (g *generator) desired() firewall.Desired {
 		switch g.IntN(3) {
 		case 0:
 			u.From = g.sources()
-			g.note("unlock for some")
+			g.note("unlock from sources")
 		case 1:
 			u.All = true
 			g.note("unlock --all")
@@ -115,21 +119,22 @@ func (g *generator) desired() firewall.Desired {
 		}
 		if g.one(3) {
 			u.Until = g.now.Add(-time.Hour)
-			g.note("unlock, ended")
+			g.note("unlock, expired")
 		}
 		d.Unlock = u
 	}
+	d.Interfaces[1].IPv4 = g.pick("", firewall.Leased, firewall.Permanent)
 	return d
 }
 
-// until is an end, or none.
+// until returns an end time, or none.
 func (g *generator) until(setting string) time.Time {
 	switch g.IntN(5) {
 	case 0:
 		g.note(setting)
 		return g.now.Add(time.Duration(1+g.IntN(100)) * time.Hour)
 	case 1:
-		g.note(setting + ", ended")
+		g.note(setting + ", expired")
 		return g.now.Add(-time.Duration(1+g.IntN(100)) * time.Hour)
 	}
 	return time.Time{}
@@ -152,6 +157,8 @@ func (g *generator) interfaces() []firewall.Interface {
 			}
 			if i.Addresses == nil {
 				g.note("no address")
+			} else if i.IPv4 = g.pick("", firewall.NoIPv4, firewall.Leased, firewall.Permanent); i.IPv4 == firewall.Permanent {
+				g.note("permanent address")
 			}
 			list = append(list, i)
 		}
@@ -159,7 +166,7 @@ func (g *generator) interfaces() []firewall.Interface {
 	return list
 }
 
-// sources are one to three networks, in no order.
+// sources returns one to three networks in random order.
 func (g *generator) sources() []netip.Prefix {
 	ipv4 := []string{"198.51.100.7/32", "198.51.100.0/24", "198.51.100.128/25", "198.51.101.0/24", "10.0.0.0/8", "100.64.0.0/10", "192.0.2.77/32"}
 	ipv6 := []string{"2001:db8:7::7/128", "2001:db8:7::/64", "2001:db8:7:1::/64", "2001:db8::/32", "fd00::/8", "fe80::/10"}
@@ -174,7 +181,7 @@ func (g *generator) sources() []netip.Prefix {
 	return list
 }
 
-// service is a service, as settings write it; nil where it has a port of sshd's.
+// service returns a service as written in settings; nil if sshd uses one of its ports.
 func (g *generator) service(name string, sshPorts []uint16) *firewall.Service {
 	ports := g.pick("80", "443", "25", "53", "68", "546", "5353", "137", "8080-8090", "40000-40100", "1-21", "60000-65535")
 	proto := g.pick("tcp", "tcp", "udp")
@@ -220,7 +227,7 @@ func (g *generator) noteService(s firewall.Service) {
 	for _, p := range s.From {
 		families[firewall.FamilyOf(p)]++
 		if p.Bits() == 0 {
-			g.note("from all of a family")
+			g.note("from any address of a family")
 		}
 	}
 	switch n4, n6 := families[firewall.IPv4], families[firewall.IPv6]; {
@@ -247,7 +254,7 @@ func (g *generator) ssh() firewall.SSH {
 		g.note("timed")
 		if g.one(2) {
 			s.Timed = append(s.Timed, firewall.TimedSource{From: prefix("45.0.0.0/8"), Until: g.now.Add(-3 * time.Hour)})
-			g.note("timed, ended")
+			g.note("timed, expired")
 		}
 	}
 	switch g.IntN(4) {
@@ -266,13 +273,13 @@ func (g *generator) ssh() firewall.SSH {
 		}
 		return s
 	case 1:
-		g.note("nobody")
+		g.note("SSH blocked")
 		s.Nobody = true
 		return s
 	}
 	g.note("pinned")
 	s.Allow = g.sources()
-	if len(s.Nobodys()) > 0 {
+	if len(s.BlockedFamilies()) > 0 {
 		g.note("pinned to one family")
 	}
 	if g.one(2) {
@@ -281,7 +288,7 @@ func (g *generator) ssh() firewall.SSH {
 		switch g.IntN(3) {
 		case 0:
 			s.Probation.Until = g.now.Add(-time.Hour)
-			g.note("probation, over")
+			g.note("probation, expired")
 		case 1:
 			s.Probation.NoRule = true
 			g.note("probation without a rule")

@@ -15,30 +15,30 @@ import (
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/netsim"
 	"github.com/basicfw/basicfw-agent/agent/nftables"
 	"github.com/basicfw/basicfw-agent/agent/system"
-	"github.com/basicfw/basicfw-agent/agent/twin"
 	"github.com/basicfw/basicfw-agent/test/lab"
 	"github.com/basicfw/basicfw-agent/test/meaning"
 )
 
-// request is what is to be loaded, by what, and sent.
+// request is what to load with which backend, and what to send.
 type request struct {
 	Backend    string
 	Programs   string // the directory of iptables
 	Ruleset    firewall.Ruleset
-	Interfaces []twin.Interface
+	Interfaces []firewall.Interface
 	Packets    []firewall.Packet
 }
 
-// answer is what became of each packet, without rules and with them.
-type answer struct{ Free, Fates []twin.Fate }
+// answer is the fate of each packet, without rules and with them.
+type answer struct{ Free, Fates []netsim.Fate }
 
-// backends are what a ruleset is loaded by; those of iptables are named after
-// the program that is run by all its names.
+// backends are what loads a ruleset; those of iptables are named after their multi-call
+// binary.
 var backends = []string{"xtables-nft-multi", "xtables-legacy-multi", "nftables"}
 
-// inNamespace is the argument that has the test's program answer a request.
+// inNamespace is the argument that makes the test binary answer a request.
 const inNamespace = "in-namespace"
 
 func TestMain(m *testing.M) {
@@ -52,14 +52,14 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// respond loads and sends, in the network namespace that it is in.
+// respond loads and sends in the current network namespace.
 func respond() error {
 	var q request
 	if err := json.NewDecoder(os.Stdin).Decode(&q); err != nil {
 		return err
 	}
 	sys := &system.System{Programs: []string{q.Programs}}
-	t, err := twin.New(sys, firewall.Families[:], q.Interfaces)
+	t, err := netsim.New(sys, firewall.Families[:], q.Interfaces)
 	if err != nil {
 		return err
 	}
@@ -85,23 +85,22 @@ func load(sys *system.System, q request) error {
 		if err != nil {
 			return err
 		}
-		return b.Load(ctx, q.Ruleset, was)
+		return was.Snapshot.Load(ctx, q.Ruleset, false)
 	}
 	b := iptables.New(sys, firewall.Families[:])
 	was, err := b.Inspect(ctx, q.Ruleset)
 	if err != nil {
 		return err
 	}
-	return b.Load(ctx, q.Ruleset, was, false)
+	return was.Snapshot.Load(ctx, q.Ruleset, false)
 }
 
-// programs gives a directory in which the names of iptables are one of its
-// variants.
+// programs returns a directory in which the names of iptables are one of its variants.
 func programs(t *testing.T, backend string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if backend == "nftables" {
-		return dir // and needs none
+		return dir // empty: it needs no program
 	}
 	multi, err := exec.LookPath(backend)
 	if err != nil {
@@ -145,15 +144,15 @@ func need(t *testing.T) {
 	lab.Need(t, slices.DeleteFunc(slices.Clone(backends), func(b string) bool { return b == "nftables" })...)
 }
 
-// How many firewalls are generated, so that all that settings can say occurs, and
-// how many packets are drawn for each.
+// The number of firewalls, enough for all of Settings to occur, and of random packets for
+// each.
 const (
 	firewalls = 40
 	drawn     = 1500
 )
 
-// TestOneMeaning loads generated firewalls by each backend, sends the same
-// packets to each, and has the kernel do with each what the model says.
+// TestOneMeaning loads generated firewalls with each backend and sends the same packets to
+// each. The kernel has to do what the model says.
 func TestOneMeaning(t *testing.T) {
 	need(t)
 	now := time.Now()
@@ -190,36 +189,36 @@ func TestOneMeaning(t *testing.T) {
 			t.Errorf("%q occurs %d times", s, occurs[s])
 		}
 	}
-	// Each rule of the baseline decides about some.
+	// Each rule of the baseline decides some packets.
 	for _, rule := range []string{"loopback", "established", "trusted", "spoofed-loopback", "null", "new-not-syn", "xmas", "icmp-error", "invalid",
-		"ping", "dhcp", "guest-dns", "guest-dhcp", "ssh", "ssh-limit", "ssh-drop", "unlock", "broadcast", "multicast", "nd", "mld"} {
+		"ping", "dhcp", "guest-dns", "guest-dhcp", "ssh", "ssh-limit", "ssh-drop", "unlock", "broadcast", "multicast", "nd", "mld", "igmp"} {
 		for _, f := range firewall.Families {
-			if rule == "broadcast" && f == firewall.IPv6 || (rule == "nd" || rule == "mld") && f == firewall.IPv4 {
+			if (rule == "broadcast" || rule == "igmp") && f == firewall.IPv6 || (rule == "nd" || rule == "mld") && f == firewall.IPv4 {
 				continue
 			}
 			if by[fmt.Sprintf("%v true basicfw-%s", f, rule)]+by[fmt.Sprintf("%v false basicfw-%s", f, rule)] < 5 {
-				t.Errorf("%v: no packets come to basicfw-%s", f, rule)
+				t.Errorf("%v: too few packets reach basicfw-%s", f, rule)
 			}
 		}
 	}
 }
 
-// compare fails where the kernel does otherwise than the model says. What it
-// drops by itself, without any rules, is nothing to compare.
+// compare fails if the kernel does not do what the model says. What it drops without any
+// rules is not compared.
 func compare(t *testing.T, backend string, r firewall.Ruleset, now time.Time, packets []firewall.Packet, a answer, has []string) {
 	t.Helper()
 	differ, compared := 0, 0
 	for i, p := range packets {
 		v := r.Decide(p, now)
-		if a.Free[i] != twin.Passed && a.Fates[i] != twin.Passed {
+		if a.Free[i] != netsim.Passed && a.Fates[i] != netsim.Passed {
 			continue
 		}
 		compared++
-		if v.Accepted == (a.Fates[i] == twin.Passed) {
+		if v.Accepted == (a.Fates[i] == netsim.Passed) {
 			continue
 		}
 		if differ++; differ <= 5 {
-			t.Errorf("%s: passed %v, and the model says %+v: %+v\nthe settings have %q", backend, a.Fates[i] == twin.Passed, v, p, has)
+			t.Errorf("%s: passed %v, and the model says %+v: %+v\nthe settings have %q", backend, a.Fates[i] == netsim.Passed, v, p, has)
 		}
 	}
 	if differ > 5 {
@@ -230,8 +229,8 @@ func compare(t *testing.T, backend string, r firewall.Ruleset, now time.Time, pa
 	}
 }
 
-// TestLimits exceeds the limits: each source has its own, of IPv6 a /64, and the
-// owner none.
+// TestLimits exceeds the limits: each source has its own (IPv6: each /64), and the owner
+// none.
 func TestLimits(t *testing.T) {
 	need(t)
 	d := firewall.Desired{
@@ -244,7 +243,7 @@ func TestLimits(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	on := []twin.Interface{{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}}}
+	on := []firewall.Interface{{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}}}
 	var packets []firewall.Packet
 	var sources []string
 	add := func(source string, proto firewall.Proto, addresses ...string) {
@@ -262,7 +261,7 @@ func TestLimits(t *testing.T) {
 				case firewall.ICMPv6:
 					p.ICMPType = 128
 				}
-				p.State = twin.Unprovoked(p)
+				p.State = netsim.Unprovoked(p)
 				packets, sources = append(packets, p), append(sources, source)
 			}
 		}
@@ -283,7 +282,7 @@ func TestLimits(t *testing.T) {
 			passed, sent := map[string]int{}, map[string]int{}
 			for i, s := range sources {
 				sent[s]++
-				if a.Fates[i] == twin.Passed {
+				if a.Fates[i] == netsim.Passed {
 					passed[s]++
 				}
 			}

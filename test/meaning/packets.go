@@ -7,24 +7,24 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/twin"
+	"github.com/basicfw/basicfw-agent/agent/netsim"
 )
 
-// withinLimits is how many packets of one source a limit counts at most: fewer
-// than any generated limit allows at once.
+// withinLimits is the number of counted packets per source: fewer than any generated limit
+// allows at once.
 const withinLimits = 4
 
-// Interfaces are those that packets for a generated firewall come in on: the
-// host's own, and such that settings name or that nobody does.
-func Interfaces(d firewall.Desired) []twin.Interface {
-	var list []twin.Interface
+// Interfaces returns the interfaces on which packets for a generated firewall arrive: the
+// host's own, some that settings name, and one that no setting names.
+func Interfaces(d firewall.Desired) []firewall.Interface {
+	var list []firewall.Interface
 	for _, i := range d.Interfaces {
 		if i.Zone != firewall.LoopbackZone {
-			list = append(list, twin.Interface{Name: i.Name, Addresses: i.Addresses})
+			list = append(list, firewall.Interface{Name: i.Name, Addresses: i.Addresses})
 		}
 	}
 	for _, name := range []string{"eth7", "tun0", "br9", "other0"} {
-		list = append(list, twin.Interface{Name: name})
+		list = append(list, firewall.Interface{Name: name})
 	}
 	for i := range list {
 		if !slices.ContainsFunc(list[i].Addresses, func(p netip.Prefix) bool { return p.Addr().Is4() }) {
@@ -35,9 +35,9 @@ func Interfaces(d firewall.Desired) []twin.Interface {
 	return list
 }
 
-// Packets are of all kinds that a generated firewall, whose rules are r, may
-// tell apart: count that are drawn, and each combination of TCP's flags to some
-// ports. No limit of the rules is reached.
+// Packets returns packets of all kinds that a generated firewall with the rules r may
+// distinguish: count random ones, and each combination of TCP flags to some ports. No limit
+// of the rules is reached.
 func Packets(number uint64, d firewall.Desired, r firewall.Ruleset, now time.Time, count int) []firewall.Packet {
 	g := packeter{Rand: rand.New(rand.NewPCG(11, number)), interfaces: Interfaces(d), ports: portsOf(d)}
 	g.sources = sourcesOf(d)
@@ -50,7 +50,7 @@ func Packets(number uint64, d firewall.Desired, r firewall.Ruleset, now time.Tim
 			for flags := range 256 {
 				p := g.base(f)
 				p.Proto, p.DstPort, p.Flags = firewall.TCP, port, uint8(flags)
-				p.State = twin.Unprovoked(p)
+				p.State = netsim.Unprovoked(p)
 				all = append(all, p)
 			}
 		}
@@ -67,7 +67,7 @@ func Packets(number uint64, d firewall.Desired, r firewall.Ruleset, now time.Tim
 	})
 }
 
-// Source is what a limit takes for one source.
+// Source returns what a limit counts as one source.
 func Source(a netip.Addr) netip.Prefix {
 	bits := 32
 	if a.Is6() {
@@ -76,7 +76,7 @@ func Source(a netip.Addr) netip.Prefix {
 	return netip.PrefixFrom(a, bits).Masked()
 }
 
-// portsOf are ports of which something is said, those next to them, and others.
+// portsOf returns ports that the settings name, their neighbours, and others.
 func portsOf(d firewall.Desired) []uint16 {
 	list := []uint16{9, 23, 53, 67, 68, 137, 546, 547, 3306, 5353, 65535}
 	for _, s := range d.Services() {
@@ -88,8 +88,8 @@ func portsOf(d firewall.Desired) []uint16 {
 	return slices.DeleteFunc(list, func(p uint16) bool { return p == 0 })
 }
 
-// sourcesOf are addresses in the networks of which something is said, those next
-// to them, and others.
+// sourcesOf returns addresses in networks that the settings name, their neighbours, and
+// others.
 func sourcesOf(d firewall.Desired) map[firewall.Family][]netip.Addr {
 	var networks []netip.Prefix
 	for _, s := range d.Services() {
@@ -123,19 +123,19 @@ func sourcesOf(d firewall.Desired) map[firewall.Family][]netip.Addr {
 	return out
 }
 
-// packeter draws packets.
+// packeter generates random packets.
 type packeter struct {
 	*rand.Rand
-	interfaces []twin.Interface
+	interfaces []firewall.Interface
 	ports      []uint16
 	sources    map[firewall.Family][]netip.Addr
 	begun      int // connections of the host's own
 }
 
-// base is a packet on some interface from somebody, to an address of the host's.
+// base returns a packet on a random interface to an address of the host.
 func (g *packeter) base(f firewall.Family) firewall.Packet {
 	i := g.interfaces[g.IntN(len(g.interfaces))]
-	p := firewall.Packet{In: i.Name, Src: g.sources[f][g.IntN(len(g.sources[f]))], Dst: twin.LinkLocal, HopLimit: 64}
+	p := firewall.Packet{In: i.Name, Src: g.sources[f][g.IntN(len(g.sources[f]))], Dst: netsim.LinkLocal, HopLimit: 64}
 	for _, a := range i.Addresses {
 		if firewall.FamilyOf(a) == f {
 			p.Dst = a.Addr()
@@ -147,7 +147,7 @@ func (g *packeter) base(f firewall.Family) firewall.Packet {
 func (g *packeter) packet(f firewall.Family) firewall.Packet {
 	p := g.base(f)
 	p.DstPort = g.ports[g.IntN(len(g.ports))]
-	switch g.IntN(20) {
+	switch g.IntN(22) {
 	case 0, 1, 2, 3, 4, 5, 6:
 		p.Proto, p.Flags = firewall.TCP, uint8(firewall.SYN)
 	case 7, 8:
@@ -163,7 +163,7 @@ func (g *packeter) packet(f firewall.Family) firewall.Packet {
 	case 13, 14, 15:
 		g.icmp(&p)
 	case 16:
-		p.Proto = twin.OtherProto
+		p.Proto = netsim.OtherProto
 	case 17:
 		g.reply(&p)
 	case 18: // with a wrong checksum
@@ -176,17 +176,40 @@ func (g *packeter) packet(f firewall.Family) firewall.Packet {
 		if f == firewall.IPv6 {
 			p.Src, p.Dst = netip.IPv6Loopback(), netip.IPv6Loopback()
 		}
+	case 20: // from outside to what listens on loopback; the kernel drops ::1 itself
+		p.Proto, p.Flags = firewall.TCP, uint8(firewall.SYN)
+		if p.Src.Is4() {
+			p.Dst = netip.AddrFrom4([4]byte{127, 0, 0, byte(1 + g.IntN(60))})
+		}
+		if g.IntN(4) == 0 { // ICMP errors are accepted later
+			p.Proto, p.Flags, p.ICMPType, p.State = icmpProto(p), 0, 3, firewall.TrackedInvalid
+		}
+	case 21:
+		p.Proto = firewall.UDP
+		p.DstPort = 546
+		if p.Src.Is4() {
+			p.Proto = firewall.IGMP
+			if g.IntN(3) > 0 {
+				p.Dst, p.DstType = netip.AddrFrom4([4]byte{224, 0, 0, 1}), firewall.Multicast
+			}
+		} else if g.IntN(2) == 0 {
+			p.Dst = netsim.LinkLocal
+		}
 	}
 	if p.Proto != firewall.TCP && p.Proto != firewall.UDP {
 		p.DstPort = 0
 	}
 	if p.State == "" {
-		p.State = twin.Unprovoked(p)
+		p.State = netsim.Unprovoked(p)
 	}
 	return p
 }
 
-// toMany sends it to all, or to some.
+func icmpProto(p firewall.Packet) firewall.Proto {
+	return firewall.ByFamily(p.Family(), firewall.ICMP, firewall.ICMPv6)
+}
+
+// toMany makes it a broadcast or a multicast.
 func (g *packeter) toMany(p *firewall.Packet) {
 	switch {
 	case p.Src.Is6():
@@ -217,7 +240,7 @@ func (g *packeter) icmp(p *firewall.Packet) {
 	}
 }
 
-// reply is one to what the host begins.
+// reply makes it a reply to a connection of the host.
 func (g *packeter) reply(p *firewall.Packet) {
 	g.begun++
 	p.State = firewall.TrackedEstablished

@@ -15,8 +15,8 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// beside is a container with programs in it that write rules, and the program,
-// which leaves them in peace.
+// beside is a container whose programs write rules, and the agent, which leaves these
+// unchanged.
 type beside struct {
 	*Container
 	lab    *lab.Lab
@@ -25,8 +25,8 @@ type beside struct {
 	ssh    *attempts
 }
 
-// newBeside starts the container with the programs of a directory. Its host listens on 22, 80, 443 and the hidden
-// ports.
+// newBeside starts the container with the programs of a directory. Its host listens on 22,
+// 80, 443 and the hidden ports.
 func newBeside(t *testing.T, root, programs string) *beside {
 	t.Helper()
 	l := lab.New(t)
@@ -46,12 +46,12 @@ func (b *beside) bootstrap(t *testing.T) {
 	b.Must(t, "basicfw-agent bootstrap --profile web-only --client-ip "+b.lab.Client.String())
 }
 
-// whole checks that our rules, files and service are as they were decided, and
-// says when. They may have to be repaired first.
+// whole checks that our rules, files and service are as configured. They may have to be
+// repaired first.
 func (b *beside) whole(t *testing.T, when string) {
 	t.Helper()
 	t.Log(when)
-	until(t, 30*time.Second, "all of ours "+when, func() error {
+	until(t, 30*time.Second, "our rules, files and service "+when, func() error {
 		if out, code := b.Run(t, "basicfw-agent verify"); code != 0 {
 			return fmt.Errorf("%s", out)
 		}
@@ -64,8 +64,7 @@ func (b *beside) whole(t *testing.T, when string) {
 	}
 }
 
-// steady checks that since then closed ports were silent and sshd was there for
-// the client.
+// steady checks that since then closed ports were silent and sshd answered the client.
 func (b *beside) steady(t *testing.T, when string, since time.Time) {
 	t.Helper()
 	if a := b.prober.Answers(since, hidden...); len(a) > 0 {
@@ -77,17 +76,16 @@ func (b *beside) steady(t *testing.T, when string, since time.Time) {
 		}
 		return nil
 	})
-	// On a busy computer some come too late.
+	// On a busy computer some attempts are late.
 	if tries, failed := b.ssh.since(t, since); len(failed) > max(2, tries/20) {
 		t.Errorf("%s: of %d attempts to reach sshd %d failed: %q", when, tries, len(failed), failed)
 	}
 }
 
-// refused waits until a connection is turned away; the kernel does not say so to
-// each.
+// refused waits until a connection is refused; the kernel does not report that for each.
 func (b *beside) refused(t *testing.T, when string, from, to netip.Addr, port uint16) {
 	t.Helper()
-	until(t, 30*time.Second, fmt.Sprintf("%s: %v to be turned away from port %d", when, from, port), func() error {
+	until(t, 30*time.Second, fmt.Sprintf("%s: %v to be refused at port %d", when, from, port), func() error {
 		if b.lab.Outsider.Reach(from, to, port, lab.Brief) == nil {
 			return errors.New("it answers")
 		}
@@ -103,8 +101,8 @@ func (b *beside) reached(t *testing.T, when string, from, to netip.Addr, port ui
 	})
 }
 
-// TestBeside has others at work beside the program: what they made stays, what
-// is ours too, whoever of them starts anew.
+// TestBeside runs other programs that write rules. Their rules stay and so do ours,
+// whichever program is restarted.
 func TestBeside(t *testing.T) {
 	lab.Need(t, "ip", "nft", "mmdebstrap", "systemd-nspawn", "nsenter")
 	cache, err := filepath.Abs("../../.cache/vm")
@@ -117,7 +115,7 @@ func TestBeside(t *testing.T) {
 		run(t, 10*time.Minute, "env", "CGO_ENABLED=0", "go", "build", "-o", filepath.Join(dir, name), "github.com/basicfw/basicfw-agent/"+what)
 	}
 	for name, test := range map[string]func(*testing.T, *beside){
-		"fail2ban": testFail2ban, "docker": testDockerUnit, "firewalld, later": testLater, "who loads files": testLoaders} {
+		"fail2ban": testFail2ban, "docker": testDockerUnit, "firewalld started later": testLater, "programs that load rule files": testLoaders} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			test(t, newBeside(t, root, dir))
@@ -125,7 +123,7 @@ func TestBeside(t *testing.T) {
 	}
 }
 
-// jails are two of fail2ban's: one bans by iptables, the other by nftables.
+// jails configures two jails of fail2ban: one bans with iptables, the other with nftables.
 const jails = `[DEFAULT]
 backend = polling
 logpath = /var/log/lab.log
@@ -194,20 +192,20 @@ func testFail2ban(t *testing.T, b *beside) {
 	banned("banned again")
 	b.steady(t, "fail2ban", since)
 	if out, code := b.Run(t, "grep -l -E 'f2b|"+b.lab.Stranger.V4.String()+"' /etc/sysconfig/ip*tables /var/lib/basicfw/*.json"); code == 0 {
-		t.Errorf("a ban is kept in %s", out)
+		t.Errorf("a ban is persisted in %s", out)
 	}
 	b.Must(t, "basicfw-agent uninstall")
 	banned("after uninstall")
 	b.Must(t, "fail2ban-client reload")
 	banned("after uninstall, and a reload")
 	if out, code := b.Run(t, "grep -E ' (ERROR|CRITICAL) ' /var/log/fail2ban.log"); code == 0 {
-		t.Errorf("fail2ban has complained:\n%s", out)
+		t.Errorf("fail2ban logged errors:\n%s", out)
 	}
 }
 
-// testDockerUnit has Docker's service started anew, with a port published.
+// testDockerUnit restarts Docker's service while a port is published.
 func testDockerUnit(t *testing.T, b *beside) {
-	// Docker sets what its network has to do, and makes control groups.
+	// Docker sets kernel parameters of its network, and makes control groups.
 	for unit, command := range map[string]string{
 		"docker": "dockerd -H fd:// --containerd=/run/containerd/containerd.sock", "containerd": "containerd"} {
 		write(t, b.root+"/etc/systemd/system/"+unit+".service.d/lab.conf", "[Service]\nPrivateMounts=yes\nExecStart=\n"+
@@ -246,7 +244,7 @@ func testDockerUnit(t *testing.T, b *beside) {
 	}
 	b.steady(t, "docker", since)
 	if out, code := b.Run(t, "grep -i docker /etc/sysconfig/ip*tables | grep -v BASICFW-"); code == 0 {
-		t.Errorf("Docker's rules are kept:\n%s", out)
+		t.Errorf("Docker's rules are persisted:\n%s", out)
 	}
 	b.Must(t, "basicfw-agent uninstall")
 	works("after uninstall")
@@ -255,8 +253,8 @@ func testDockerUnit(t *testing.T, b *beside) {
 	b.Must(t, "docker rm -f db; systemctl stop docker.socket docker containerd")
 }
 
-// testLater has the owner start firewalld on a machine that is closed, and want
-// both, over a boot.
+// testLater starts firewalld on a closed machine whose administrator wants both, over a
+// boot.
 func testLater(t *testing.T, b *beside) {
 	b.bootstrap(t)
 	b.whole(t, "after bootstrap")
@@ -267,11 +265,11 @@ func testLater(t *testing.T, b *beside) {
 	beside := func(when string) {
 		t.Helper()
 		b.whole(t, when)
-		if out, code := b.Run(t, "basicfw-agent open 8443/tcp"); code != 1 || !strings.Contains(out, "firewalld manages the firewall of this machine too") {
+		if out, code := b.Run(t, "basicfw-agent open 8443/tcp"); code != 1 || !strings.Contains(out, "the firewall of this machine is also managed by firewalld") {
 			t.Errorf("%s: a change: exit code %d\n%s", when, code, out)
 		}
 		if out, _ := b.Run(t, "basicfw-agent status --json"); !strings.Contains(strings.Join(strings.Fields(out), ""), `"conflicts":["firewalld"]`) {
-			t.Errorf("%s: status knows nothing of it:\n%s", when, out)
+			t.Errorf("%s: status does not show the conflict:\n%s", when, out)
 		}
 		if out, _ := b.Run(t, "systemctl is-enabled firewalld basicfw-agent; systemctl is-active firewalld basicfw-agent"); out != "enabled\nenabled\nactive\nactive\n" {
 			t.Errorf("%s: the units are %q", when, out)
@@ -280,12 +278,12 @@ func testLater(t *testing.T, b *beside) {
 			until(t, 30*time.Second, when+": sshd to answer the client", func() error { return connect(b.wire, b.lab.Client.Like(to), to, 22) })
 		}
 	}
-	beside("beside firewalld")
+	beside("with firewalld")
 	b.Must(t, "firewall-cmd -q --reload")
 	beside("after firewalld's reload")
-	// What it flushes is told, and put back.
-	if out := b.Must(t, "journalctl -b -u basicfw-agent --no-pager"); !strings.Contains(out, "were flushed by others, and are put back") {
-		t.Errorf("the log does not tell of what was flushed:\n%s", out)
+	// The flush is logged, and repaired.
+	if out := b.Must(t, "journalctl -b -u basicfw-agent --no-pager"); !strings.Contains(out, "another program flushed the") {
+		t.Errorf("the log does not report the flush:\n%s", out)
 	}
 	if a := b.prober.Answers(since, hidden...); len(a) > 0 {
 		t.Errorf("closed ports answered %d times, first %v", len(a), a[0])
@@ -304,8 +302,8 @@ func testLater(t *testing.T, b *beside) {
 	}
 }
 
-// iptablesServices are the two units of iptables-services, and their script: a
-// stop takes all rules away, and sets the policies to ACCEPT.
+// iptablesServices installs the two units of iptables-services and their script: a stop
+// removes all rules and sets the policies to ACCEPT.
 const iptablesServices = `
 mkdir -p /usr/libexec/iptables
 cat >/usr/libexec/iptables/init <<'EOF'
@@ -359,14 +357,14 @@ systemctl -q enable iptables ip6tables
 systemctl start iptables ip6tables
 `
 
-// testLoaders has services that load rules from files: those of netfilter-persistent
-// and of iptables-services, where our rules are, and nftables' own. They stay.
+// testLoaders adds services that load rules from files: netfilter-persistent and
+// iptables-services, whose files hold our rules, and nftables. They stay.
 func testLoaders(t *testing.T, b *beside) {
 	const rules = "{ iptables-save; ip6tables-save; } | sed -e 's/\\[.*\\]//' -e '/^[#*]/d' -e '/^COMMIT/d' -e '/^:[A-Z]* ACCEPT/d'"
 	for _, l := range []struct {
 		name, setUp, units string
-		harmless           []string // what changes nothing
-		flushes            []string // what takes our rules away
+		harmless           []string // commands that change no rule
+		flushes            []string // commands that remove our rules
 	}{
 		{"netfilter-persistent", "rmdir /etc/sysconfig; for p in /packages/*.deb; do dpkg-deb --fsys-tarfile $p | tar -C / -x --keep-directory-symlink; done; systemctl daemon-reload; systemctl -q enable netfilter-persistent; systemctl start netfilter-persistent", "netfilter-persistent",
 			[]string{"systemctl restart netfilter-persistent", "netfilter-persistent save", "systemctl stop netfilter-persistent"},
@@ -398,7 +396,7 @@ func testLoaders(t *testing.T, b *beside) {
 			b.whole(t, "after "+what)
 		}
 		if now := b.Must(t, rules); now != ours {
-			t.Errorf("beside %s the rules became\n%s\nand were\n%s", l.name, now, ours)
+			t.Errorf("with %s the rules became\n%s\nand were\n%s", l.name, now, ours)
 		}
 		b.Must(t, "systemctl start "+l.units)
 		b.whole(t, "after a start")
@@ -406,23 +404,23 @@ func testLoaders(t *testing.T, b *beside) {
 		since = time.Now()
 		b.whole(t, "after a boot")
 		if now := b.Must(t, rules); now != ours {
-			t.Errorf("after a boot beside %s the rules are\n%s\nand were\n%s", l.name, now, ours)
+			t.Errorf("after a boot with %s the rules are\n%s\nand were\n%s", l.name, now, ours)
 		}
 		b.Must(t, "systemctl is-active "+l.units)
 		if out, code := b.Run(t, "journalctl -b -u basicfw-agent --no-pager | grep -E 'level=(warning|error)'"); code == 0 {
-			t.Errorf("beside %s the service has complained:\n%s", l.name, out)
+			t.Errorf("with %s the service logged warnings or errors:\n%s", l.name, out)
 		}
-		b.steady(t, "after a boot beside "+l.name, since)
+		b.steady(t, "after a boot with "+l.name, since)
 		b.Must(t, "basicfw-agent uninstall")
 		if now := b.Must(t, rules); now != before {
-			t.Errorf("after uninstall beside %s the rules are\n%s\nand were\n%s", l.name, now, before)
+			t.Errorf("after uninstall with %s the rules are\n%s\nand were\n%s", l.name, now, before)
 		}
 		b.Must(t, "systemctl -q disable --now "+l.units)
 		b.lab.Host.MustRun(t, "nft", "flush", "ruleset")
 	}
 }
 
-// reboot boots the container on a network that knows no rules.
+// reboot boots the container on a network without rules.
 func (b *beside) reboot(t *testing.T) {
 	t.Helper()
 	b.Stop(t)

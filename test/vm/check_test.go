@@ -21,20 +21,19 @@ import (
 	"github.com/basicfw/basicfw-agent/test/vm/wire"
 )
 
-// message is what users see at login until the machine is closed.
+// message is the login message until the machine is closed.
 const message = "/etc/motd.d/basicfw-bootstrap"
 
-// hidden are ports of no profile, with a listener behind each, that the prober
-// looks at through every boot.
+// hidden are listening ports of no profile, which the prober probes through every boot.
 var hidden = []uint16{3306, 8080}
 
-// Waiting times. A machine that is emulated answers late when it is busy.
+// Timeouts. An emulated machine that is busy answers late.
 const (
-	answerLimit = 30 * time.Second // for what has to answer
-	silence     = 3 * time.Second  // of what must not
+	answerLimit = 30 * time.Second // for a port that has to answer
+	silence     = 3 * time.Second  // of a port that must not
 )
 
-// site is a place for one machine, and what is known about who may do what.
+// site is the network of one machine, with its allowed clients.
 type site struct {
 	wire     *Wire
 	download *Download
@@ -42,10 +41,10 @@ type site struct {
 	key      string // file of the SSH key that may log in
 	network  string // the unit that brings up the machine's interface
 	backend  backend
-	anyone   bool // SSH is for anyone, and not for the client alone
+	anyone   bool // SSH is open to any address, not to the client alone
 }
 
-// newSite makes a site whose prober looks at the hidden ports and at others.
+// newSite makes a site whose prober probes the hidden ports and others.
 func newSite(t *testing.T, b built, ports ...uint16) *site {
 	t.Helper()
 	w := NewWire(t)
@@ -55,7 +54,7 @@ func newSite(t *testing.T, b built, ports ...uint16) *site {
 	return s
 }
 
-// start starts the machine and waits for its first boot to end.
+// start starts the machine and waits until its first boot is finished.
 func (s *site) start(t *testing.T, image Image, userData string) *Machine {
 	t.Helper()
 	m := Start(t, image, s.wire, Seed{
@@ -84,13 +83,13 @@ func greeting(port uint16) string {
 	return wire.Greeting(strconv.Itoa(int(port)))
 }
 
-// accepted are the prober's connections that a listener took.
+// accepted returns the prober's connections that were accepted.
 func (s *site) accepted(since time.Time, ports ...uint16) []Answer {
 	return slices.DeleteFunc(s.prober.Answers(since, ports...), func(a Answer) bool { return a.Reset })
 }
 
-// checkSilent checks that the prober heard nothing since then of the ports
-// that are closed to it, not even a refusal.
+// checkSilent checks that the prober got no answer from closed ports since then, not even a
+// refusal.
 func (s *site) checkSilent(t *testing.T, since time.Time) {
 	t.Helper()
 	closed := hidden
@@ -102,10 +101,14 @@ func (s *site) checkSilent(t *testing.T, since time.Time) {
 	}
 }
 
-// checkBoot checks what has to hold for each boot of a machine that is closed.
+// checkBoot checks what has to hold at each boot of a closed machine.
 func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 	t.Helper()
-	s.checkCloudInit(t, m)
+	units := []string{"systemd-networkd", s.network}
+	if m.cloudInit {
+		units = append(units, "cloud-init-local")
+		s.checkCloudInit(t, m)
+	}
 	s.checkSilent(t, since)
 	if out, _ := m.Run(t, "journalctl -b --no-pager | grep -i 'ordering cycle'"); out != "" {
 		t.Errorf("the journal has an ordering cycle:\n%s", out)
@@ -114,15 +117,15 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 	if listening := moment(t, m, "lab-listen", "ActiveEnter"); listening > ready {
 		t.Errorf("the listeners were ready at %d us, after the firewall at %d us: the prober's silence proves less", listening, ready)
 	}
-	for _, unit := range []string{"cloud-init-local", "systemd-networkd", s.network} {
+	for _, unit := range units {
 		if began := moment(t, m, unit, "InactiveExit"); began < ready {
 			t.Errorf("%s began at %d us, before the firewall was ready at %d us", unit, began, ready)
 		}
 	}
 	if out := m.Must(t, "cat /run/lab-rules"); strings.Count(out, s.backend.table) != s.backend.tables {
-		t.Errorf("the rules that stood before the network:\n%s", out)
+		t.Errorf("the rules loaded before the network:\n%s", out)
 	}
-	// The kernel is silent about links; networkd tells of whatever comes up.
+	// The kernel logs nothing about links; networkd logs each that comes up.
 	out := m.Must(t, "journalctl -b -o json --output-fields=MESSAGE -u systemd-networkd | grep ': Link UP' | grep -v '\"lo: '")
 	for _, line := range strings.Split(strings.TrimSpace(out), "\n") {
 		var entry struct {
@@ -138,8 +141,8 @@ func (s *site) checkBoot(t *testing.T, m *Machine, since time.Time) {
 	}
 }
 
-// moment is when a unit began (InactiveExit) or was there (ActiveEnter) in this
-// boot, in microseconds since the kernel began.
+// moment returns when a unit began (InactiveExit) or became active (ActiveEnter) in this
+// boot, in microseconds since the kernel started.
 func moment(t *testing.T, m *Machine, unit, property string) int {
 	t.Helper()
 	out := strings.TrimSpace(m.Must(t, "systemctl show --value -p "+property+"TimestampMonotonic "+unit))
@@ -150,21 +153,21 @@ func moment(t *testing.T, m *Machine, unit, property string) int {
 	return us
 }
 
-// checkCloudInit checks that cloud-init has ended, and well.
+// checkCloudInit checks that cloud-init has finished without errors.
 func (s *site) checkCloudInit(t *testing.T, m *Machine) {
 	t.Helper()
 	if out, code := m.Run(t, "cloud-init status --wait --long"); code != 0 || !strings.Contains(out, "status: done") {
 		t.Errorf("cloud-init status: exit code %d\n%s", code, out)
 	}
 	if out := m.Must(t, "systemctl list-jobs --no-legend"); out != "" && !strings.Contains(out, "No jobs") {
-		t.Errorf("there is something that still waits to be started: %s", out)
+		t.Errorf("jobs are still waiting: %s", out)
 	}
 }
 
-// checkSchema checks that cloud-init finds nothing wrong with user-data.
+// checkSchema checks that cloud-init accepts user-data.
 func checkSchema(t *testing.T, m *Machine, file string) {
 	t.Helper()
-	// Before cloud-init 22.2 the command was among those for its developers.
+	// Before cloud-init 22.2 the command was among the developer commands.
 	out, code := m.Run(t, `schema=schema
 		cloud-init schema --help >/dev/null 2>&1 || schema='devel schema'
 		cloud-init $schema --config-file `+file+`; rc=$?; grep 'Invalid cloud-config' /var/log/cloud-init.log; exit $rc`)
@@ -173,8 +176,7 @@ func checkSchema(t *testing.T, m *Machine, file string) {
 	}
 }
 
-// checkProtected checks what can be reached and what the program says of
-// itself.
+// checkProtected checks which ports are reachable and what status reports.
 func (s *site) checkProtected(t *testing.T, m *Machine, open []uint16) {
 	t.Helper()
 	since := time.Now()
@@ -210,14 +212,14 @@ func (s *site) checkProtected(t *testing.T, m *Machine, open []uint16) {
 		t.Errorf("basicfw-agent verify: exit code %d\n%s", code, out)
 	}
 	if n := flows(t, m); n < 65536 {
-		t.Errorf("conntrack's table has room for %d flows only", n)
+		t.Errorf("the conntrack table has only %d entries", n)
 	}
 	if out, code := m.Run(t, "rpm -V basicfw-agent"); code != 0 || out != "" {
 		t.Errorf("rpm -V: exit code %d\n%s", code, out)
 	}
 }
 
-// flows is the size of conntrack's table.
+// flows returns the size of the conntrack table.
 func flows(t *testing.T, m *Machine) int {
 	t.Helper()
 	n, err := strconv.Atoi(strings.TrimSpace(m.Must(t, "cat /proc/sys/net/netfilter/nf_conntrack_max")))
@@ -227,8 +229,8 @@ func flows(t *testing.T, m *Machine) int {
 	return n
 }
 
-// checkReach connects to each port that has a listener, over both families,
-// as the client and as a stranger.
+// checkReach connects to each listening port over both families, as the client and as a
+// stranger.
 func (s *site) checkReach(t *testing.T, open []uint16) {
 	t.Helper()
 	var all sync.WaitGroup
@@ -272,15 +274,14 @@ func (s *site) checkLogin(t *testing.T) {
 	}
 }
 
-// login runs a command over SSH from an address, and gives what it prints and
-// its exit code.
+// login runs a command over SSH from an address, and returns its output and exit code.
 func (s *site) login(t *testing.T, from netip.Addr, command string, limit time.Duration) (string, int) {
 	t.Helper()
 	r := s.wire.Outsider.Run(t, lab.Command{Args: append([]string{"ssh"}, s.ssh(from, limit, command)...)})
 	return r.Stdout + r.Stderr, r.Code
 }
 
-// ssh are the arguments to log in with from an address.
+// ssh returns the arguments of ssh for a login from an address.
 func (s *site) ssh(from netip.Addr, limit time.Duration, more ...string) []string {
 	return append([]string{"-i", s.key, "-b", from.String(), "-F", "none",
 		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
@@ -296,7 +297,7 @@ func read(t *testing.T, file string) string {
 	return string(data)
 }
 
-// sum is a file's SHA-256 in hexadecimal.
+// sum returns a file's SHA-256 in hexadecimal.
 func sum(t *testing.T, file string) string {
 	t.Helper()
 	h := sha256.Sum256([]byte(read(t, file)))

@@ -16,12 +16,12 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// containerPackages are those of a system that runs in a container: no kernel,
-// and other programs that manage the firewall, or write rules.
+// containerPackages are the packages of a container: no kernel, and other programs that
+// manage the firewall or write rules.
 const containerPackages = "systemd,systemd-sysv,dbus,iproute2,iptables,nftables,openssh-server,ufw,firewalld,shorewall,shorewall6," +
 	"fail2ban,docker.io"
 
-// customizeContainer is run by mmdebstrap with the directory of the new system.
+// customizeContainer is run by mmdebstrap with the root directory of the new system.
 const customizeContainer = `#!/bin/sh
 set -e
 echo host >"$1/etc/hostname"
@@ -35,8 +35,8 @@ chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-ba
 rm -r "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
 `
 
-// BuildRoot makes the directory of a system for containers below dir, or takes
-// the one that an earlier run made by the same recipe.
+// BuildRoot builds a root directory for containers below dir, or returns the one that an
+// earlier run built by the same recipe.
 func BuildRoot(t testing.TB, dir string) string {
 	t.Helper()
 	recipe := sha256.Sum256([]byte(containerPackages + customizeContainer))
@@ -62,20 +62,19 @@ func BuildRoot(t testing.TB, dir string) string {
 	return out
 }
 
-// Container is a system that systemd-nspawn boots, with the lab's host for its
-// network: what listens there may be the test.
+// Container is a system booted by systemd-nspawn on the network of the lab's host. What
+// listens there may be the test.
 type Container struct {
 	lab   *lab.Lab
 	root  string
 	net   *os.File
 	group string
-	ended chan struct{} // closed when systemd-nspawn has ended; nil is not started
+	ended chan struct{} // closed when systemd-nspawn has ended; nil if not started
 	pid   int           // of systemd-nspawn
 	first string        // the process ID of its first process
 }
 
-// StartContainer boots a copy of a system on the host of a lab, until the test
-// ends.
+// StartContainer boots a copy of a system on a lab's host until the test ends.
 func StartContainer(t testing.TB, l *lab.Lab, root string) *Container {
 	t.Helper()
 	c := &Container{lab: l, root: t.TempDir() + "/root"}
@@ -102,11 +101,11 @@ func StartContainer(t testing.TB, l *lab.Lab, root string) *Container {
 	return c
 }
 
-// Start boots the container, and waits for the end of that.
+// Start boots the container and waits until the boot is finished.
 func (c *Container) Start(t testing.TB) {
 	t.Helper()
-	// systemd in there takes the control group that it finds itself in for the
-	// root of all. One of its own keeps it from those of another container.
+	// systemd takes the control group it runs in for the root. A group of its own separates
+	// it from other containers.
 	script := `for d in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified; do
 	[ -e $d/cgroup.procs ] || continue
 	mkdir $d/$0 && echo $$ >$d/$0/cgroup.procs || exit
@@ -115,8 +114,8 @@ exec "$@"`
 	cmd := exec.Command("sh", "-c", script, c.group, "systemd-nspawn", "-q", "-D", c.root, "--register=no", "--keep-unit",
 		fmt.Sprintf("--network-namespace-path=/proc/%d/fd/%d", os.Getpid(), c.net.Fd()), "--capability=CAP_NET_ADMIN",
 		"--system-call-filter=bpf add_key keyctl", "-b") // for Docker's containers
-	// It shuts the container down when the test ends, however it does. The
-	// signal comes when the thread ends that started it.
+	// The signal shuts the container down when the test ends, however it does. It is sent
+	// when the thread that started the program ends.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	console, err := os.Create(filepath.Join(filepath.Dir(c.root), "console"))
 	if err != nil {
@@ -193,8 +192,7 @@ func (c *Container) Stop(t testing.TB) {
 	})
 }
 
-// Run runs a script in the container, and gives what it printed and its exit
-// code.
+// Run runs a script in the container, and returns its output and exit code.
 func (c *Container) Run(t testing.TB, script string) (string, int) {
 	t.Helper()
 	cmd := exec.Command("nsenter", "-t", c.first, "-m", "-u", "-i", "-n", "-p", "-C", "--", "/bin/sh", "-c", script)
@@ -205,7 +203,7 @@ func (c *Container) Run(t testing.TB, script string) (string, int) {
 	return string(out), cmd.ProcessState.ExitCode()
 }
 
-// Must runs a script that has to succeed, and gives what it printed.
+// Must runs a script that has to succeed, and returns its output.
 func (c *Container) Must(t testing.TB, script string) string {
 	t.Helper()
 	out, code := c.Run(t, script)

@@ -9,11 +9,11 @@ import (
 	"time"
 )
 
-// checkDayTwo opens and closes on a machine whose service runs in its sandbox:
-// rules, settings, status and login message have to follow.
+// checkDayTwo opens and closes ports on a machine whose service runs in its sandbox: rules,
+// settings, status and login message have to follow.
 func (s *site) checkDayTwo(t *testing.T, m *Machine) {
-	// The prober is at sshd's port as the stranger, and would use up the limit.
-	shutOut := s.wire.Router.V4
+	// The prober uses up the SSH limit of the stranger's address.
+	lockedOut := s.wire.Router.V4
 	closed := func(port uint16) {
 		t.Helper()
 		for _, to := range s.wire.Machine.Both() {
@@ -40,8 +40,8 @@ func (s *site) checkDayTwo(t *testing.T, m *Machine) {
 	m.Must(t, "basicfw-agent open 443/tcp")
 	open(443)
 
-	// What is open for a while ends, and the service clears it away.
-	m.Must(t, "basicfw-agent open 60000/tcp --for 15s")
+	// The service removes a temporary port when it expires.
+	m.Must(t, "basicfw-agent open 60000/tcp --for 20s")
 	open(60000)
 	s.wantSettings(t, m, "60000", false)
 	closed(60000)
@@ -49,45 +49,45 @@ func (s *site) checkDayTwo(t *testing.T, m *Machine) {
 		t.Errorf("a rule is left: %s", out)
 	}
 
-	// Somebody is shut out, and gets in again from the console.
-	if out, code := s.login(t, shutOut, "true", silence); code == 0 {
+	// A client is locked out, and unlocked from the console.
+	if out, code := s.login(t, lockedOut, "true", silence); code == 0 {
 		t.Fatalf("a stranger could log in: %s", out)
 	}
 	m.Must(t, "basicfw-agent unlock --for 10m")
 	if out := m.Must(t, "cat /etc/motd.d/basicfw"); !strings.Contains(out, "basicfw-agent lock") {
 		t.Errorf("the login message says %q", out)
 	}
-	out, code := s.login(t, shutOut, "sudo basicfw-agent ssh allow me && sudo basicfw-agent lock; sudo basicfw-agent status", time.Minute)
-	if code != 0 || !strings.Contains(out, shutOut.String()+" may log in") || !strings.Contains(out, "\nyou         "+shutOut.String()+", who may log in again") {
+	out, code := s.login(t, lockedOut, "sudo basicfw-agent ssh allow me && sudo basicfw-agent lock; sudo basicfw-agent status", time.Minute)
+	if code != 0 || !strings.Contains(out, lockedOut.String()+" may log in") || !strings.Contains(out, "\nyour session "+lockedOut.String()+", allowed (") {
 		t.Errorf("as the stranger: exit code %d\n%s", code, out)
 	}
-	if out, code := s.login(t, shutOut, "sudo basicfw-agent ssh remove "+shutOut.String(), time.Minute); code != 1 || !strings.Contains(out, "could not log in again") {
-		t.Errorf("removing oneself: exit code %d\n%s", code, out)
+	if out, code := s.login(t, lockedOut, "sudo basicfw-agent ssh remove "+lockedOut.String(), time.Minute); code != 1 || !strings.Contains(out, "could not log in again") {
+		t.Errorf("removing the caller's address: exit code %d\n%s", code, out)
 	}
-	m.Must(t, "basicfw-agent ssh remove "+shutOut.String())
-	if out, code := s.login(t, shutOut, "true", silence); code == 0 {
+	m.Must(t, "basicfw-agent ssh remove "+lockedOut.String())
+	if out, code := s.login(t, lockedOut, "true", silence); code == 0 {
 		t.Errorf("a stranger could log in again: %s", out)
 	}
-	// The service takes the message away when the time is over, and then the rule.
+	// When the unlock expires, the service removes the message, then the rule.
 	m.Must(t, "basicfw-agent unlock --for 3s")
-	until(t, answerLimit, "the login message and the rule to go", func() error {
+	until(t, answerLimit, "the login message and the rule to be removed", func() error {
 		if out, code := m.Run(t, "cat /etc/motd.d/basicfw || flock /run/basicfw-agent/lock grep basicfw-unlock "+s.backend.files); code == 0 {
-			return fmt.Errorf("there is %s", out)
+			return fmt.Errorf("found %s", out)
 		}
 		return nil
 	})
 	if out, code := m.Run(t, "journalctl -b -u basicfw-agent --no-pager | grep -E 'level=(warning|error)'"); code == 0 {
-		t.Errorf("the service has complained:\n%s", out)
+		t.Errorf("the service logged warnings or errors:\n%s", out)
 	}
 }
 
-// wantPublic waits until the status for monitoring has a text, or has it not.
+// wantPublic waits until the status for monitoring contains a text, or does not.
 func (s *site) wantPublic(t *testing.T, m *Machine, text string, there bool) {
 	t.Helper()
 	s.wantText(t, m, "/run/basicfw-agent/status.json", text, there)
 }
 
-// wantSettings waits until the settings that commands write have a text, or not.
+// wantSettings waits until local.ini contains a text, or does not.
 func (s *site) wantSettings(t *testing.T, m *Machine, text string, there bool) {
 	t.Helper()
 	s.wantText(t, m, "/etc/basicfw/local.ini", text, there)
@@ -95,7 +95,7 @@ func (s *site) wantSettings(t *testing.T, m *Machine, text string, there bool) {
 
 func (s *site) wantText(t *testing.T, m *Machine, file, text string, there bool) {
 	t.Helper()
-	until(t, answerLimit, fmt.Sprintf("%s to hold %s: %v", file, text, there), func() error {
+	until(t, time.Minute, fmt.Sprintf("%s to hold %s: %v", file, text, there), func() error {
 		if out := m.Must(t, "cat "+file); strings.Contains(out, text) != there {
 			return fmt.Errorf("it holds\n%s", out)
 		}

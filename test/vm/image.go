@@ -13,48 +13,47 @@ import (
 	"time"
 )
 
-// Image is a disk and what boots it. Nothing writes to it: each machine has
-// an overlay of its own.
+// Image is a disk with its kernel. It is never written to: each machine has an overlay.
 type Image struct{ Disk, Kernel, Initrd string }
 
 // Release is a version of Debian that an image is made of.
 type Release struct {
 	Suite    string
-	Packages string // besides those of all releases
+	Packages string // in addition to those of all releases
 	Bare     bool   // without any program that loads rules
 }
 
-// Debian12 is what the tests that need one machine only have.
+// Debian12 is the release of the tests that need only one.
 var Debian12 = Release{Suite: "bookworm", Packages: "iptables,nftables"}
 
 // Bare is a machine that has neither iptables nor nft.
 var Bare = Release{Suite: "bookworm", Packages: "libnftables1,libedit2", Bare: true}
 
-// packages are the guest's: what a cloud image has, and rpm.
+// packages are those of the guest: what a cloud image has, and rpm.
 const packages = "systemd,systemd-sysv,udev,dbus,iproute2,e2fsprogs," +
 	"openssh-server,sudo,cloud-init,rpm,curl,initramfs-tools,linux-image-cloud-amd64"
 
-// ListenPorts are those that something in the guest listens on, sshd's apart:
-// the ports of the profile web+mail and others.
+// ListenPorts are the guest's listening ports except sshd's: those of the profile web+mail
+// and others.
 var ListenPorts = []uint16{25, 80, 110, 143, 443, 465, 993, 995, 21, 23, 111, 3306, 5432, 8080, 60000}
 
-// files are put into the image as they are.
+// files returns the files that are copied into the image.
 func files() map[string]string {
 	ports := strings.Trim(fmt.Sprint(ListenPorts), "[]")
 	return map[string]string{
-		"/etc/machine-id": "0123456789abcdef0123456789abcdef\n", // none would mean that systemd enables all there is
+		"/etc/machine-id": "0123456789abcdef0123456789abcdef\n", // without one, systemd would enable every unit
 		"/etc/hostname":   "guest\n",
 		"/etc/fstab":      "",
 
-		// There are no other locales here; keys of other kinds cost time.
+		// The image has no other locales; keys of other types cost time.
 		"/etc/cloud/cloud.cfg.d/90-lab.cfg": "ssh_genkeytypes: [ed25519]\nlocale: C.UTF-8\n",
 
-		// Nobody on the wire advertises a route; networkd would wait 12 s for it.
+		// No router advertises a route; networkd would wait 12 s for one.
 		"/etc/systemd/network/10-cloud-init-ens3.network.d/lab.conf": "[Network]\nIPv6AcceptRA=no\n",
 		"/etc/systemd/network/10-netplan-ens3.network.d/lab.conf":    "[Network]\nIPv6AcceptRA=no\n",
 
-		// What listens does so before anything that might close it: where a
-		// closed port is open for a moment of the boot, it shows.
+		// The listeners start before anything that might close them: a port that is open
+		// only for a moment of the boot shows.
 		"/etc/systemd/system/lab-listen.service": `[Unit]
 Description=Listeners for a firewall to hide
 DefaultDependencies=no
@@ -66,16 +65,16 @@ ExecStart=/usr/local/sbin/guest listen ` + ports + `
 WantedBy=sysinit.target
 `,
 		"/etc/systemd/system/lab-serve.service": `[Unit]
-Description=A way in beside the network
+Description=Run commands from a serial port
 DefaultDependencies=no
 [Service]
 ExecStart=/usr/local/sbin/guest serve lab
 [Install]
 WantedBy=sysinit.target
 `,
-		// How the machine was before user-data did anything.
+		// The state of the machine before user-data.
 		"/etc/systemd/system/lab-before.service": `[Unit]
-Description=Note the state of the machine
+Description=Record the state of the machine
 DefaultDependencies=no
 After=local-fs.target cloud-init-local.service
 Before=cloud-init.service cloud-init-network.service
@@ -86,9 +85,9 @@ ExecStart=/usr/local/sbin/inventory /root/before
 [Install]
 WantedBy=cloud-init.target
 `,
-		// What is loaded when the network may begin.
+		// The rules at network-pre.target.
 		"/etc/systemd/system/lab-rules.service": `[Unit]
-Description=Note the rules before the network
+Description=Record the rules before the network
 DefaultDependencies=no
 After=basicfw-agent.service
 Wants=network-pre.target
@@ -102,16 +101,16 @@ WantedBy=sysinit.target
 		"/usr/local/sbin/rules":     rules,
 		"/usr/local/sbin/inventory": inventory,
 
-		// A stand-in for what the examples of user-data install and start: the
-		// machine reaches no mirror.
+		// A replacement for what the examples of user-data install and start: the machine
+		// reaches no mirror.
 		"/nginx/DEBIAN/control": "Package: nginx\nVersion: 1\nArchitecture: all\nMaintainer: nobody\nDescription: nothing\n",
 		"/nginx/lib/systemd/system/nginx.service": "[Service]\nType=oneshot\nRemainAfterExit=yes\nExecStart=/bin/true\n" +
 			"[Install]\nWantedBy=multi-user.target\n",
 	}
 }
 
-// rules prints the rules of the machine, without counters. On a bare machine,
-// with an nft that nothing else finds.
+// rules prints the rules of the machine without counters. A bare machine has an nft that
+// the agent does not find.
 const rules = `#!/bin/sh
 set -e
 if command -v iptables-save >/dev/null; then
@@ -121,9 +120,9 @@ else
 fi
 `
 
-// inventory writes down rules, files and units. A table without rules counts
-// as none. Left out is what changes by itself: rpm, the journal and systemd
-// have files that come and go, and cloud-init makes host keys and a user and writes down the locale.
+// inventory records rules, files and units. A table without rules counts as none. What
+// changes by itself is left out: files of rpm, the journal and systemd, and the host keys,
+// user and locale of cloud-init.
 const inventory = `#!/bin/sh
 set -e
 mkdir -p "$1"
@@ -140,8 +139,8 @@ find etc $without -type f -print0 | sort -z | xargs -0 cksum >"$1/sums"
 systemctl list-unit-files --no-legend >"$1/units"
 `
 
-// baseSpec describes a package that provides what a base image has: Debian's
-// own packages are unknown to its rpm.
+// baseSpec describes a package that provides what a base image has: rpm does not know
+// Debian's packages.
 const baseSpec = `Name: base
 Version: 1
 Release: 1
@@ -158,13 +157,13 @@ mkdir -p %{buildroot}/etc/sysconfig %{buildroot}/etc/motd.d
 %dir /etc/motd.d
 `
 
-// customize is run by mmdebstrap with the directory of the new system.
+// customize is run by mmdebstrap with the root directory of the new system.
 const customize = `#!/bin/sh
 set -e
 cp -r "$FILES/." "$1"
 chmod 755 "$1"/usr/local/sbin/*
 if [ "$BARE" = true ]; then
-	# The test's own nft, under a name that nobody looks for.
+	# The test's own nft, under a name that no program looks for.
 	chroot "$1" sh -ec 'mkdir /nft; cd /nft; apt-get download -q nftables; dpkg-deb -x nftables_*.deb .'
 	mv "$1/nft/usr/sbin/nft" "$1/usr/local/sbin/lab-nft"
 	rm -r "$1/nft"
@@ -177,7 +176,7 @@ chroot "$1" dpkg -i /nginx.deb >/dev/null
 rm -r "$1/base.rpm" "$1/nginx" "$1/nginx.deb" "$1"/etc/ssh/ssh_host_* "$1/etc/apt/sources.list"
 chroot "$1" systemctl -q enable systemd-networkd lab-listen lab-serve lab-before lab-rules
 [ "$BARE" = true ] || chroot "$1" systemctl -q disable nftables
-# Beside ifupdown, networkd looks on, and tells what comes up.
+# With ifupdown, networkd only logs which links come up.
 [ ! -e "$1/sbin/ifup" ] || chroot "$1" systemctl -q mask systemd-networkd-wait-online
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
   e2scrub_reap.service fstrim.timer getty@tty1.service
@@ -185,8 +184,8 @@ cp -L "$1/vmlinuz" "$1/initrd.img" "$OUT"
 rm -r "$1"/boot/* "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
 `
 
-// initramfs makes the initial file system hold the drivers that lead to the
-// disk, and no more. It is there before the kernel's package is set up.
+// initramfs limits the initramfs to the drivers of the disk. It runs before the kernel
+// package is configured.
 const initramfs = `#!/bin/sh
 set -e
 mkdir -p "$1/etc/initramfs-tools/conf.d" "$1/usr/share/initramfs-tools/modules.d"
@@ -194,8 +193,8 @@ printf 'MODULES=list\nCOMPRESS=lz4\n' >"$1/etc/initramfs-tools/conf.d/lab"
 printf '%s\n' virtio_pci virtio_blk virtio_console ext4 >"$1/usr/share/initramfs-tools/modules.d/lab"
 `
 
-// BuildImage makes the image of a release below dir, or takes the one that an
-// earlier run made by the same recipe.
+// BuildImage builds the image of a release below dir, or returns the one that an earlier
+// run built by the same recipe.
 func BuildImage(t testing.TB, dir string, release Release) Image {
 	t.Helper()
 	tmp := t.TempDir()
@@ -236,7 +235,7 @@ func BuildImage(t testing.TB, dir string, release Release) Image {
 	run(t, 15*time.Minute, "env", "FILES="+tmp+"/files", "OUT="+building, fmt.Sprintf("BARE=%v", release.Bare),
 		"mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", "--include="+packages+","+release.Packages,
 		`--aptopt=APT::Install-Recommends "false"`,
-		// Where the mirror stands still, sid's list of files is past its time.
+		// A mirror that is no longer updated has an expired Release file for sid.
 		`--aptopt=Acquire::Check-Valid-Until "false"`,
 		"--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
 		"--essential-hook="+tmp+"/initramfs", "--customize-hook="+tmp+"/customize",

@@ -1,6 +1,6 @@
-// Package vm boots virtual machines with real systemd and real cloud-init for
-// the boot tests. A machine hangs by one wire on a network namespace from which
-// the test looks at it, and takes commands on a serial port beside that.
+// Package vm boots virtual machines with real systemd and real cloud-init for the boot
+// tests. One link connects a machine to the test's network namespace. Commands arrive on a
+// serial port, independent of the network.
 package vm
 
 import (
@@ -22,11 +22,11 @@ import (
 	"github.com/basicfw/basicfw-agent/test/vm/wire"
 )
 
-// BootLimit is how long a machine may take to boot. Emulated, and on a busy
-// computer, it takes a minute.
+// BootLimit is the time that a boot may take. Emulated on a busy computer, it takes a
+// minute.
 const BootLimit = 10 * time.Minute
 
-// scriptLimit is how long a script in the machine may take.
+// scriptLimit is the time that a script in the machine may take.
 const scriptLimit = 2 * time.Minute
 
 // Machine is a running virtual machine.
@@ -39,20 +39,21 @@ type Machine struct {
 	conn  net.Conn
 	qemu  *os.Process
 
+	cloudInit bool // runs at boot
+
 	mu      sync.Mutex // guards what follows
 	last    int
 	waiting map[int]chan wire.Reply
 }
 
-// Seed is what cloud-init's NoCloud gives the machine.
+// Seed is the data of cloud-init's NoCloud datasource.
 type Seed struct{ UserData, MetaData, NetworkConfig string }
 
-// Start starts a machine on the wire. When the test fails, its console and
-// the journal of our unit go to the test's log; when it ends, so does the
-// machine.
+// Start starts a machine on the wire until the test ends. If the test fails, the console
+// and the journal of our unit are written to the test's log.
 func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 	t.Helper()
-	m := &Machine{dir: t.TempDir(), image: image, wire: w, waiting: map[int]chan wire.Reply{}}
+	m := &Machine{dir: t.TempDir(), image: image, wire: w, cloudInit: true, waiting: map[int]chan wire.Reply{}}
 	for name, text := range map[string]string{
 		"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig,
 	} {
@@ -69,14 +70,14 @@ func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 	return m
 }
 
-// switchOn starts qemu. What the boot loader would add goes to the kernel.
+// switchOn starts qemu with additional kernel parameters.
 func (m *Machine) switchOn(t testing.TB, arguments string) {
 	t.Helper()
 	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-display", "none",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-kernel", m.image.Kernel, "-initrd", m.image.Initrd,
-		// no_timer_check: emulated, and on a busy computer, the timer's ticks may come
-		// too late for the kernel to believe in it.
+		// no_timer_check: emulated on a busy computer, timer ticks may be so late that the
+		// kernel rejects the timer.
 		"-append", strings.TrimSpace("root=LABEL=root rw quiet console=ttyS0 mitigations=off no_timer_check systemd.show_status=1 "+arguments),
 		"-drive", "if=virtio,format=qcow2,cache=unsafe,file="+m.overlay(),
 		"-blockdev", "driver=vvfat,node-name=seed,read-only=on,label=cidata,dir="+m.dir+"/seed",
@@ -115,7 +116,7 @@ func (m *Machine) switchOn(t testing.TB, arguments string) {
 	go m.listen(m.conn)
 }
 
-// switchOff ends qemu, as pulling the plug would.
+// switchOff kills qemu, which is a power cut.
 func (m *Machine) switchOff() {
 	m.qemu.Kill()
 	<-m.done
@@ -124,13 +125,13 @@ func (m *Machine) switchOff() {
 	}
 }
 
-// BootWith boots the machine anew, with arguments that somebody typed at the boot
-// loader's prompt, and waits for the end of that. Reboots keep them.
+// BootWith boots the machine again with kernel parameters, as typed at the boot loader's
+// prompt, and waits until it is up. Reboots keep them.
 func (m *Machine) BootWith(t testing.TB, arguments string) {
 	t.Helper()
 	r, err := m.call("systemctl --no-block poweroff", scriptLimit)
 	if err != nil {
-		t.Fatalf("asking for the end: %v", err)
+		t.Fatalf("asking for a power-off: %v", err)
 	}
 	select {
 	case <-m.done:
@@ -144,17 +145,17 @@ func (m *Machine) BootWith(t testing.TB, arguments string) {
 
 func (m *Machine) overlay() string { return filepath.Join(m.dir, "overlay.qcow2") }
 
-// console is what the machine's serial console has shown.
+// console returns the file with the output of the serial console.
 func (m *Machine) console() string { return filepath.Join(m.dir, "console.log") }
 
-// Console is the end of the serial console where somebody sits and types.
+// Console is the serial console as an administrator uses it.
 type Console struct {
 	m    *Machine
 	conn net.Conn
-	read int // how much of what was shown is known
+	read int // bytes of the output already seen
 }
 
-// Sit sits down at the console, until the test ends.
+// Sit opens the console until the test ends.
 func (m *Machine) Sit(t testing.TB) *Console {
 	t.Helper()
 	conn, err := net.Dial("unix", m.dir+"/console.sock")
@@ -166,8 +167,8 @@ func (m *Machine) Sit(t testing.TB) *Console {
 	return &Console{m: m, conn: conn}
 }
 
-// Type types a line, and waits until all of some words were shown since the
-// last one, in this order. It gives what was.
+// Type types a line, waits until the words appear after it in this order, and returns the
+// output.
 func (c *Console) Type(t testing.TB, line string, words ...string) string {
 	t.Helper()
 	if fi, err := os.Stat(c.m.console()); err == nil {
@@ -185,11 +186,11 @@ func (c *Console) Type(t testing.TB, line string, words ...string) string {
 		shown = string(data[c.read:])
 		rest := shown
 		for _, w := range words {
-			_, behind, found := strings.Cut(rest, w)
+			_, after, found := strings.Cut(rest, w)
 			if !found {
 				return fmt.Errorf("it shows %q", shown)
 			}
-			rest = behind
+			rest = after
 		}
 		return nil
 	})
@@ -205,7 +206,7 @@ func (m *Machine) ended() bool {
 	}
 }
 
-// listen hands replies to those who wait for them.
+// listen passes replies to the calls that wait for them.
 func (m *Machine) listen(conn net.Conn) {
 	in := bufio.NewReader(conn)
 	for {
@@ -215,7 +216,7 @@ func (m *Machine) listen(conn net.Conn) {
 		}
 		var r wire.Reply
 		if json.Unmarshal(line, &r) != nil {
-			continue // the rest of one that a reboot cut off
+			continue // the rest of a reply cut off by a reboot
 		}
 		m.mu.Lock()
 		if c := m.waiting[r.ID]; c != nil {
@@ -247,12 +248,11 @@ func (m *Machine) call(script string, limit time.Duration) (wire.Reply, error) {
 	case <-m.done:
 		return wire.Reply{}, errors.New(m.end)
 	case <-time.After(limit + 5*time.Second):
-		return wire.Reply{}, fmt.Errorf("no answer of the machine within %v", limit)
+		return wire.Reply{}, fmt.Errorf("no answer from the machine within %v", limit)
 	}
 }
 
-// Run runs a script as root in the machine, and gives what it printed and its
-// exit code.
+// Run runs a script as root in the machine, and returns its output and exit code.
 func (m *Machine) Run(t testing.TB, script string) (string, int) {
 	t.Helper()
 	r, err := m.call(script, scriptLimit)
@@ -262,7 +262,7 @@ func (m *Machine) Run(t testing.TB, script string) (string, int) {
 	return r.Output, r.Code
 }
 
-// Must runs a script that has to succeed, and gives what it printed.
+// Must runs a script that has to succeed, and returns its output.
 func (m *Machine) Must(t testing.TB, script string) string {
 	t.Helper()
 	out, code := m.Run(t, script)
@@ -272,9 +272,8 @@ func (m *Machine) Must(t testing.TB, script string) string {
 	return out
 }
 
-// WaitBoot waits until a boot other than the one before is over: systemd has
-// nothing left to start, cloud-init's last stage included. It gives the boot's
-// name.
+// WaitBoot waits until a boot other than the one before is finished: systemd has no job
+// left, and cloud-init's last stage has run. It returns the boot's ID.
 func (m *Machine) WaitBoot(t testing.TB, before string) string {
 	t.Helper()
 	var boot string
@@ -284,20 +283,27 @@ func (m *Machine) WaitBoot(t testing.TB, before string) string {
 			t.Fatal(m.end)
 		}
 		if err == nil && r.Boot == before {
-			err = errors.New("it has not gone down")
+			err = errors.New("it has not shut down")
 		}
 		boot = r.Boot
 		return err
 	})
-	// Exit code and output say more than up and down ("degraded"): that is
-	// for the tests to judge.
+	// The tests check the result themselves ("degraded").
 	if _, err := m.call("systemctl is-system-running --wait", BootLimit); err != nil {
 		t.Fatalf("waiting for the end of the boot: %v", err)
 	}
 	return boot
 }
 
-// Reboot boots the machine anew, and waits for the end of that.
+// withoutCloudInit makes the next boots skip cloud-init, which would take half of their
+// time.
+func (m *Machine) withoutCloudInit(t testing.TB) {
+	t.Helper()
+	m.Must(t, "touch /etc/cloud/cloud-init.disabled")
+	m.cloudInit = false
+}
+
+// Reboot reboots the machine and waits until it is up.
 func (m *Machine) Reboot(t testing.TB) {
 	t.Helper()
 	r, err := m.call("systemctl --no-block reboot", scriptLimit)
@@ -307,7 +313,7 @@ func (m *Machine) Reboot(t testing.TB) {
 	m.WaitBoot(t, r.Boot)
 }
 
-// Booted is when the kernel began, to the second.
+// Booted returns when the kernel started, to the second.
 func (m *Machine) Booted(t testing.TB) time.Time {
 	t.Helper()
 	out := m.Must(t, "awk '/^btime/ { print $2 }' /proc/stat")
@@ -318,7 +324,7 @@ func (m *Machine) Booted(t testing.TB) time.Time {
 	return time.Unix(sec, 0)
 }
 
-// report writes down what a person needs to see why a test failed.
+// report logs what is needed to find the cause of a failed test.
 func (m *Machine) report(t testing.TB) {
 	console, _ := os.ReadFile(m.console())
 	const tail = 6000

@@ -14,10 +14,9 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// Wire is a network that a machine shares with an outsider, who is several
-// people: the client who may log in, on the machine's own network, a
-// stranger behind its default route, and the router to there. All addresses are
-// from the ranges for documentation (RFC 5737, RFC 3849).
+// Wire is a network of a machine and an outsider. The outsider has several addresses: the
+// allowed client on the machine's own network, a stranger behind its default route, and the
+// router. All are from the documentation ranges (RFC 5737, RFC 3849).
 type Wire struct {
 	Outsider                  *lab.Namespace
 	Machine, Client, Stranger lab.Addrs
@@ -49,15 +48,14 @@ func NewWire(t testing.TB) *Wire {
 	}
 	r := w.Outsider.Run(t, lab.Command{Args: []string{"ip", "-batch", "-"}, Stdin: strings.Join(lines, "\n") + "\n"})
 	if r.Code != 0 {
-		t.Fatalf("laying the wire: %s", r.Stderr)
+		t.Fatalf("setting up the wire: %s", r.Stderr)
 	}
 	w.Know(t)
 	return w
 }
 
-// Know makes the outsider know the machine's hardware address. Who has to ask
-// for it does so once a second, and would miss what happens in between while
-// the machine boots.
+// Know adds the machine's hardware address to the outsider's neighbour table. Resolving it
+// takes a second between tries, in which a probe would miss what happens during a boot.
 func (w *Wire) Know(t testing.TB) {
 	t.Helper()
 	for _, a := range w.Machine.Both() {
@@ -65,7 +63,7 @@ func (w *Wire) Know(t testing.TB) {
 	}
 }
 
-// Forget makes the outsider ask for the machine's hardware address again.
+// Forget makes the outsider resolve the machine's hardware address again.
 func (w *Wire) Forget(t testing.TB) {
 	t.Helper()
 	for _, a := range w.Machine.Both() {
@@ -73,8 +71,8 @@ func (w *Wire) Forget(t testing.TB) {
 	}
 }
 
-// NetworkConfig is cloud-init's, version 2. It goes by the name that the machine
-// has for the interface: cloud-init's renderer for ifupdown knows no other.
+// NetworkConfig returns cloud-init's network configuration, version 2. It uses the
+// machine's interface name, as cloud-init's renderer for ifupdown supports no other.
 func (w *Wire) NetworkConfig() string {
 	return fmt.Sprintf(`version: 2
 ethernets:
@@ -86,13 +84,13 @@ ethernets:
 `, w.MAC, w.Machine.V4, w.Machine.V6, w.Router.V4, w.Router.V6)
 }
 
-// Download is a server of files on the wire.
+// Download is a file server on the wire.
 type Download struct {
 	URL  string
 	file atomic.Pointer[string]
 }
 
-// Serve starts a server that has nothing yet.
+// Serve starts a server that offers no file yet.
 func (w *Wire) Serve(t testing.TB) *Download {
 	t.Helper()
 	d := &Download{URL: fmt.Sprintf("http://%s/basicfw-agent.rpm", w.Router.V4)}
@@ -115,7 +113,7 @@ func (w *Wire) Serve(t testing.TB) *Download {
 	return d
 }
 
-// Offer makes the URL give a file from now on.
+// Offer sets the file that the URL returns from now on.
 func (d *Download) Offer(file string) { d.file.Store(&file) }
 
 // Session is an open connection to a port of the machine.
@@ -124,8 +122,8 @@ type Session struct {
 	r *bufio.Reader
 }
 
-// Dial connects to a port of the machine from an address of the wire, and
-// waits for the first line that is said there, which begins with want.
+// Dial connects to a port of the machine from an address of the wire, and waits for the
+// first line, which has to begin with want.
 func (w *Wire) Dial(from, to netip.Addr, port uint16, want string, limit time.Duration) (*Session, error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0)), Timeout: limit}
 	s := &Session{}
@@ -144,7 +142,7 @@ func (w *Wire) Dial(from, to netip.Addr, port uint16, want string, limit time.Du
 	return s, nil
 }
 
-// Talk says a line to one of the guest's listeners, and waits to hear it.
+// Talk sends a line to one of the guest's listeners, and waits for its echo.
 func (s *Session) Talk(limit time.Duration) error {
 	word := time.Now().String() + "\n"
 	if _, err := s.Write([]byte(word)); err != nil {

@@ -14,13 +14,13 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// checkProbation has a machine pinned to whoever sets it up, which is not the
-// owner, and then to the owner, who shows that by logging in. The service sees
-// it from within its sandbox.
+// checkProbation pins SSH to the wrong client, as a provisioning client is, and then to the
+// right one, which confirms that by a login. The service notices it from within its
+// sandbox.
 func (s *site) checkProbation(t *testing.T, m *Machine) {
 	began := time.Now()
 	program, owner := s.wire.Router.V4, s.wire.Client.V4
-	within := func(length string) { // to be confirmed
+	within := func(length string) { // the probation's length
 		t.Helper()
 		m.Must(t, "sed -i 's/^#*confirm_within = .*/confirm_within = "+length+"/' /etc/basicfw/agent.ini")
 	}
@@ -47,14 +47,14 @@ func (s *site) checkProbation(t *testing.T, m *Machine) {
 		return by
 	}
 
-	// A wrong client is forgiven in time.
+	// With the wrong client, SSH opens in time.
 	within("45s")
 	if out, code := s.login(t, program, "sudo basicfw-agent apply --redetect", time.Minute); code != 0 || !strings.Contains(out, "only "+program.String()) {
-		t.Fatalf("by a program: exit code %d\n%s", code, out)
+		t.Fatalf("by the provisioning client: exit code %d\n%s", code, out)
 	}
 	by := want("detected", "probation")
 	if out, code := s.login(t, owner, "true", silence); code == 0 {
-		t.Errorf("the owner could log in, whom nobody knows: %s", out)
+		t.Errorf("the owner could log in without being allowed: %s", out)
 	}
 	until(t, 2*time.Minute, "the owner to be let in", func() error {
 		if out, code := s.login(t, owner, "true", silence); code != 0 {
@@ -71,13 +71,13 @@ func (s *site) checkProbation(t *testing.T, m *Machine) {
 		}
 		return nil
 	})
-	want("forgiven", "limited")
+	want("after the probation", "limited")
 	if out, code := s.login(t, owner, "sudo basicfw-agent ssh allow me && sudo basicfw-agent ssh remove "+program.String(), time.Minute); code != 0 {
-		t.Errorf("the owner lets himself in: exit code %d\n%s", code, out)
+		t.Errorf("the owner runs ssh allow: exit code %d\n%s", code, out)
 	}
 	want("with the owner named", "pinned")
 
-	// The owner, detected, is confirmed by a login of his own.
+	// The detected owner is confirmed by a login.
 	within("30m")
 	m.Must(t, "rm /etc/basicfw/local.ini")
 	if out, code := s.login(t, owner, "sudo basicfw-agent apply --redetect", time.Minute); code != 0 {
@@ -88,12 +88,12 @@ func (s *site) checkProbation(t *testing.T, m *Machine) {
 		t.Fatalf("exit code %d\n%s", code, out)
 	}
 	want("after a command", "probation")
-	input := filepath.Join(t.TempDir(), "input") // nobody types anything, and it does not end
+	input := filepath.Join(t.TempDir(), "input") // without input, and without an end
 	if err := syscall.Mkfifo(input, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	p := s.wire.Outsider.Start(t, lab.Command{Args: append([]string{"sh", "-c", `exec ssh -tt "$@" <>` + input, "ssh"}, s.ssh(owner, time.Minute)...)})
-	until(t, time.Minute, "the owner's login to confirm him", func() error {
+	until(t, time.Minute, "the owner's login to confirm the address", func() error {
 		if got, _ := mode(); got != "pinned" {
 			return fmt.Errorf("SSH is %s", got)
 		}
@@ -104,7 +104,7 @@ func (s *site) checkProbation(t *testing.T, m *Machine) {
 		t.Errorf("a rule is left: %s", out)
 	}
 	if out, code := m.Run(t, "journalctl -b -u basicfw-agent --no-pager | grep level=error"); code == 0 {
-		t.Errorf("the service has complained:\n%s", out)
+		t.Errorf("the service logged errors:\n%s", out)
 	}
 	s.checkSilent(t, began)
 }

@@ -10,26 +10,25 @@ import (
 	"time"
 )
 
-// probeEvery is the time between two probes. They go round the targets.
+// probeEvery is the time between two probes, which take turns over the targets.
 const probeEvery = 2 * time.Millisecond
 
 // Answer is a TCP packet that came back from a port.
 type Answer struct {
 	At    time.Time
 	From  netip.AddrPort
-	Reset bool // a refusal; else it is an open port's
+	Reset bool // a refusal; otherwise the port is open
 }
 
-// String says what came back.
+// String describes the answer.
 func (a Answer) String() string {
 	return fmt.Sprintf("%s %s %s", a.At.Format("15:04:05.000"), a.From,
 		map[bool]string{true: "refused", false: "accepted"}[a.Reset])
 }
 
-// Prober sends the first packet of a TCP connection again and again, whether
-// the machine runs or not, and notes what comes back. It has no sockets that
-// connect and so no timeouts: it never stops to wait, and an answer that
-// comes late is an answer.
+// Prober sends the first packet of a TCP connection again and again, whether the machine
+// runs or not, and records the answers. It uses raw sockets without timeouts: it never
+// waits, and late answers count.
 type Prober struct {
 	mu      sync.Mutex
 	answers []Answer
@@ -83,7 +82,7 @@ func (p *Prober) send(c net.PacketConn, from, to netip.Addr, ports []uint16, sto
 			return
 		case <-tick.C:
 		}
-		// An error is a network that is down for now.
+		// An error means that the network is down at the moment.
 		c.WriteTo(syn(from, to, uint16(20000+i%40000), ports[i%len(ports)]), &net.IPAddr{IP: to.AsSlice()})
 	}
 }
@@ -111,7 +110,7 @@ func (p *Prober) receive(c net.PacketConn, to netip.Addr, ports []uint16) {
 	}
 }
 
-// Answers gives what came back since then from the ports.
+// Answers returns the answers of ports since then.
 func (p *Prober) Answers(since time.Time, ports ...uint16) []Answer {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -126,7 +125,7 @@ func (p *Prober) Answers(since time.Time, ports ...uint16) []Answer {
 	return found
 }
 
-// syn is the first packet of a TCP connection (RFC 9293, 3.1).
+// syn returns the first packet of a TCP connection (RFC 9293, 3.1).
 func syn(from, to netip.Addr, source, dest uint16) []byte {
 	seg := make([]byte, 20)
 	binary.BigEndian.PutUint16(seg, source)

@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// run runs a program that has to succeed, and gives its output.
+// run runs a program that has to succeed, and returns its output.
 func run(t testing.TB, limit time.Duration, args ...string) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
@@ -40,7 +40,7 @@ func mkdir(t testing.TB, dir string) string {
 	return dir
 }
 
-// until polls until f is content, and fails the test when it is not in time.
+// until polls f until it returns no error, and fails the test after a time limit.
 func until(t testing.TB, limit time.Duration, what string, f func() error) {
 	t.Helper()
 	deadline := time.Now().Add(limit)

@@ -10,25 +10,26 @@ import (
 	"time"
 )
 
-// testSandbox has the service do in the sandbox of its unit what other tests do
-// not: with iptables' nft variant on a machine that has just been closed, and
-// with the legacy one from a boot on that finds none of its modules loaded.
+// testSandbox tests in the unit's sandbox what other tests do not: iptables' nft variant on
+// a machine that has just been closed, and the legacy variant from a boot on that finds
+// none of its modules loaded.
 func (s *site) testSandbox(t *testing.T, m *Machine) {
-	// It counts in tenths.
+	// The threshold is in tenths.
 	if out, code := m.Run(t, "systemd-analyze security --no-pager --threshold=25 basicfw-agent.service"); code != 0 {
-		t.Errorf("the unit is exposed by more than 2.5:\n%s", out)
+		t.Errorf("the unit's exposure level is above 2.5:\n%s", out)
 	}
 	t.Run("nft", func(t *testing.T) {
 		s.checkJob(t, m)
-		s.checkUncomplaining(t, m)
+		s.checkLog(t, m)
 	})
 	t.Run("legacy", func(t *testing.T) {
 		m.Must(t, "update-alternatives --set iptables /usr/sbin/iptables-legacy && update-alternatives --set ip6tables /usr/sbin/ip6tables-legacy")
+		m.withoutCloudInit(t)
 		since := time.Now()
 		m.Reboot(t)
 		s.checkBoot(t, m, since)
 		if out := m.Must(t, "iptables-legacy-save; ip6tables-legacy-save; nft list ruleset"); strings.Count(out, ":BASICFW-INPUT") != 2 || strings.Contains(out, "chain BASICFW") {
-			t.Errorf("the rules are not the legacy kernel's alone:\n%s", out)
+			t.Errorf("the rules are not in legacy tables alone:\n%s", out)
 		}
 		m.Must(t, "iptables -F; iptables -X; ip6tables -F; ip6tables -P INPUT ACCEPT")
 		until(t, 2*time.Minute, "the repair of a flush", func() error {
@@ -39,18 +40,18 @@ func (s *site) testSandbox(t *testing.T, m *Machine) {
 		})
 		s.checkJob(t, m)
 		s.checkProtected(t, m, webOnly)
-		s.checkUncomplaining(t, m)
+		s.checkLog(t, m)
 	})
 }
 
-// checkJob changes a machine and has the service follow, and end things.
+// checkJob changes a machine: the service has to follow, and to end what is temporary.
 func (s *site) checkJob(t *testing.T, m *Machine) {
 	t.Helper()
 	stranger := func(port uint16, want bool) {
 		t.Helper()
-		says, limit := greeting(port), silence
+		greets, limit := greeting(port), silence
 		if port == 2222 {
-			says = greeting(22)
+			greets = greeting(22)
 		}
 		if want {
 			limit = answerLimit
@@ -61,7 +62,7 @@ func (s *site) checkJob(t *testing.T, m *Machine) {
 			go func() {
 				defer both.Done()
 				for end := time.Now().Add(answerLimit); ; {
-					c, err := s.wire.Dial(s.wire.Stranger.Like(to), to, port, says, limit)
+					c, err := s.wire.Dial(s.wire.Stranger.Like(to), to, port, greets, limit)
 					if err == nil {
 						c.Close()
 					}
@@ -88,7 +89,7 @@ func (s *site) checkJob(t *testing.T, m *Machine) {
 	m.Must(t, "ip link del lab0")
 	s.wantPublic(t, m, `"name": "lab0"`, false)
 
-	// A reload is apply, within the sandbox.
+	// A reload is an apply within the sandbox.
 	m.Must(t, `cp -p /etc/basicfw/agent.ini /root
 		printf '\n[open]\nx = 23/tcp\n' >>/etc/basicfw/agent.ini
 		systemctl reload basicfw-agent`)
@@ -112,21 +113,20 @@ func (s *site) checkJob(t *testing.T, m *Machine) {
 	stranger(60000, false)
 }
 
-// checkUncomplaining checks that nothing of what the service did in this boot
-// was forbidden to it.
-func (s *site) checkUncomplaining(t *testing.T, m *Machine) {
+// checkLog checks that nothing was denied to the service in this boot.
+func (s *site) checkLog(t *testing.T, m *Machine) {
 	t.Helper()
 	log := m.Must(t, "journalctl -b -o cat --no-pager UNIT=basicfw-agent.service + _SYSTEMD_UNIT=basicfw-agent.service")
 	for _, line := range strings.Split(log, "\n") {
 		for _, word := range []string{"level=error", "not permitted", "ermission denied", "ead-only file system", "only once a minute", "FAILURE", "seccomp"} {
 			if strings.Contains(line, word) {
-				t.Errorf("the service was kept from something: %s", line)
+				t.Errorf("something was denied to the service: %s", line)
 			}
 		}
 	}
-	// The kernel's word for what seccomp has killed; systemd's for a unit that
-	// others cannot read, and for a line that it does not like.
+	// The kernel logs what seccomp has killed, systemd a unit that is unreadable for
+	// others, and a line that it rejects.
 	if out, code := m.Run(t, "journalctl -b --no-pager | grep -E 'type=1326|basicfw-agent.service(:[0-9]+:| is marked)'"); code == 0 {
-		t.Errorf("the journal says: %s", out)
+		t.Errorf("the journal has: %s", out)
 	}
 }

@@ -17,25 +17,23 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// otherFirewall is another program that manages the firewall, as it comes from
-// Debian.
+// otherFirewall is another firewall manager, as packaged by Debian.
 type otherFirewall struct {
-	name   string // its unit's too
+	name   string // also of its unit
 	setUp  string
-	masked bool // what becomes of its unit
-	byHand bool // its rules stand though its unit is not up
+	masked bool // its unit is masked, not only disabled
+	byHand bool // its rules are loaded though its unit is inactive
 	legacy bool // with iptables-legacy
-	// rough is set where its own start and stop turn away connections for a
-	// moment, whatever else is loaded.
+	// rough is set if its own start and stop refuse connections for a moment, whatever else
+	// is loaded.
 	rough bool
 }
 
 // opened is the port that the other firewall opens.
 const opened = 5432
 
-// TestTakeOver has other firewalls in charge of a machine: what they close stays
-// closed, and who may log in gets in, at every moment of the takeover and of a
-// failed one.
+// TestTakeOver takes over from other firewalls. What they close stays closed, and the
+// allowed client gets in, at every moment of a takeover and of a failed one.
 func TestTakeOver(t *testing.T) {
 	lab.Need(t, "ip", "nft", "iptables-legacy", "mmdebstrap", "systemd-nspawn", "nsenter")
 	cache, err := filepath.Abs("../../.cache/vm")
@@ -97,12 +95,12 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 			t.Errorf("%s: of %d attempts to reach sshd %d failed: %q", when, tries, len(failed), failed)
 		}
 	}
-	// What is heard from one port makes another's silence worth something.
+	// An answer from one port makes another port's silence meaningful.
 	answers := func(open, closed uint16) {
 		t.Helper()
 		since := time.Now()
 		for _, to := range l.Server.Both() {
-			until(t, 10*time.Second, fmt.Sprintf("an answer of %v port %d", to, open), func() error {
+			until(t, 10*time.Second, fmt.Sprintf("an answer from %v port %d", to, open), func() error {
 				for _, a := range prober.Answers(since, open) {
 					if a.From.Addr() == to && !a.Reset {
 						return nil
@@ -117,7 +115,7 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 	}
 	before := look(t, c)
 	up := before
-	if other.byHand { // once its rules have come back, its unit is up
+	if other.byHand { // restoring its rules starts its unit
 		up = strings.Replace(before, "enabled inactive ufw", "enabled active ufw", 1)
 	}
 	same := func(when string) {
@@ -152,7 +150,7 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 	bootstrap := "basicfw-agent bootstrap --or-failsafe --profile web-only --client-ip " + l.Client.String()
 	fails := func(out string, code int, words string) {
 		t.Helper()
-		if code != 1 || !strings.Contains(out, words) || strings.Count(out, "\n") != 1 {
+		if code != 1 || !strings.Contains(out, words) || strings.Count(out, "\n")-strings.Count(out, "\nhint: ") != 1 {
 			t.Errorf("bootstrap: exit code %d\n%s", code, out)
 		}
 	}
@@ -173,7 +171,7 @@ func testTakeOver(t *testing.T, root, agent string, other otherFirewall) {
 		since = time.Now()
 	}
 	if out := c.Must(t, "basicfw-agent bootstrap --profile web-only --dry-run"); !strings.Contains(out, "would stop and disable "+other.name+"\n") {
-		t.Errorf("the plan does not say what is stopped:\n%s", out)
+		t.Errorf("the plan does not name what is stopped:\n%s", out)
 	}
 	same("after the plan")
 	steady("refused", since)
@@ -197,7 +195,7 @@ EOF
 	t.Log("taken over")
 	since = time.Now()
 	if out := c.Must(t, bootstrap); !strings.Contains(out, other.name) {
-		t.Errorf("bootstrap does not say what it stopped:\n%s", out)
+		t.Errorf("bootstrap does not name what it stopped:\n%s", out)
 	}
 	taken()
 	if out := c.Must(t, bootstrap); !strings.Contains(out, "nothing changed") {
@@ -229,10 +227,10 @@ EOF
 	}
 	same("after uninstall")
 
-	t.Log("settings that are wrong")
+	t.Log("wrong settings")
 	since = time.Now()
 	c.Must(t, `mkdir /etc/basicfw; printf '[agent]\nprofile = 7\ncolour = red\n' >/etc/basicfw/agent.ini`)
-	// SSH is limited for all then: only what is closed is looked at.
+	// SSH is limited then, so only closed ports are checked.
 	if out, code := c.Run(t, bootstrap); code != 2 || !strings.Contains(out, "closed by the failsafe rules") {
 		t.Errorf("bootstrap: exit code %d\n%s", code, out)
 	}
@@ -246,7 +244,7 @@ EOF
 	same("after the failsafe")
 }
 
-// look is how units, files and rules are. A table without rules counts as none.
+// look returns the state of units, files and rules. A table without rules counts as none.
 func look(t *testing.T, c *Container) string {
 	t.Helper()
 	out, _ := c.Run(t, `for u in firewalld ufw shorewall shorewall6; do echo $(systemctl is-enabled $u; systemctl is-active $u) $u; done
@@ -256,7 +254,7 @@ func look(t *testing.T, c *Container) string {
 	return out
 }
 
-// attempts are connections that somebody keeps making.
+// attempts are connections made continuously.
 type attempts struct {
 	mu   sync.Mutex
 	made []*attempt
@@ -268,8 +266,8 @@ type attempt struct {
 	err  error
 }
 
-// attemptLimit is less than the kernel waits before it asks again: one packet
-// that is lost is a failure.
+// attemptLimit is less than the kernel's retransmission timeout: one lost packet is a
+// failure.
 const attemptLimit = 900 * time.Millisecond
 
 // keepTrying connects to a port from the client's addresses every 50 ms, until
@@ -323,8 +321,8 @@ func connect(w *Wire, from, to netip.Addr, port uint16) error {
 	return err
 }
 
-// since gives how many attempts were begun between then and now, and those that
-// failed. It waits for the last of them to end.
+// since returns the number of attempts started since then, and those that failed. It waits
+// for the last of them.
 func (a *attempts) since(t *testing.T, since time.Time) (n int, failed []string) {
 	t.Helper()
 	a.mu.Lock()
@@ -335,7 +333,7 @@ func (a *attempts) since(t *testing.T, since time.Time) (n int, failed []string)
 		defer a.mu.Unlock()
 		for _, m := range made {
 			if !m.done {
-				return fmt.Errorf("the one of %v has not", m.at)
+				return fmt.Errorf("the attempt of %v has not ended", m.at)
 			}
 		}
 		return nil

@@ -1,6 +1,7 @@
-// The guest is what runs in the containers of the tests: the only file there
-// is. "listen PORT" greets whoever connects, as the lab's listeners do, and keeps
-// the connection; "dial ADDRESS:PORT" connects and waits to be greeted.
+// Guest is the only file in the containers of the tests. "listen PORT" greets each client
+// as the lab's listeners do, and keeps the connection; "dial ADDRESS:PORT" connects and
+// waits for the greeting. "tunnel NAME PORT [PEER]" carries a tun interface's packets in
+// UDP, without encryption; without a peer it learns it.
 package main
 
 import (
@@ -11,8 +12,11 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"sync/atomic"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func main() {
@@ -29,8 +33,11 @@ func main() {
 }
 
 func run(args []string) error {
+	if len(args) > 2 && args[0] == "tunnel" {
+		return tunnel(args[1], args[2], args[3:])
+	}
 	if len(args) != 2 {
-		return errors.New("usage: guest listen PORT | dial ADDRESS:PORT")
+		return errors.New("usage: guest listen PORT | dial ADDRESS:PORT | tunnel NAME PORT [PEER]")
 	}
 	if args[0] == "dial" {
 		c, err := net.DialTimeout("tcp", args[1], 10*time.Second)
@@ -58,5 +65,49 @@ func run(args []string) error {
 			fmt.Fprintf(c, "port %s\n", args[1])
 			io.Copy(io.Discard, c)
 		}()
+	}
+}
+
+func tunnel(name, port string, peer []string) error {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return err
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		return err
+	}
+	tun := os.NewFile(uintptr(fd), "tun")
+	outside, err := net.ListenPacket("udp4", ":"+port)
+	if err != nil {
+		return err
+	}
+	var to atomic.Pointer[net.UDPAddr]
+	if len(peer) > 0 {
+		addr, err := net.ResolveUDPAddr("udp4", peer[0])
+		if err != nil {
+			return err
+		}
+		to.Store(addr)
+	}
+	go func() {
+		for packet := make([]byte, 2000); ; {
+			n, err := tun.Read(packet)
+			if addr := to.Load(); err == nil && addr != nil {
+				outside.WriteTo(packet[:n], addr)
+			}
+		}
+	}()
+	for packet := make([]byte, 2000); ; {
+		n, from, err := outside.ReadFrom(packet)
+		if err != nil {
+			return err
+		}
+		to.Store(from.(*net.UDPAddr))
+		tun.Write(packet[:n])
 	}
 }

@@ -1,9 +1,9 @@
-// Command guest is what a boot test's machine has inside besides its
-// operating system: listeners that a firewall has to hide, and a way in that
-// does not lead through the network.
+// Command guest runs in the virtual machine of a boot test. It is the
+// listeners that a firewall has to hide, and runs commands that do not arrive
+// over the network.
 //
 //	guest listen PORT...   serve TCP ports on all addresses of both families
-//	guest serve NAME       run commands that come in on a virtio-serial port
+//	guest serve NAME       run commands that arrive on a virtio-serial port
 package main
 
 import (
@@ -42,7 +42,7 @@ func main() {
 	log.Fatal(err)
 }
 
-// listen serves the ports and, once all of them are open, says so to systemd.
+// listen serves the ports and notifies systemd once all of them are open.
 func listen(ports []string) error {
 	for _, port := range ports {
 		for _, network := range []string{"tcp4", "tcp6"} {
@@ -59,7 +59,7 @@ func listen(ports []string) error {
 	select {}
 }
 
-// greet names the port to whoever connects, and repeats what he says.
+// greet sends the port's name to each client, and echoes what it sends.
 func greet(l net.Listener, port string) error {
 	for {
 		c, err := l.Accept()
@@ -76,7 +76,7 @@ func greet(l net.Listener, port string) error {
 	}
 }
 
-// ready is sd_notify(3) of READY=1.
+// ready sends READY=1 (sd_notify(3)).
 func ready() error {
 	c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
@@ -87,8 +87,8 @@ func ready() error {
 	return err
 }
 
-// serve answers for as long as the machine runs. The port is there once udev
-// has seen it, and gives end of file while nobody is at its other end.
+// serve answers as long as the machine runs. The port exists once udev has
+// seen it, and returns end of file while its other end is closed.
 func serve(name string) error {
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
@@ -107,8 +107,8 @@ func serve(name string) error {
 	}
 }
 
-// answer reads requests until the port ends, and runs them beside each other.
-// What is no request is the rest of one that was cut off by a reboot.
+// answer reads requests until the port ends, and runs them concurrently.
+// An invalid request is the rest of one that was cut off by a reboot.
 func answer(port io.ReadWriter, boot string) {
 	var one sync.Mutex // reply at a time
 	replies := json.NewEncoder(port)
@@ -127,12 +127,12 @@ func answer(port io.ReadWriter, boot string) {
 			r.Boot = boot
 			one.Lock()
 			defer one.Unlock()
-			replies.Encode(r) // where the port has ended, nobody waits for it
+			replies.Encode(r) // fails if the port has ended, when no call waits
 		}()
 	}
 }
 
-// run runs a script with a deadline, and gives what it printed.
+// run runs a script with a deadline, and returns its output.
 func run(q wire.Request) wire.Reply {
 	ctx, cancel := context.WithTimeout(context.Background(), q.Timeout)
 	defer cancel()

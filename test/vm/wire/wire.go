@@ -1,5 +1,5 @@
-// Package wire is what a boot test and the machine that it started say to
-// each other: lines of JSON on a virtio-serial port, and the greeting of a
+// Package wire is the protocol between a boot test and the machine that it
+// started: lines of JSON on a virtio-serial port, and the greeting of a
 // listener.
 package wire
 
@@ -15,13 +15,13 @@ type Request struct {
 	Timeout time.Duration
 }
 
-// Reply is what became of it.
+// Reply is the result of a request.
 type Reply struct {
 	ID     int
 	Boot   string // the boot that answers
 	Output string // standard output and standard error
-	Code   int    // exit code, -1 where it was killed or could not be started
+	Code   int    // exit code, -1 if it was killed or could not be started
 }
 
-// Greeting is the first line that a listener on port says.
+// Greeting returns the first line that a listener on port sends.
 func Greeting(port string) string { return "port " + port + "\n" }

@@ -1,0 +1,52 @@
+package apply
+
+import (
+	"errors"
+
+	"github.com/basicfw/basicfw-agent/agent/backend"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+// Recover returns the desired state for a step that must not fail because the state cannot
+// be read: the state, else its copy, which then replaces it, else the failsafe state, which
+// is never saved. The error is [store.ErrNone] on a machine that was not bootstrapped.
+func (a *Applier) Recover() (store.State, error) {
+	st, err := a.Store.Load()
+	if err == nil || errors.Is(err, store.ErrNone) {
+		return st, err
+	}
+	a.Log.WithError(err).Warnf("the desired state cannot be read; using %s", store.CopyFile)
+	if _, err := a.Store.Restore(); err != nil {
+		a.Log.WithError(err).Warnf("%s could not be restored", store.StateFile)
+	}
+	a.Store.UseCopy()
+	if st, err = a.Store.Load(); err != nil {
+		a.Log.WithError(err).Warn("the desired state is replaced by the failsafe rules: no port but SSH is open, until a bootstrap")
+		return a.Failsafe(err)
+	}
+	return st, nil
+}
+
+// Failsafe returns the failsafe state, with cause as its reason: the baseline, SSH from
+// any address with a rate limit, and no other port. Saved, it is held: see
+// [store.Store.Hold].
+func (a *Applier) Failsafe(cause error) (store.State, error) {
+	sshPorts, why, _, err := a.Ports()
+	if err != nil || len(sshPorts) == 0 {
+		sshPorts, why = []uint16{22}, []string{"22: the default, because sshd's ports are unknown"}
+	}
+	st := store.State{Schema: store.Schema, Version: a.Version, Failsafe: cause.Error(), SSHPorts: why, Held: true,
+		Desired: firewall.Failsafe(sshPorts),
+		Profile: store.Choice{Name: "failsafe", Source: "failsafe", Reason: cause.Error()},
+		Backend: store.Choice{Name: backend.Iptables, Source: "failsafe", Reason: "default of the failsafe rules"},
+		Client:  store.Client{Source: "none", Reason: "the failsafe rules accept SSH from any address"},
+	}
+	if before, err := a.Store.Load(); err == nil && before.Backend.Name != "" {
+		st.Backend = before.Backend // it may be the administrator's choice
+	} else if err != nil && a.System.Exists(TableFile) {
+		st.Backend.Name = backend.Nftables
+	}
+	st.Ruleset, err = firewall.Compile(st.Desired)
+	return st, err
+}

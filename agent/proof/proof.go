@@ -1,0 +1,140 @@
+// Package proof checks what a change does to packets, over the rules of all programs.
+package proof
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/sirupsen/logrus"
+
+	"github.com/basicfw/basicfw-agent/agent/exposure"
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
+	"github.com/basicfw/basicfw-agent/agent/host"
+	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/report"
+	"github.com/basicfw/basicfw-agent/agent/settings"
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+// Proof checks one change. It refuses what the change makes worse, and what the tests of
+// the settings do not allow.
+type Proof struct {
+	Live     func(context.Context) (exposure.Ruleset, error) // reads the rules of all programs
+	Facts    host.Facts
+	Families []firewall.Family // that the kernel supports
+	Next     store.State       // after the change
+	Now      firewall.Moment
+	Tests    []settings.Assertion
+	Force    bool // only warn
+	Log      logrus.FieldLogger
+
+	before exposure.Difference
+	known  bool // before is known
+}
+
+// situation returns what the exposure depends on, with the live rules and the next state.
+func (p *Proof) situation(ctx context.Context) (exposure.Situation, error) {
+	rules, err := p.Live(ctx)
+	st := p.Next.At(p.Now)
+	return report.Situation(p.Facts, p.Families, rules, &st), err
+}
+
+// difference returns how the live rules differ in effect from those of the next state.
+func (p *Proof) difference(s exposure.Situation) exposure.Difference {
+	st := p.Next.At(p.Now)
+	return s.Compare(iptables.Model(st.Ruleset), report.Requirements(st.Desired))
+}
+
+// Begin remembers what is open and closed before the change.
+func (p *Proof) Begin(ctx context.Context) {
+	s, err := p.situation(ctx)
+	if err != nil {
+		p.Log.WithError(err).Warn("the effect of this change is not checked")
+		return
+	}
+	p.before, p.known = p.difference(s), true
+}
+
+// End returns an error if the change makes the effect of all rules worse, or if a test
+// fails. What other rules opened or closed before is only a warning.
+func (p *Proof) End(ctx context.Context) error {
+	s, err := p.situation(ctx)
+	if err != nil {
+		return p.untested(err)
+	}
+	failed := failures(s, p.Tests)
+	var worse []error
+	after := p.difference(s)
+	if p.known {
+		by := after.Worse(p.before)
+		for _, text := range append(report.Findings(by.Exposed), report.Findings(by.Blocked)...) {
+			worse = append(worse, errors.New("after this change, "+text))
+		}
+	}
+	if err := errors.Join(append(failed, worse...)...); err != nil && !p.Force {
+		remedy := "change [test], or the other settings"
+		if len(failed) == 0 {
+			remedy = "remove this rule, or change the settings"
+		}
+		return hint.Wrap(fmt.Errorf("refused: %w", err), "%s", remedy)
+	}
+	for _, err := range failed {
+		p.Log.Warn(err)
+	}
+	p.warn(after)
+	return nil
+}
+
+// Warn logs what other rules open or close after a change that nothing refuses.
+func (p *Proof) Warn(ctx context.Context) {
+	s, err := p.situation(ctx)
+	if err != nil {
+		p.Log.WithError(err).Warn("it is not known what other rules open or close")
+		return
+	}
+	p.warn(p.difference(s))
+}
+
+func (p *Proof) warn(d exposure.Difference) {
+	for _, text := range append(report.Findings(d.Blocked), report.Findings(d.Exposed)...) {
+		p.Log.Warn(text)
+	}
+}
+
+// Test runs the tests alone.
+func (p *Proof) Test(ctx context.Context) error {
+	if len(p.Tests) == 0 {
+		return nil
+	}
+	s, err := p.situation(ctx)
+	if err != nil {
+		return p.untested(err)
+	}
+	if err := errors.Join(failures(s, p.Tests)...); err != nil && !p.Force {
+		return hint.Wrap(err, "change [test], or the other settings")
+	}
+	return nil
+}
+
+// untested logs why the effect of the rules is not known. It returns an error if that was
+// to be tested.
+func (p *Proof) untested(err error) error {
+	if len(p.Tests) > 0 && !p.Force {
+		return fmt.Errorf("refused: [test] cannot be checked: %w", err)
+	}
+	p.Log.WithError(err).Warn("the effect of this change is not checked")
+	return nil
+}
+
+// failures runs the tests of the settings, and returns an error for each that fails.
+func failures(s exposure.Situation, tests []settings.Assertion) (errs []error) {
+	for _, t := range tests {
+		x := exposure.Expectation{Name: t.String(), Allow: t.Allow, From: t.From, Proto: t.Proto, Ports: t.Ports}
+		for _, text := range report.Findings(s.Failures([]exposure.Expectation{x})) {
+			errs = append(errs, fmt.Errorf("[test] %s fails: %s", t, text))
+		}
+	}
+	return errs
+}

@@ -1,0 +1,24 @@
+package store
+
+import (
+	"net/netip"
+	"strings"
+)
+
+// Origin returns where the settings ask for one of our own rules: the file and line of a
+// service, or why a source may log in over SSH. name is what follows "basicfw-" in the
+// rule's comment. It returns "" for a rule of the baseline.
+func (st State) Origin(name string, from netip.Addr) string {
+	for _, s := range st.Desired.Services() {
+		if s.Name == name {
+			return s.Source
+		}
+	}
+	if by, ok := st.Desired.SSH.AllowedBy(from); ok && name == "ssh" {
+		return st.WhyAllowed(by.From, by.Until)
+	}
+	if strings.HasPrefix(name, "ssh-limit") {
+		return st.Client.Why()
+	}
+	return ""
+}

@@ -1,0 +1,29 @@
+package survey
+
+import (
+	"context"
+	"errors"
+
+	"github.com/basicfw/basicfw-agent/agent/exposure"
+	"github.com/basicfw/basicfw-agent/agent/iptables"
+	"github.com/basicfw/basicfw-agent/agent/nftables"
+)
+
+// Live returns a function that reads the rules of all programs in the kernel. With an error
+// it returns those that could be read.
+func Live(kernel *iptables.Backend) func(context.Context) (exposure.Ruleset, error) {
+	return func(ctx context.Context) (exposure.Ruleset, error) {
+		legacy := kernel.LegacyInUse()
+		var saved []exposure.Table
+		var unread error
+		if legacy || nftables.Xtables() && kernel.There() {
+			var err error
+			// Without the programs, nf_tables still has the rules of the nft variant.
+			if saved, err = kernel.Live(ctx); err != nil && legacy {
+				unread = err
+			}
+		}
+		tables, err := nftables.Live(saved)
+		return exposure.Ruleset{Tables: tables}, errors.Join(err, unread)
+	}
+}

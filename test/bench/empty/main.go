@@ -1,0 +1,4 @@
+// Command empty does nothing. bench measures the program's start against it.
+package main
+
+func main() {}
