@@ -132,7 +132,7 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 		return res, err
 	}
 	ssh := now.Desired.SSH
-	editor := settings.Editor{Settings: s, Local: a.localPath(), Now: a.Moment(), Timers: now.Desired.Timers,
+	editor := settings.Editor{Settings: s, Local: a.localPath(), Now: a.Moment(), Timers: previous.Desired.Timers,
 		Profile: now.Desired.Profile, Clients: now.Client.Allow, SSHPorts: ssh.Ports,
 		Unsure: lease.Detected(now), SSHOpen: ssh.Mode == firewall.SSHLimited}
 	res.Edit, err = what(editor, until)

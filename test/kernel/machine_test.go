@@ -117,6 +117,8 @@ func newMachine(t *testing.T, variant string) *machine {
 	}
 	lab.Need(t, m.multi, "ip", "nft")
 	m.Lab, m.root, m.bin = lab.New(t), t.TempDir(), t.TempDir()
+	// The watcher of a pending change outlives its command, and writes below the root.
+	t.Cleanup(func() { m.Host.KillAll(t) })
 	for _, name := range strings.Fields(iptablesPrograms) {
 		if m.netlink {
 			m.broken(t, name)
@@ -332,6 +334,17 @@ func (m *machine) from(device string) string {
 		return `iifname "` + device + `" `
 	}
 	return "-i " + device + " "
+}
+
+// hasRule reports whether a rule has all the words.
+func (m *machine) hasRule(t *testing.T, words ...string) bool {
+	t.Helper()
+	for _, line := range strings.Split(m.rules(t), "\n") {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // ends returns how a rule's end time is printed. The last second is included.

@@ -14,8 +14,9 @@ import (
 )
 
 const (
-	// repaired is the time for a repair if the kernel reports changes.
-	repaired = 2 * time.Second
+	// repaired is the time for a repair if the kernel reports changes, beside other tests.
+	// Alone, two seconds are enough: TestFollow.
+	repaired = 12 * time.Second
 	// repairedLate is the time if it does not.
 	repairedLate = 70 * time.Second
 )

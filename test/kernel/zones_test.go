@@ -2,7 +2,6 @@ package kernel_test
 
 import (
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
@@ -106,7 +105,7 @@ func TestTrustedKeepsToTheKind(t *testing.T) {
 		m.Host.MustRun(t, "ip", "link", "add", "wg0", "type", "bridge")
 		m.bootstrap(t)
 		s := m.serve(t)
-		if !strings.Contains(m.rules(t), m.from("wg0")) {
+		if !m.hasRule(t, m.from("wg0"), "basicfw-trusted") {
 			t.Error("wg0 is not trusted")
 		}
 		m.Wire(t, "wg9")
@@ -118,12 +117,12 @@ func TestTrustedKeepsToTheKind(t *testing.T) {
 			of.n.MustRun(t, "ip", "link", "set", "wg9", "up")
 		}
 		m.Host.MustRun(t, "ip", "link", "add", "wg1", "type", "bridge")
-		lab.Poll(t, "wg1 to be trusted", func() bool { return strings.Contains(m.rules(t), m.from("wg1")) })
+		lab.Poll(t, "wg1 to be trusted", func() bool { return m.hasRule(t, m.from("wg1"), "basicfw-trusted") })
 		if m.Outsider.Reach(netip.MustParseAddr("10.9.0.2"), netip.MustParseAddr("10.9.0.1"), 5432, lab.Brief) == nil {
 			t.Error("a veth is trusted because of its name")
 		}
 		m.must(t, exitOK, "apply")
-		if strings.Contains(m.rules(t), m.from("wg9")) {
+		if m.hasRule(t, m.from("wg9"), "basicfw-trusted") {
 			t.Error("a veth is trusted after apply")
 		}
 		m.must(t, exitOK, "selftest")

@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -193,6 +195,35 @@ func (n *Namespace) MustRun(t testing.TB, args ...string) string {
 		t.Fatalf("%v: exit code %d\n%s%s", args, r.Code, r.Stdout, r.Stderr)
 	}
 	return r.Stdout
+}
+
+// KillAll kills the programs in the namespace, also those that left their parent, and waits
+// until they are gone.
+func (n *Namespace) KillAll(t testing.TB) {
+	t.Helper()
+	want, err := n.net.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	Poll(t, "the programs to end", func() bool {
+		links, err := filepath.Glob("/proc/[0-9]*/ns/net")
+		if err != nil {
+			t.Fatal(err)
+		}
+		alive := false
+		for _, link := range links {
+			pid, err := strconv.Atoi(strings.Split(link, "/")[2])
+			net, gone := os.Stat(link) // a zombie has none
+			if err != nil || gone != nil || pid == os.Getpid() || !os.SameFile(net, want) {
+				continue
+			}
+			alive = true
+			if err := unix.Kill(pid, unix.SIGKILL); err != nil && err != unix.ESRCH {
+				t.Fatalf("killing process %d: %v", pid, err)
+			}
+		}
+		return !alive
+	})
 }
 
 // Bind mounts the directory or file src on dst, in the namespace only.
