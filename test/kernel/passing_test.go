@@ -47,6 +47,7 @@ func TestLockHeldAtBoot(t *testing.T) {
 		return !strings.Contains(m.Host.MustRun(t, "nft", "list", "tables"), "basicfw-guard")
 	})
 	m.wantOpen(t, open)
+	lab.Poll(t, "the status to follow", func() bool { return m.public(t).State == "protected" })
 	s.Stop(t)
 	m.must(t, exitOK, "status")
 	same(t, "files", withoutTime(t, files), withoutTime(t, m.tree(t, false, "etc", "var")))
@@ -119,6 +120,8 @@ func TestFailsafeEndsWithAReadableState(t *testing.T) {
 		}
 		restore()
 		lab.Poll(t, "the rules", func() bool { return m.rules(t) == rules })
+		// A service that is stopped before that rolls back to the failsafe rules.
+		lab.Poll(t, "the status to follow", func() bool { return m.public(t).State == "protected" })
 		s.Stop(t)
 		m.must(t, exitOK, "status")
 	})
