@@ -207,11 +207,10 @@ func (a *Agent) tryFor(ctx context.Context, st store.State, length time.Duration
 		return a.System.Detach(self, system.Again(a.System.Root, "expire")...)
 	}
 	out, err := a.Try(ctx, st, length, o)
-	if err != nil || !out.Changed {
-		return out, err
+	if err == nil && out.Changed {
+		out.Written, out.Removed = nil, nil // not until it is confirmed
 	}
-	out.Written, out.Removed = nil, nil // not until it is confirmed
-	return out, nil
+	return out, err
 }
 
 // ExpirePending waits until the pending change expires, and rolls it back unless it was

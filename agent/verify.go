@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -22,8 +23,7 @@ import (
 const (
 	// noteWait is how long verify waits for the lock to record that there is no drift.
 	noteWait = 100 * time.Millisecond
-	// settleWait is how long a read-only command waits for a change in progress before it
-	// reports drift.
+	// settleWait is how long a read-only command waits for a change before it reports drift.
 	settleWait = 5 * time.Second
 )
 
@@ -40,12 +40,13 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (verify.Report, error) 
 	} else if repair {
 		return verify.Report{}, lockErr
 	}
+	if repair {
+		a.UseCopy()
+	}
 	r, err := a.Verifier.Verify(ctx, a.survey.Ports)
 	if err != nil {
-		if _, e := a.State(); e != nil { // the desired state could not be read
-			return r, e
-		}
-		return r, err
+		_, e := a.State() // with a hint, if it is the state that could not be read
+		return r, cmp.Or(e, err)
 	}
 	if lockErr != nil && len(r.Drift) > 0 {
 		// The drift may be a change in progress, which holds the lock.

@@ -17,15 +17,21 @@ func (a *Applier) Recover() (store.State, error) {
 		return st, err
 	}
 	a.Log.WithError(err).Warnf("the desired state cannot be read; using %s", store.CopyFile)
-	if _, err := a.Store.Restore(); err != nil {
-		a.Log.WithError(err).Warnf("%s could not be restored", store.StateFile)
-	}
-	a.Store.UseCopy()
+	a.UseCopy()
 	if st, err = a.Store.Load(); err != nil {
 		a.Log.WithError(err).Warn("the desired state is replaced by the failsafe rules: no port but SSH is open, until a bootstrap")
 		return a.Failsafe(err)
 	}
 	return st, nil
+}
+
+// UseCopy restores a lost or unreadable state from its copy, or else makes the store read
+// the copy.
+func (a *Applier) UseCopy() {
+	if _, err := a.Store.Restore(); err != nil {
+		a.Log.WithError(err).Warnf("%s could not be restored", store.StateFile)
+	}
+	a.Store.UseCopy()
 }
 
 // Failsafe returns the failsafe state, with cause as its reason: the baseline, SSH from

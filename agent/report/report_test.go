@@ -103,7 +103,7 @@ func TestConditions(t *testing.T) {
 	}{
 		{"protected", nil, "protected", []string{}, 0},
 		{"not bootstrapped", []func(*Input){func(in *Input) { *in = Input{Err: store.ErrNone} }}, "not-bootstrapped", []string{"basicfw-agent bootstrap"}, 4},
-		{"lost", []func(*Input){func(in *Input) { *in = Input{Err: store.ErrLost} }}, "drifted", []string{"systemctl restart basicfw-agent"}, 3},
+		{"lost", []func(*Input){func(in *Input) { *in = Input{Err: store.ErrLost} }}, "drifted", []string{"basicfw-agent verify --repair"}, 3},
 		{"unreadable", []func(*Input){unreadable}, "drifted", []string{"basicfw-agent bootstrap"}, 3},
 		{"unreadable and open", []func(*Input){unreadable, open}, "unprotected drifted", []string{"iptables -D INPUT -j ACCEPT", "basicfw-agent bootstrap"}, 3},
 		{"drifted", []func(*Input){drift}, "drifted", []string{"basicfw-agent verify --repair"}, 3},

@@ -41,7 +41,7 @@ const (
 	confirmCommand   = "basicfw-agent confirm"
 	bootstrapCommand = "basicfw-agent bootstrap"
 	// RestoreCommand restores a lost desired state from its copy.
-	RestoreCommand = "systemctl restart basicfw-agent"
+	RestoreCommand = "basicfw-agent verify --repair"
 )
 
 // rows is the table of all warnings. Its order is that of Status.Warnings and, for their

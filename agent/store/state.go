@@ -237,9 +237,9 @@ func New(sys *system.System) *Store { return &Store{sys: sys} }
 // ErrNone reports that there is no state: the machine was not bootstrapped.
 var ErrNone = errors.New("not bootstrapped")
 
-// ErrLost reports that the machine was bootstrapped and StateFile is gone, but not
-// its copy. Uninstall removes the copy first, and never leaves this behind.
-var ErrLost = errors.New(StateFile + " is lost; its copy is " + CopyFile)
+// ErrLost reports that StateFile is lost or unreadable, but not its copy. Uninstall removes
+// the copy first, and never leaves this behind.
+var ErrLost = errors.New("its copy is " + CopyFile)
 
 // maxState limits what is read, in bytes. A state with five hundred sources takes 200 KB.
 const maxState = 16 << 20
@@ -313,8 +313,13 @@ func (s *Store) Load() (State, error) {
 		return st, err
 	}
 	st, err := s.load(StateFile)
-	if errors.Is(err, ErrNone) && s.sys.Exists(CopyFile) {
-		err = ErrLost
+	switch {
+	case errors.Is(err, ErrNone) && s.sys.Exists(CopyFile):
+		err = fmt.Errorf("%s is lost; %w", StateFile, ErrLost)
+	case err != nil:
+		if _, e := s.load(CopyFile); e == nil {
+			err = fmt.Errorf("%w; %w", err, ErrLost)
+		}
 	}
 	return st, err
 }

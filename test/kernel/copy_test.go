@@ -117,7 +117,7 @@ func TestVarWiped(t *testing.T) {
 
 		m.wipe(t)
 		lost := stateFile + " is lost; its copy is " + copyFile
-		says(t, m.must(t, exitDrift, "status", "--json").Stdout, lost, "systemctl restart basicfw-agent")
+		says(t, m.must(t, exitDrift, "status", "--json").Stdout, lost, "basicfw-agent verify --repair")
 		for _, command := range [][]string{{"verify"}, {"open", "9/tcp"}, {"selftest"}} {
 			says(t, m.must(t, exitFailed, command...).Stderr, lost)
 		}
@@ -129,6 +129,31 @@ func TestVarWiped(t *testing.T) {
 		got := m.status(t, exitOK)
 		if !strings.Contains(fmt.Sprint(got.Warnings), "not restore what bootstrap removed") {
 			t.Errorf("status does not say what is lost: %q", got.Warnings)
+		}
+	})
+}
+
+// TestStateRestoredByCommand repairs a machine without a service whose state is lost or
+// unreadable, and whose rules are gone.
+func TestStateRestoredByCommand(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.bootstrap(t)
+		m.must(t, exitOK, "open", "8081/tcp")
+		rules, state := m.rules(t), m.read(t, stateFile)
+		for _, spoil := range []func() error{
+			func() error { return os.Remove(filepath.Join(m.root, stateFile)) },
+			func() error { return os.WriteFile(filepath.Join(m.root, stateFile), []byte(state[:100]), 0o600) },
+		} {
+			if err := spoil(); err != nil {
+				t.Fatal(err)
+			}
+			m.reboot(t)
+			says(t, m.must(t, exitFailed, "verify").Stderr, "its copy is "+copyFile, "hint: basicfw-agent verify --repair restores it")
+			says(t, m.must(t, exitDrift, "status").Stdout, "basicfw-agent verify --repair")
+			m.must(t, exitOK, "verify", "--repair")
+			same(t, "rules", rules, m.rules(t))
+			m.wantCopy(t)
+			m.must(t, exitOK, "verify")
 		}
 	})
 }
