@@ -105,5 +105,10 @@ func (f File) Restore(sys *system.System) error {
 	case f.Link != "":
 		return sys.Symlink(f.Link, f.Path)
 	}
-	return Change{Path: f.Path, Data: f.Data, Mode: f.Mode}.Apply(sys)
+	// What was not changed needs no write, which a read-only file system would refuse.
+	c := Change{Path: f.Path, Data: f.Data, Mode: f.Mode}
+	if same, err := c.Same(sys); err == nil && same {
+		return nil
+	}
+	return c.Apply(sys)
 }
