@@ -94,13 +94,20 @@ type Options struct {
 	Prove func(ctx context.Context, st store.State) error
 }
 
-// Proof checks the effect of the rules: around a change of them, which an error of End rolls
-// back, or with Test if they need no change.
+// Proof checks the effect of the rules: before a change, with the rules as predict returns
+// them (nil if that is not known), and after it. If they need no change, Test does. Their
+// errors refuse the change.
 type Proof interface {
-	Begin(context.Context)
+	Begin(ctx context.Context, predict func(live, own exposure.Ruleset) exposure.Ruleset) error
 	End(context.Context) error
 	Test(context.Context) error
 }
+
+// RefusedError is the error of a change that the proof refuses.
+type RefusedError struct{ Err error }
+
+func (e *RefusedError) Error() string { return e.Err.Error() }
+func (e *RefusedError) Unwrap() error { return e.Err }
 
 // Outcome is what Apply found and did.
 type Outcome struct {
@@ -117,12 +124,15 @@ type Outcome struct {
 	State      store.State // as applied, with the backend that was used
 }
 
-// Plan returns what Apply would change.
+// Plan returns what Apply would change, also with a [*RefusedError].
 func (a *Applier) Plan(ctx context.Context, next store.State, o Options) (Outcome, error) {
 	return a.withFallback(next, o, func(next store.State) (Outcome, error) {
 		p, err := a.prepare(ctx, next, o)
 		if err == nil && p.load {
 			err = a.rehearse(ctx, next)
+		}
+		if err == nil {
+			err = p.foresee(ctx)
 		}
 		return p.Outcome, err
 	})
@@ -245,8 +255,8 @@ type change struct {
 
 func (a *Applier) apply(ctx context.Context, next store.State, o Options) (out Outcome, err error) {
 	p, err := a.prepare(ctx, next, o)
-	if err == nil && !p.load && o.Proof != nil {
-		err = o.Proof.Test(ctx)
+	if err == nil && !p.load {
+		err = p.foresee(ctx)
 	}
 	if err != nil || !p.Changed {
 		return p.Outcome, err
@@ -277,8 +287,8 @@ func (c *change) permitted(ctx context.Context) error {
 	if !c.load {
 		return nil
 	}
-	if c.options.Proof != nil {
-		c.options.Proof.Begin(ctx)
+	if err := c.foresee(ctx); err != nil {
+		return err
 	}
 	return c.rehearse(ctx, c.next)
 }
@@ -332,7 +342,14 @@ func (c *change) prove(ctx context.Context) error {
 	if c.options.Proof == nil || !c.load {
 		return nil
 	}
-	return c.options.Proof.End(ctx)
+	return refused(c.options.Proof.End(ctx))
+}
+
+func refused(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &RefusedError{err}
 }
 
 // rollBack rolls back the change after err. If that fails, the guard stays: nothing

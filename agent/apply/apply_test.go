@@ -4,13 +4,17 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/basicfw/basicfw-agent/agent/apply"
 	"github.com/basicfw/basicfw-agent/agent/backend"
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/iptables"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/test/fake"
 )
@@ -106,6 +110,67 @@ func TestFailedProofRollsBack(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, m.Contents(t)); diff != "" || !m.Kernel.Rules.IsZero() || m.Service.Registered {
 		t.Errorf("not rolled back: %s", diff)
+	}
+}
+
+// effect is a Proof that refuses rules which open a port, predicted or loaded.
+type effect struct {
+	m    *fake.Machine
+	own  exposure.Ruleset
+	port string
+}
+
+func (e effect) check(r exposure.Ruleset) error {
+	for _, t := range r.Tables {
+		for _, c := range t.Chains {
+			if slices.ContainsFunc(c.Rules, func(r exposure.Rule) bool { return strings.Contains(r.Text, " --dport "+e.port+" ") }) {
+				return errors.New("port " + e.port)
+			}
+		}
+	}
+	return nil
+}
+
+func (e effect) Begin(ctx context.Context, predict func(live, own exposure.Ruleset) exposure.Ruleset) error {
+	live, err := e.m.Kernel.Live(ctx)
+	if err != nil || predict == nil {
+		return err
+	}
+	return e.check(predict(live, e.own))
+}
+
+func (e effect) End(ctx context.Context) error { return e.Test(ctx) }
+
+func (e effect) Test(ctx context.Context) error {
+	live, err := e.m.Kernel.Live(ctx)
+	return errors.Join(err, e.check(live))
+}
+
+// A change whose predicted effect is refused loads nothing. What another manager leaves is
+// not known before: then it is rolled back.
+func TestEffectIsCheckedBeforeLoading(t *testing.T) {
+	for _, takeOver := range []bool{false, true} {
+		m := fake.New(t)
+		before := m.Contents(t)
+		o := fake.Options()
+		o.TakeOver = takeOver
+		if takeOver {
+			m.Conflicts.Add("firewalld")
+		}
+		next := fake.Decided(t, "203.0.113.9/32")
+		o.Proof = effect{m, iptables.Model(next.Ruleset), "22"}
+		_, planErr := m.Plan(context.Background(), next, o)
+		_, err := m.Apply(context.Background(), next, o)
+		var refused *apply.RefusedError
+		if !errors.As(err, &refused) || !takeOver && !errors.As(planErr, &refused) {
+			t.Errorf("%v, planned: %v", err, planErr)
+		}
+		if diff := cmp.Diff(before, m.Contents(t)); diff != "" || !m.Kernel.Rules.IsZero() {
+			t.Errorf("not rolled back: %s", diff)
+		}
+		if loaded := m.Kernel.Loads > 0; loaded != takeOver {
+			t.Errorf("takeover %v: loaded %v", takeOver, loaded)
+		}
 	}
 }
 

@@ -83,6 +83,7 @@ func (a *Applier) try(ctx context.Context, next store.State, length time.Duratio
 		return p.Outcome, hint.Wrap(&ConflictError{Names: Names(p.Others)}, "basicfw-agent apply, without --confirm, takes over")
 	}
 	c := &change{Applier: a, prepared: p, next: next}
+	c.options.Clear = false // not until it is confirmed
 	if err := c.permitted(ctx); err != nil {
 		return p.Outcome, err
 	}

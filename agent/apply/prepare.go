@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/basicfw/basicfw-agent/agent/backend"
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/files"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/motd"
@@ -76,6 +77,23 @@ func (a *Applier) prepare(ctx context.Context, next store.State, o Options) (pre
 	}
 	p.Changed = p.load || p.Guarded || len(p.files) > 0 || p.previous == nil || p.Registered || !Equivalent(*p.previous, next)
 	return p, nil
+}
+
+// foresee checks the effect of the change before it begins. What another manager leaves
+// when it is stopped is not known before.
+func (p *prepared) foresee(ctx context.Context) error {
+	o := p.options
+	switch {
+	case o.Proof == nil:
+		return nil
+	case !p.load:
+		return refused(o.Proof.Test(ctx))
+	case o.TakeOver && len(p.Others) > 0:
+		return refused(o.Proof.Begin(ctx, nil))
+	}
+	return refused(o.Proof.Begin(ctx, func(live, own exposure.Ruleset) exposure.Ruleset {
+		return p.Inspection.Snapshot.Predict(ctx, live, own, o.Clear)
+	}))
 }
 
 // prepareFiles finds the files that differ from their expected content.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -176,6 +177,13 @@ func (s iptablesSnapshot) Load(ctx context.Context, want firewall.Ruleset, clear
 	return nil
 }
 
+func (s iptablesSnapshot) Predict(ctx context.Context, live, own exposure.Ruleset, clear bool) exposure.Ruleset {
+	if s.present {
+		live = s.other.Predict(ctx, live, exposure.Ruleset{}, false)
+	}
+	return s.ours.Predict(ctx, live, own, clear)
+}
+
 func (s iptablesSnapshot) Restore(ctx context.Context, added Backup) error {
 	// First restore what closed the machine before.
 	var err error
@@ -272,6 +280,14 @@ func (s nftablesSnapshot) Load(ctx context.Context, want firewall.Ruleset, clear
 	return nil
 }
 
+func (s nftablesSnapshot) Predict(ctx context.Context, live, own exposure.Ruleset, clear bool) exposure.Ruleset {
+	live = s.ours.Predict(ctx, live, own, false)
+	if s.other == nil || !s.blocks && !(clear && s.foreign) {
+		return live
+	}
+	return s.other.Predict(ctx, live, own, clear)
+}
+
 func (s nftablesSnapshot) Restore(ctx context.Context, added Backup) error {
 	var err error
 	if s.other != nil {
@@ -304,6 +320,9 @@ type Snapshot interface {
 	// also removes other programs' terminal rules from INPUT. The error is a
 	// [*MismatchError] if the kernel accepted the rules but holds different ones.
 	Load(ctx context.Context, want firewall.Ruleset, clear bool) error
+	// Predict returns the live rules of all programs as Load would leave them. own are
+	// the rules to load, alone on a machine.
+	Predict(ctx context.Context, live, own exposure.Ruleset, clear bool) exposure.Ruleset
 	// Restore undoes a Load, or a Remove that added the rules of added to INPUT. Later
 	// changes by other programs elsewhere are kept.
 	Restore(ctx context.Context, added Backup) error

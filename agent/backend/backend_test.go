@@ -7,6 +7,7 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
@@ -72,6 +73,10 @@ func (s engineSnapshot) Load(_ context.Context, want firewall.Ruleset, clear boo
 			s.k.foreign = false
 		}
 	})
+}
+
+func (s engineSnapshot) Predict(_ context.Context, live, _ exposure.Ruleset, _ bool) exposure.Ruleset {
+	return live
 }
 
 func (s engineSnapshot) Restore(context.Context, Backup) error {

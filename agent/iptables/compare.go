@@ -116,24 +116,32 @@ func (t effects) drift(f firewall.Family, want []chain) []firewall.Drift {
 	return out
 }
 
-// wantInput returns the desired rules of INPUT: other programs' rules in their order, and
-// our jump before the first rule that drops all packets of a protocol, or that drops, after
-// the present jump, packets from any source; or last. With clear, terminal rules are omitted.
+// wantInput returns the desired rules of INPUT: other programs' rules, and our jump where
+// place says.
 func (e effects) wantInput(clear bool) []string {
 	got := e.chain(input).Rules
+	before, after := e.place(clear)
+	return slices.Concat(pick(got, before), []string{jump}, pick(got, after))
+}
+
+// place returns the indexes of other programs' rules of INPUT that come before our jump and
+// after it: it is before the first rule that drops all packets of a protocol, or that drops,
+// after the present jump, packets from any source; or last. With clear, terminal rules are
+// omitted.
+func (e effects) place(clear bool) (before, after []int) {
+	got := e.chain(input).Rules
 	present := max(0, slices.Index(got, jump))
-	var before, after []string
 	for i, r := range got {
 		shuts := e.shuts(r)
 		switch {
 		case jumpsToUs(r) || clear && e.decides(r):
 		case len(after) > 0, shuts == everything, shuts == anyone && i >= present:
-			after = append(after, r)
+			after = append(after, i)
 		default:
-			before = append(before, r)
+			before = append(before, i)
 		}
 	}
-	return slices.Concat(before, []string{jump}, after)
+	return before, after
 }
 
 // conflicts appends the firewall managers whose chains are in a table. A stopped ufw

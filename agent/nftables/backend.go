@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/agent/backend"
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
@@ -118,6 +120,18 @@ func (b *Backend) readBack(want compiled) error {
 		return &backend.MismatchError{First: in.Drift[0]}
 	}
 	return nil
+}
+
+// Predict returns the live rules with own in place of our table.
+func (s snapshot) Predict(_ context.Context, live, own exposure.Ruleset, _ bool) exposure.Ruleset {
+	tables := slices.DeleteFunc(slices.Clone(live.Tables), func(t exposure.Table) bool {
+		return t.Program == "nft" && t.Family == "inet" && t.Name == TableName
+	})
+	for _, t := range own.Tables {
+		t.Program, t.Name = "nft", TableName
+		tables = append(tables, t)
+	}
+	return exposure.Ruleset{Tables: tables}
 }
 
 // Restore restores the table of the snapshot.

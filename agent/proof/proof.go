@@ -47,44 +47,63 @@ func (p *Proof) difference(s exposure.Situation) exposure.Difference {
 	return s.Compare(iptables.Model(st.Ruleset), report.Requirements(st.Desired))
 }
 
-// Begin remembers what is open and closed before the change.
-func (p *Proof) Begin(ctx context.Context) {
+// Begin remembers what is open and closed before the change. If predict is set, it returns
+// the live rules as the change would leave them: the error is why that must not be.
+func (p *Proof) Begin(ctx context.Context, predict func(live, own exposure.Ruleset) exposure.Ruleset) error {
 	s, err := p.situation(ctx)
 	if err != nil {
-		p.Log.WithError(err).Warn("the effect of this change is not checked")
-		return
+		return p.untested(err)
 	}
 	p.before, p.known = p.difference(s), true
+	if predict == nil {
+		return nil
+	}
+	st := p.Next.At(p.Now)
+	s.Rules = predict(s.Rules, iptables.Model(st.Ruleset))
+	return p.check(s, p.difference(s))
 }
 
-// End returns an error if the change makes the effect of all rules worse, or if a test
-// fails. What other rules opened or closed before is only a warning.
+// End checks what was loaded, as Begin did what was predicted. What other rules opened or
+// closed before is only a warning.
 func (p *Proof) End(ctx context.Context) error {
 	s, err := p.situation(ctx)
 	if err != nil {
 		return p.untested(err)
 	}
-	failed := failures(s, p.Tests)
-	var worse []error
 	after := p.difference(s)
-	if p.known {
-		by := after.Worse(p.before)
-		for _, text := range append(report.Findings(by.Exposed), report.Findings(by.Blocked)...) {
-			worse = append(worse, errors.New("after this change, "+text))
-		}
+	if err := p.check(s, after); err != nil {
+		return err
 	}
-	if err := errors.Join(append(failed, worse...)...); err != nil && !p.Force {
-		remedy := "change [test], or the other settings"
-		if len(failed) == 0 {
-			remedy = "remove this rule, or change the settings"
-		}
-		return hint.Wrap(fmt.Errorf("refused: %w", err), "%s", remedy)
-	}
-	for _, err := range failed {
+	for _, err := range failures(s, p.Tests) {
 		p.Log.Warn(err)
 	}
 	p.warn(after)
 	return nil
+}
+
+// check returns an error if the rules of all programs differ more from those of the settings
+// than before the change, or if a test fails.
+func (p *Proof) check(s exposure.Situation, now exposure.Difference) error {
+	if p.Force {
+		return nil
+	}
+	failed := failures(s, p.Tests)
+	var worse []error
+	if p.known {
+		by := now.Worse(p.before)
+		for _, text := range append(report.Findings(by.Exposed), report.Findings(by.Blocked)...) {
+			worse = append(worse, errors.New("after this change, "+text))
+		}
+	}
+	err := errors.Join(append(failed, worse...)...)
+	if err == nil {
+		return nil
+	}
+	remedy := "change [test], or the other settings"
+	if len(failed) == 0 {
+		remedy = "remove this rule, or change the settings"
+	}
+	return hint.Wrap(fmt.Errorf("refused: %w", err), "%s", remedy)
 }
 
 // Warn logs what other rules open or close after a change that nothing refuses.
@@ -112,10 +131,7 @@ func (p *Proof) Test(ctx context.Context) error {
 	if err != nil {
 		return p.untested(err)
 	}
-	if err := errors.Join(failures(s, p.Tests)...); err != nil && !p.Force {
-		return hint.Wrap(err, "change [test], or the other settings")
-	}
-	return nil
+	return p.check(s, exposure.Difference{})
 }
 
 // untested logs why the effect of the rules is not known. It returns an error if that was

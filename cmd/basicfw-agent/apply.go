@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -71,10 +72,10 @@ func (a *app) planCmd() *cobra.Command {
 		Args:  noArgs,
 		RunE: a.forRoot(func(ctx context.Context, machine *agent.Agent) error {
 			res, err := machine.Apply(ctx, agent.Request{DryRun: true})
+			changes, err := a.showPlanned(res, err)
 			if err != nil {
 				return err
 			}
-			changes := a.showPlan(res)
 			a.warnLockout(res.Lockout)
 			if changes && exitCode {
 				return &silentError{exitDrift}
@@ -84,6 +85,15 @@ func (a *app) planCmd() *cobra.Command {
 	}
 	cmd.Flags().BoolVar(&exitCode, "exit-code", false, "exit with 3 if anything would change")
 	return cmd
+}
+
+// showPlanned is showPlan for the result of a dry run, also of one that would be refused.
+func (a *app) showPlanned(res agent.Result, err error) (changes bool, _ error) {
+	var refused *apply.RefusedError
+	if err != nil && !errors.As(err, &refused) {
+		return false, err
+	}
+	return a.showPlan(res), err
 }
 
 // showPlan prints what would change, and reports whether anything would. Removed lines

@@ -48,12 +48,13 @@ in /etc/basicfw/local.ini, which overrides agent.ini.`,
 			case res.ClosedBy != "":
 				fmt.Fprintf(a.stdout, "closed by profile %s anyway, with SSH open to any address, limited\n", res.ClosedBy)
 			}
+			if r.DryRun {
+				_, err = a.showPlanned(res, err)
+			}
 			if err != nil {
 				return err
 			}
-			if r.DryRun {
-				a.showPlan(res)
-			} else {
+			if !r.DryRun {
 				a.showOutcome(res)
 			}
 			a.warnLockout(res.Lockout)

@@ -107,6 +107,10 @@ func (s snapshot) Load(_ context.Context, want firewall.Ruleset, clear bool) err
 	return nil
 }
 
+func (s snapshot) Predict(_ context.Context, _, own exposure.Ruleset, _ bool) exposure.Ruleset {
+	return exposure.Ruleset{Tables: slices.Concat(s.k.Tables, own.Tables)}
+}
+
 func (s snapshot) Restore(context.Context, backend.Backup) error {
 	s.k.Rules, s.k.Cleared, s.k.Yielded = s.rules, false, false
 	return nil

@@ -33,7 +33,7 @@ var below = map[string][]string{
 	"agent/host":     {"agent/firewall", "agent/system"},
 	"agent/files":    {"agent/system"},
 	"agent/motd":     {"agent/files", "agent/system"},
-	"agent/backend":  {"agent/firewall", "agent/system"},
+	"agent/backend":  {"agent/exposure", "agent/firewall", "agent/system"},
 	"agent/service":  {"agent/system"},
 	"agent/exposure": {"agent/firewall"},
 	"agent/iptables": {"agent/backend", "agent/exposure", "agent/firewall", "agent/system"},

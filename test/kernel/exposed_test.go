@@ -151,7 +151,8 @@ func TestAssertions(t *testing.T) {
 		client := m.Client.V4.String()
 		m.settings(t, "[test]\nallow = "+client+" -> 22/tcp, any -> 443/tcp\ndeny = any -> 5432/tcp\n")
 		m.must(t, exitOK, "bootstrap", "--no-service", "--client-ip", client)
-		before, files := m.rules(t), m.tree(t, false, "etc", "var")
+		m.wantReach(t, m.Server.V4, 443, true, true)
+		before, files, counted := m.rules(t), m.tree(t, false, "etc", "var"), m.counted(t, "https")
 		for _, refused := range [][]string{
 			{"open", "5432/tcp", "[test] deny = any -> 5432/tcp"},
 			{"open", "5000-6000/tcp", "[test] deny = any -> 5432/tcp"},
@@ -161,14 +162,37 @@ func TestAssertions(t *testing.T) {
 			last := len(refused) - 1
 			says(t, m.must(t, exitFailed, refused[:last]...).Stderr, refused[last], "hint: ")
 			same(t, "the rules", before, m.rules(t))
+			same(t, "the counter", counted, m.counted(t, "https")) // nothing was loaded and undone
 			same(t, "the files", files, m.tree(t, false, "etc", "var"))
 		}
 		m.must(t, exitOK, "open", "8080/tcp")
+		m.settings(t, "[test]\ndeny = any -> 80/tcp\n")
+		says(t, m.must(t, exitFailed, "plan").Stderr, "[test] deny = any -> 80/tcp", "80/tcp is open to any address")
+		m.settings(t, "[open]\nmine = 5432/tcp\n[test]\ndeny = any -> 5432/tcp\n")
+		r := m.must(t, exitFailed, "plan", "--exit-code")
+		says(t, r.Stderr, "[test] deny = any -> 5432/tcp")
+		says(t, r.Stdout, "basicfw-mine")
 		m.settings(t, "[test]\ndeny = any -> 80/tcp\n")
 		says(t, m.must(t, exitFailed, "apply").Stderr, "[test] deny = any -> 80/tcp", "80/tcp is open to any address")
 		m.settings(t, "[test]\nallow = 1.2.3.4 -> 99999/tcp\ndeny = any, 80/tcp\n")
 		says(t, m.must(t, exitUsage, "apply").Stderr, ": test.deny: \"any\": want SOURCE -> PORT/PROTO", ": test.allow: \"99999/tcp\": ports are 1 to 65535")
 	})
+}
+
+// counted returns one of our IPv4 rules with its counter.
+func (m *machine) counted(t *testing.T, name string) string {
+	t.Helper()
+	rules := m.Host.MustRun(t, "nft", "list", "ruleset")
+	if !m.netlink {
+		rules = m.Host.MustRun(t, m.multi, "iptables-save", "-c")
+	}
+	for _, l := range strings.Split(rules, "\n") {
+		if strings.Contains(l, m.comment(name)) {
+			return l
+		}
+	}
+	t.Fatalf("no rule %s", name)
+	return ""
 }
 
 // TestUnlockNamesRules checks that unlock names the rule of another program that still drops
