@@ -29,6 +29,7 @@ func (a *Agent) Run(ctx context.Context, s settings.Settings, ready func(status 
 	d := &daemon.Daemon{Verifier: a.Verifier, Options: daemon.Options{
 		CommandLine: string(commandLine),
 		Interfaces:  a.survey.Interfaces,
+		Dropped:     survey.Dropped(a.kernel),
 		Named:       survey.Naming(s),
 		Instance:    a.survey.Instance,
 		Prune: func(timers []firewall.Timer) (*files.Change, error) {
@@ -38,10 +39,9 @@ func (a *Agent) Run(ctx context.Context, s settings.Settings, ready func(status 
 			release()
 			ready(status)
 		},
-		Say:    a.System.Say,
-		Watch:  a.survey.Watch,
-		Shells: a.survey.Shells,
-		Every:  time.Minute,
+		Say:   a.System.Say,
+		Watch: a.survey.Watch, Shells: a.survey.Shells,
+		Every: time.Minute,
 		Gather: func(ctx context.Context) (report.Input, error) {
 			now, _ := settings.Load(a.System, a.config) // what status shows of it has no effect
 			_, facts, err := a.survey.Look(now, true)

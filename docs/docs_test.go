@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/exposure"
+	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/report"
 	"github.com/basicfw/basicfw-agent/agent/selftest"
 	"github.com/basicfw/basicfw-agent/agent/settings"
@@ -245,6 +246,17 @@ func TestStatus(t *testing.T) {
 	for _, key := range keys(reflect.TypeFor[report.Status]()) {
 		if !has(man["STATUS/JSON"], key) {
 			t.Errorf("the manual lacks the key %s", key)
+		}
+	}
+}
+
+// TestMetrics checks that the manual has every metric.
+func TestMetrics(t *testing.T) {
+	man := page(t, "basicfw-agent.8")
+	text := string(report.Metrics{Verified: time.Now(), Conntrack: host.Conntrack{Max: 1}}.Text())
+	for _, m := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(text, -1) {
+		if !has(man["STATUS/Metrics"], m[1]) {
+			t.Errorf("the manual lacks the metric %s", m[1])
 		}
 	}
 }

@@ -43,6 +43,8 @@ type Options struct {
 	Say    func(text string, shown bool) error
 	Every  time.Duration                                   // how often the machine is checked without an event
 	Gather func(ctx context.Context) (report.Input, error) // reads all that the status is made from
+	// Dropped reads the counters of our rules that drop, in nftables or in iptables.
+	Dropped func(ctx context.Context, inNftables bool) ([]firewall.Dropped, error)
 }
 
 // Daemon keeps one machine in its desired state.
@@ -52,6 +54,9 @@ type Daemon struct {
 	// Each part has its own backoff: a file that cannot be written must not prevent
 	// repairs of the rules.
 	rules, files, unit backoff
+
+	status   report.Status  // as published
+	repaired map[string]int // how often, by part
 
 	seen      string // what the last check found
 	shown     string // what the published status was made from
@@ -110,6 +115,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.publish(ctx)
 	d.Ready(status)
 	d.greet()
+	d.measure(ctx)
 	return d.loop(ctx, events, changes)
 }
 
@@ -146,12 +152,14 @@ func (d *Daemon) loop(ctx context.Context, events, changes <-chan struct{}) erro
 			// By a command, or by the daemon itself.
 			d.publish(ctx)
 			d.greet()
+			d.measure(ctx)
 			settle.event(d.now())
 			end, probation = d.due()
 			continue
 		case <-proving:
 			if d.prove(ctx) {
 				d.publish(ctx)
+				d.measure(ctx)
 				end, probation = d.due()
 			}
 			continue
@@ -175,6 +183,7 @@ func (d *Daemon) loop(ctx context.Context, events, changes <-chan struct{}) erro
 		if t := d.publishDue(); changed || d.urgent || !t.IsZero() && !d.now().Before(t) || d.now().Sub(d.published) >= time.Hour {
 			d.publish(ctx)
 		}
+		d.measure(ctx)
 		debug.FreeOSMemory() // the next check may be a minute away
 	}
 }
@@ -284,7 +293,7 @@ func (d *Daemon) publish(ctx context.Context) {
 	}
 	d.shown = fingerprint(in.Report, in.Facts.Interfaces)
 	s := report.New(in)
-	d.issue = s.Issue()
+	d.status, d.issue = s, s.Issue()
 	// Written first: a program that waits for the status also finds the message.
 	if err := motd.Show(d.System, s.Message(), d.issue); err != nil {
 		d.Log.WithError(err).Warn("the login message could not be updated")

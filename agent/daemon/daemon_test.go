@@ -34,8 +34,10 @@ type watched struct {
 	*fake.Machine
 	daemon *Daemon
 	facts  host.Facts
-	log    bytes.Buffer
-	says   []string // on the consoles; true: on the screen too
+	// dropped are the counters of the kernel.
+	dropped []firewall.Dropped
+	log     bytes.Buffer
+	says    []string // on the consoles; true: on the screen too
 }
 
 // watch returns the daemon of a machine.
@@ -51,6 +53,7 @@ func watch(t testing.TB, m *fake.Machine) *watched {
 		Shells:     func() ([]host.Session, error) { return nil, nil },
 		Say:        func(text string, shown bool) error { w.says = append(w.says, fmt.Sprint(shown, " ", text)); return nil },
 		Gather:     w.gather,
+		Dropped:    func(context.Context, bool) ([]firewall.Dropped, error) { return w.dropped, nil },
 	}}
 	return w
 }

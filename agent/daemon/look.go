@@ -145,7 +145,9 @@ func (d *Daemon) repair(ctx context.Context, r verify.Report, f followed) (chang
 		if err := d.repairRules(ctx, r); err != nil {
 			return true, err
 		}
-		changed = true
+		if changed = true; !r.Moved {
+			d.count("rules")
+		}
 	}
 	if r.Pending != nil {
 		// The files are repaired when it is confirmed or rolled back.
@@ -162,7 +164,9 @@ func (d *Daemon) repair(ctx context.Context, r verify.Report, f followed) (chang
 			}
 			return changed, err
 		}
-		changed = true
+		if changed = true; files && !r.Moved {
+			d.count("files")
+		}
 	}
 	if len(r.Unit) > 0 && d.repairs("service's registration", r.Unit, now) {
 		d.list("the service was unregistered; registering it again", r.Unit)
@@ -171,6 +175,7 @@ func (d *Daemon) repair(ctx context.Context, r verify.Report, f followed) (chang
 			return changed, fmt.Errorf("registering the service again: %w", err)
 		}
 		changed = true
+		d.count("service")
 	}
 	d.calm(r, now)
 	return changed, nil

@@ -99,6 +99,7 @@ func New(in Input) Status {
 			differs = situation.Compare(in.Alone, Requirements(st.Desired))
 		}
 	}
+	s.exposed, s.blocked = countPorts(lasting(differs.Exposed)), countPorts(differs.Blocked)
 	s.Listening = in.listening(st, s)
 	s.Conditions, s.Why = in.conditions(st, differs)
 	s.State = s.Conditions[0]

@@ -71,7 +71,8 @@ type Status struct {
 	RepairPaused []string `json:"repair_paused,omitempty"` // parts whose repairs fail or do not last
 	Why          string   `json:"why,omitempty"`           // an explanation of State, if it needs one
 
-	publicNext []string // Next as all users may read it
+	publicNext       []string // Next as all users may read it
+	exposed, blocked int      // how many ports other programs' rules open or block
 }
 
 // BackendStatus is the backend that loads the rules.

@@ -16,15 +16,16 @@ import (
 
 // readable lists the program's files that unprivileged users may read, with their modes.
 var readable = map[string]fs.FileMode{
-	"/run/basicfw-agent":             0o755 | fs.ModeDir,
-	"/run/basicfw-agent/status.json": 0o644,
-	"/run/issue.d":                   0o755 | fs.ModeDir,
-	"/etc/issue.d":                   0o755 | fs.ModeDir,
-	"/etc/issue.d/basicfw.issue":     0o777 | fs.ModeSymlink, // to an unreadable file
-	"/etc/nftables":                  0o755 | fs.ModeDir,
-	"/etc/motd.d":                    0o755 | fs.ModeDir,
-	"/etc/motd.d/basicfw":            0o644,
-	"/etc/systemd":                   0o755 | fs.ModeDir, "/etc/systemd/system": 0o755 | fs.ModeDir, "/etc/systemd/system/sysinit.target.wants": 0o755 | fs.ModeDir,
+	"/run/basicfw-agent":              0o755 | fs.ModeDir,
+	"/run/basicfw-agent/status.json":  0o644,
+	"/run/basicfw-agent/basicfw.prom": 0o644,
+	"/run/issue.d":                    0o755 | fs.ModeDir,
+	"/etc/issue.d":                    0o755 | fs.ModeDir,
+	"/etc/issue.d/basicfw.issue":      0o777 | fs.ModeSymlink, // to an unreadable file
+	"/etc/nftables":                   0o755 | fs.ModeDir,
+	"/etc/motd.d":                     0o755 | fs.ModeDir,
+	"/etc/motd.d/basicfw":             0o644,
+	"/etc/systemd":                    0o755 | fs.ModeDir, "/etc/systemd/system": 0o755 | fs.ModeDir, "/etc/systemd/system/sysinit.target.wants": 0o755 | fs.ModeDir,
 	"/etc/systemd/system/basicfw-agent.service":                      0o644,
 	"/etc/systemd/system/sysinit.target.wants/basicfw-agent.service": 0o777 | fs.ModeSymlink,
 }
@@ -103,7 +104,7 @@ func TestOnlyRoot(t *testing.T) {
 		c.Stop(t)
 		check("a service that cannot read the state")
 		for _, path := range []string{stateFile, stateFile + ".broken", copyFile, originalFile, "/etc/basicfw/local.ini",
-			"/var/lib/basicfw/pending.json", "/run/basicfw-agent/lock", "/run/basicfw-agent/status.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue", m.keptOf(ipv6)} {
+			"/var/lib/basicfw/pending.json", "/run/basicfw-agent/lock", "/run/basicfw-agent/status.json", "/run/basicfw-agent/basicfw.prom", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue", m.keptOf(ipv6)} {
 			if !seen[path] {
 				t.Errorf("%s never existed: this test proves less", path)
 			}
@@ -125,7 +126,7 @@ func testLinksAreNotFollowed(t *testing.T, m *machine) {
 	s.Stop(t)
 	m.must(t, exitOK, "lock")
 	files := append(m.persisted(), "/etc/basicfw/local.ini", stateFile, copyFile, "/var/lib/basicfw/pending.json",
-		"/run/basicfw-agent/status.json", "/run/basicfw-agent/watch.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue")
+		"/run/basicfw-agent/status.json", "/run/basicfw-agent/basicfw.prom", "/run/basicfw-agent/watch.json", "/etc/motd.d/basicfw", "/run/issue.d/basicfw.issue")
 	victim := func(path string) string {
 		return filepath.Join(m.root, "usr/victims", strings.ReplaceAll(path, "/", "_"))
 	}

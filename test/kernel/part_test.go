@@ -16,7 +16,7 @@ var part = os.Getenv("BASICFW_TESTS")
 // variants, and the others with the first only.
 var byBackend = []string{
 	"TestBesideOverridden", "TestBesideReject", "TestBesideStock", "TestBootPrograms", "TestBootstrapAgain", "TestBrokenIptablesAtBoot",
-	"TestConfirm", "TestErased", "TestFiles", "TestFlags", "TestInputOfAllKinds", "TestManyNetworks", "TestOpen", "TestOthersRules",
+	"TestConfirm", "TestErased", "TestFiles", "TestFlags", "TestInputOfAllKinds", "TestManyNetworks", "TestMetrics", "TestOpen", "TestOthersRules",
 	"TestPersistedFiles", "TestSelftest", "TestServices", "TestStatus", "TestStatusReachable", "TestStockRules", "TestToLoopback", "TestUninstall", "TestUntracked", "TestVarWiped",
 	"TestWideOpen",
 }
@@ -25,7 +25,7 @@ var byBackend = []string{
 // damaged in every way, and waits of half a minute and more.
 var slow = []string{
 	"TestDocker", "TestPodman", "TestFaults",
-	"TestBesidePolicy", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
+	"TestBesidePolicy", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
 	"TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
 }
 
