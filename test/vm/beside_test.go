@@ -50,6 +50,13 @@ func (b *beside) bootstrap(t *testing.T) {
 // repaired first.
 func (b *beside) whole(t *testing.T, when string) {
 	t.Helper()
+	b.verified(t, when)
+	b.wantState(t, when, "protected")
+}
+
+// verified waits until our rules, files and service are as they should be.
+func (b *beside) verified(t *testing.T, when string) {
+	t.Helper()
 	t.Log(when)
 	until(t, 30*time.Second, "our rules, files and service "+when, func() error {
 		if out, code := b.Run(t, "basicfw-agent verify"); code != 0 {
@@ -57,10 +64,15 @@ func (b *beside) whole(t *testing.T, when string) {
 		}
 		return nil
 	})
+}
+
+// wantState checks the verdict.
+func (b *beside) wantState(t *testing.T, when, want string) {
+	t.Helper()
 	out, _ := b.Run(t, "basicfw-agent status --json")
 	var status struct{ State string }
-	if err := json.Unmarshal([]byte(out), &status); err != nil || status.State != "protected" {
-		t.Errorf("%s the state is %q, %v", when, status.State, err)
+	if err := json.Unmarshal([]byte(out), &status); err != nil || status.State != want {
+		t.Errorf("%s the state is %q, %v, want %s", when, status.State, err, want)
 	}
 }
 
@@ -264,7 +276,8 @@ func testLater(t *testing.T, b *beside) {
 	ready()
 	beside := func(when string) {
 		t.Helper()
-		b.whole(t, when)
+		b.verified(t, when)
+		b.wantState(t, when, "blocked") // firewalld's own zone accepts SSH only
 		if out, code := b.Run(t, "basicfw-agent open 8443/tcp"); code != 1 || !strings.Contains(out, "the firewall of this machine is also managed by firewalld") {
 			t.Errorf("%s: a change: exit code %d\n%s", when, code, out)
 		}
