@@ -35,7 +35,7 @@ func (a *Agent) Open(ctx context.Context, want firewall.Service, length time.Dur
 		want.Until = until
 		edit, err := e.Open(want)
 		if len(edit.Changes) > 0 && !(firewall.Desired{Interfaces: a.found.Interfaces}).Exists(want.On) {
-			a.Log.Warnf("no %s interface exists; %s/%s will open when one appears", want.On, want.Ports, want.Proto)
+			a.Log.Warnf("no %s interface exists; %s will open when one appears", want.On, firewall.FormatPorts(want.Ports, want.Proto))
 		}
 		return edit, err
 	})

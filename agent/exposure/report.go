@@ -427,9 +427,9 @@ func (r *reporter) trace(f firewall.Family, proto firewall.Proto, number uint16,
 
 // first returns the first packet of a connection to this host.
 func first(on string, dst netip.Addr, proto firewall.Proto, port uint16) Packet {
-	p := Packet{Family: firewall.FamilyOf(netip.PrefixFrom(dst, dst.BitLen())), In: on, Dst: dst, DstType: "LOCAL", Proto: 17, DstPort: port}
+	p := Packet{Family: firewall.FamilyOf(netip.PrefixFrom(dst, dst.BitLen())), In: on, Dst: dst, DstType: "LOCAL", Proto: proto.Number(), DstPort: port}
 	if proto == firewall.TCP {
-		p.Proto, p.TCPFlags = 6, 2
+		p.TCPFlags = 2
 	}
 	return p
 }

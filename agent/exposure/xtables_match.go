@@ -354,6 +354,15 @@ var services = sync.OnceValue(func() map[string]uint32 {
 		"submission": 587, "imaps": 993, "pop3s": 995, "mysql": 3306, "postgresql": 5432}
 })
 
+// ProtocolNumber returns the number of a protocol that iptables prints by its number or name, or 0.
+func ProtocolNumber(printed string) uint8 {
+	n, ok := protocol(printed)
+	if !ok || len(n) != 1 || n[0].First != n[0].Last {
+		return 0
+	}
+	return uint8(n[0].First)
+}
+
 // protocol returns the number of a protocol.
 func protocol(name string) ([]Span, bool) {
 	n, ok := protocols()[name]

@@ -3,8 +3,10 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -73,6 +75,9 @@ func check(d Desired) error {
 	for _, s := range d.configured() {
 		if err := CheckServiceName(s.Name); err != nil {
 			errs = append(errs, fmt.Errorf("%s%w", at(s), err))
+		}
+		if !s.Limit.IsZero() && s.Limit.check() != nil {
+			errs = append(errs, fmt.Errorf("%s%s: %w", at(s), s.Name, s.Limit.check()))
 		}
 		if names[s.Name] {
 			errs = append(errs, fmt.Errorf("%s%s is defined twice", at(s), s.Name))
@@ -308,8 +313,8 @@ func untracked(limited Rule) Rule {
 	return limited
 }
 
-// service returns the rules of one service (row 14): one rule per interface.
-// Several sources are in a separate chain.
+// service returns the rules of one service (row 14), for each interface. Several sources
+// are in a separate chain. A limit counts per service.
 func (c *compiler) service(s Service) []Rule {
 	sources := c.own(s.From)
 	if len(s.From) > 0 && len(sources) == 0 {
@@ -318,25 +323,48 @@ func (c *compiler) service(s Service) []Rule {
 	comment := "basicfw-" + s.Name
 	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateOpen, Until: s.Until, Comment: comment, Target: Accept}
 	switch {
-	case len(sources) == 1:
-		rule.Src = source(sources[0])
 	case len(sources) > 1:
 		chain := Chain{Name: ChainPrefix + s.Name}
+		if s.Proto == TCP && !s.Limit.IsZero() {
+			for _, p := range sources {
+				chain.Rules = append(chain.Rules, untracked(Rule{Src: source(p), Comment: comment, Target: Accept}))
+			}
+		}
 		for _, p := range sources {
-			chain.Rules = append(chain.Rules, Rule{Src: source(p), Comment: comment, Target: Accept})
+			chain.Rules = append(chain.Rules, Rule{Src: source(p), Limit: c.limit(s), Comment: comment, Target: Accept})
 		}
 		if !slices.ContainsFunc(c.extra, func(o Chain) bool { return o.Name == chain.Name }) { // the other part has it
 			c.extra = append(c.extra, chain)
 		}
 		rule.Target = chain.Name
+	case len(sources) == 1:
+		rule.Src = source(sources[0])
+		fallthrough
+	default:
+		rule.Limit = c.limit(s)
 	}
 	var rules []Rule
 	for _, name := range c.d.InterfacesOf(s.On) {
-		r := rule
-		r.In = name
-		rules = append(rules, r)
+		rule.In = name
+		if rule.Limit != nil && s.Proto == TCP {
+			rules = append(rules, untracked(rule))
+		}
+		rules = append(rules, rule)
 	}
 	return rules
+}
+
+// limit returns the rate limit of a service, or nil.
+func (c *compiler) limit(s Service) *Limit {
+	if s.Limit.IsZero() {
+		return nil
+	}
+	// The name of the kernel's table has no room for the service's name.
+	h := fnv.New32a()
+	h.Write([]byte(s.Name))
+	const digits = 36 * 36 * 36 * 36 * 36
+	id := strconv.FormatUint(uint64(h.Sum32())%digits+digits, 36) // six digits, the first is 1
+	return c.perSource(id[1:], s.Limit, s.Limit.N)
 }
 
 // InterfacesOf returns the interfaces for "on WHERE": those of the zone, without names
@@ -397,7 +425,7 @@ func logRule(comment string) Rule {
 // encodes its purpose and all its parameters.
 func (c *compiler) perSource(what string, r Rate, burst uint32) *Limit {
 	rate, _ := r.Canonical() // as iptables-save prints it
-	// The burst follows from the rate for both uses, so the rate is enough.
+	// The burst follows from the rate for each purpose, so the rate is enough.
 	name := fmt.Sprintf("bfw%d%s%d%s", c.family, what, r.N, strings.ToLower(string(r.Per[:1])))
 	return &Limit{Rate: rate, Burst: burst, Name: name, SourceBits: ByFamily(c.family, 32, 64)}
 }

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -164,20 +165,25 @@ func TestLimitCountsFirstPackets(t *testing.T) {
 	limited, probation, unlocked := Failsafe([]uint16{22}), base(), base()
 	probation.SSH.Limit, probation.SSH.Probation = Rate{30, Minute}, &Probation{Window: Window{Until: when}}
 	unlocked.Unlock = &Unlock{Window: Window{Until: when}}
-	for name, d := range map[string]Desired{"limited": limited, "probation": probation, "unlocked": unlocked} {
+	service := base()
+	service.Profile.Services[0].Limit = Rate{5, Second}
+	for name, d := range map[string]Desired{"limited": limited, "probation": probation, "unlocked": unlocked, "service": service} {
 		r, err := Compile(d)
 		if err != nil {
 			t.Fatal(err)
 		}
 		for _, f := range Families {
 			counted := 0
-			rules := r.Chains(f)[1].Rules
+			rules, port := r.Chains(f)[1].Rules, uint16(22)
+			if name == "service" {
+				rules, port = r.Chains(f)[0].Rules, 80
+			}
 			for i, rule := range rules {
-				if rule.Limit == nil || rule.Target != Accept {
+				if rule.Limit == nil || rule.Target != Accept || rule.Comment == "basicfw-ping" {
 					continue
 				}
 				counted++
-				p := Packet{Src: netip.MustParseAddr(ByFamily(f, "198.51.100.7", "2001:db8::7")), Proto: TCP, DstPort: 22, Flags: uint8(ACK), State: Untracked}
+				p := Packet{Src: netip.MustParseAddr(ByFamily(f, "198.51.100.7", "2001:db8::7")), Proto: TCP, DstPort: port, Flags: uint8(ACK), State: Untracked}
 				before := rules[max(0, i-1)]
 				if i == 0 || before.Limit != nil || !before.matches(p, when) || before.Since != rule.Since || before.Until != rule.Until {
 					t.Errorf("%s, %v: before %+v is %+v", name, f, rule, before)
@@ -190,6 +196,20 @@ func TestLimitCountsFirstPackets(t *testing.T) {
 				t.Errorf("%s, %v: %d limits", name, f, counted)
 			}
 		}
+	}
+}
+
+// Each service counts in a table of its own, whose name the kernel accepts.
+func TestLimitNames(t *testing.T) {
+	names := map[string]string{}
+	for i := range 1000 {
+		s := Service{Name: fmt.Sprintf("service-%d", i), Proto: TCP, Ports: Port(80), Limit: Rate{10000, Second}}
+		c := compiler{family: IPv4}
+		name := c.limit(s).Name
+		if len(name) > maxHashName || names[name] != "" {
+			t.Fatalf("%s has the name %q, which is too long or that of %q", s.Name, name, names[name])
+		}
+		names[name] = s.Name
 	}
 }
 

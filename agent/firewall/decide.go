@@ -93,7 +93,7 @@ func decide(chains map[string][]Rule, name string, p Packet, now time.Time) (Ver
 
 // matches reports whether a rule matches a packet at a time.
 func (r Rule) matches(p Packet, now time.Time) bool {
-	ports := r.Proto == TCP || r.Proto == UDP
+	ports := r.Proto.HasPorts()
 	switch {
 	case r.Src.IsValid() && !r.Src.Contains(p.Src),
 		r.Dst.IsValid() && !r.Dst.Contains(p.Dst),

@@ -68,6 +68,6 @@ func ProgramOf(names ...string) string {
 // ProtoName returns the name of a protocol that has ports or is one of ours;
 // otherwise its number.
 func ProtoName(number uint8) string {
-	names := map[uint8]Proto{1: ICMP, 6: TCP, 17: UDP, 58: ICMPv6, 132: "sctp"}
+	names := map[uint8]Proto{1: ICMP, 6: TCP, 17: UDP, 58: ICMPv6, 132: SCTP}
 	return cmp.Or(string(names[number]), strconv.Itoa(int(number)))
 }

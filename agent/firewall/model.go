@@ -46,10 +46,11 @@ func FamilyOf(p netip.Prefix) Family {
 // Proto is a transport protocol, or "" for any.
 type Proto string
 
-// The protocols that rules use, named as in iptables-save.
+// The protocols that rules use, named as in iptables-save. Others are numbers.
 const (
 	TCP    Proto = "tcp"
 	UDP    Proto = "udp"
+	SCTP   Proto = "sctp"
 	ICMP   Proto = "icmp"
 	ICMPv6 Proto = "ipv6-icmp"
 	IGMP   Proto = "2" // whose name iptables takes from /etc/protocols, which may be missing
@@ -103,14 +104,17 @@ type Service struct {
 	// Name is part of the names of the service's chains and comments:
 	// [a-z0-9-]{1,20} and none of ReservedNames.
 	Name  string    `json:"name"`
-	Proto Proto     `json:"proto"` // TCP or UDP
-	Ports PortRange `json:"ports"`
+	Proto Proto     `json:"proto"` // TCP, UDP, SCTP, or the number of a protocol without ports
+	Ports PortRange `json:"ports"` // zero if the protocol has no ports
 	// On is AnyZone, PublicZone, PrivateZone, VirtualZone, or the name of an
 	// interface, in which a trailing "*" matches any suffix.
 	On string `json:"on"`
 	// From lists the allowed source networks; empty means any. Their host bits
 	// are zero.
 	From []netip.Prefix `json:"from,omitempty"`
+	// Limit applies to new connections per source, an IPv4 address or an IPv6 /64. Zero is
+	// no limit.
+	Limit Rate `json:"limit,omitzero"`
 	// Until is when the service expires, in whole seconds of UTC; zero is never.
 	Until time.Time `json:"until,omitzero"`
 	// Source is where the service is configured: "profile web-only" for a
@@ -121,12 +125,15 @@ type Service struct {
 // String returns the service as in the settings: "5432/tcp on private from 10.0.0.0/8".
 func (s Service) String() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s/%s", s.Ports, s.Proto)
+	b.WriteString(FormatPorts(s.Ports, s.Proto))
 	if s.On != "" && s.On != string(AnyZone) {
 		fmt.Fprintf(&b, " on %s", s.On)
 	}
 	if len(s.From) > 0 {
 		b.WriteString(" from " + strings.Join(FormatPrefixes(s.From), ", "))
+	}
+	if !s.Limit.IsZero() {
+		b.WriteString(" limit " + s.Limit.format())
 	}
 	if !s.Until.IsZero() {
 		b.WriteString(" until " + FormatTime(s.Until))

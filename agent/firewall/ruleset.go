@@ -186,10 +186,10 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 	}
 	ports := !r.SrcPort.IsZero() || !r.DstPort.IsZero()
 	switch {
-	case r.Proto != "" && r.Proto != TCP && r.Proto != UDP && r.Proto != icmpOf(f) && (r.Proto != IGMP || f != IPv4):
+	case r.Proto != "" && !r.Proto.validIn(f):
 		return fmt.Errorf("protocol %q is invalid in %v", r.Proto, f)
-	case ports && r.Proto != TCP && r.Proto != UDP:
-		return fmt.Errorf("ports without TCP or UDP")
+	case ports && !r.Proto.HasPorts():
+		return fmt.Errorf("ports without TCP, UDP or SCTP")
 	case r.SrcPort.First > r.SrcPort.Last || r.DstPort.First > r.DstPort.Last:
 		return fmt.Errorf("reversed port range")
 	case r.Flags != nil && (r.Proto != TCP || r.Flags.Mask == 0 || r.Flags.Mask&^AllFlags != 0 || r.Flags.Set&^r.Flags.Mask != 0):

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -10,16 +11,21 @@ import (
 )
 
 const (
-	serviceForm = "PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]"
+	serviceForm = "PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]] [limit RATE]"
 	zonesForm   = "any, public, private, virtual or an interface name"
 )
 
+// clauses are the words after the port of a service that begin a part of it, in order.
+var clauses = []string{"on", "from", "limit", "until"}
+
 // ParseService parses a service in the syntax of settings and profiles:
 //
-//	PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]] [until TIME]
+//	PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]
+//		[limit RATE] [until TIME]
 //
-// TIME is in the format of ParseTime, and allowed in settings only. The error joins
-// all errors (errors.Join).
+// PROTOCOL is one of ProtocolNames, or proto and its number. RATE is in the format of
+// ParseRate. TIME is in the format of ParseTime, and allowed in settings only. The error
+// joins all errors (errors.Join).
 func ParseService(name, value string) (Service, error) {
 	var errs []error
 	note := func(err error) { errs = append(errs, err) } // errors.Join drops nil
@@ -36,31 +42,27 @@ func ParseService(name, value string) (Service, error) {
 		return Service{}, errors.Join(errs...)
 	}
 	var err error
+	if len(fields) > 1 && fields[0] == "proto" {
+		fields = append([]string{"proto " + fields[1]}, fields[2:]...)
+	}
 	s.Ports, s.Proto, err = ParsePorts(fields[0])
 	note(err)
 	rest := strings.Fields(strings.ReplaceAll(strings.Join(fields[1:], " "), ",", " , "))
-	if i := slices.Index(rest, "until"); i >= 0 {
-		if s.Until, err = ParseTime(strings.Join(rest[i+1:], " ")); err != nil {
-			note(fmt.Errorf("until: %w", err))
+	for _, word := range clauses {
+		if len(rest) == 0 || rest[0] != word {
+			continue
 		}
-		rest = rest[:i]
-	}
-	if len(rest) > 0 && rest[0] == "on" {
-		if len(rest) < 2 || rest[1] == "," || rest[1] == "from" {
-			note(fmt.Errorf("\"on\" has no value: want %s", zonesForm))
-			rest = rest[1:]
-		} else {
-			s.On = rest[1]
-			note(CheckOn(s.On))
-			rest = rest[2:]
+		end := 1
+		for end < len(rest) && !slices.Contains(clauses, rest[end]) {
+			end++
 		}
+		if word == "on" && end > 2 { // what follows is out of place
+			end = 2
+		}
+		errs = append(errs, s.parse(word, rest[1:end])...)
+		rest = rest[end:]
 	}
-	switch {
-	case len(rest) > 0 && rest[0] == "from":
-		var bad []error
-		s.From, bad = parseFrom(rest[1:])
-		errs = append(errs, bad...)
-	case len(rest) > 0:
+	if len(rest) > 0 {
 		note(fmt.Errorf("%s is out of place: want %s", Quote(strings.Join(rest, " ")), serviceForm))
 	}
 	if err := errors.Join(errs...); err != nil {
@@ -69,11 +71,39 @@ func ParseService(name, value string) (Service, error) {
 	return s, nil
 }
 
-// ParsePorts parses PORT[-PORT]/tcp|udp. Its errors show the correct form, with the
-// given numbers if possible.
+// parse parses the words of a clause.
+func (s *Service) parse(clause string, words []string) (errs []error) {
+	var err error
+	value := strings.Join(words, " ")
+	switch clause {
+	case "on":
+		if value == "" || value == "," {
+			return []error{fmt.Errorf("\"on\" has no value: want %s", zonesForm)}
+		}
+		s.On, err = value, CheckOn(value)
+	case "from":
+		s.From, errs = parseFrom(words)
+		return errs
+	case "limit":
+		if s.Limit, err = ParseRate(value); err != nil {
+			err = fmt.Errorf("limit: %w", err)
+		}
+	case "until":
+		if s.Until, err = ParseTime(value); err != nil {
+			err = fmt.Errorf("until: %w", err)
+		}
+	}
+	return []error{err}
+}
+
+// ParsePorts parses PORT[-PORT]/tcp|udp|sctp, or a protocol without ports. Its errors show
+// the correct form, with the given numbers if possible.
 func ParsePorts(text string) (PortRange, Proto, error) {
+	if p, err := parseProtocol(text); p != "" || err != nil {
+		return PortRange{}, p, err
+	}
 	ports, proto, hasProto := strings.Cut(text, "/")
-	if lower := strings.ToLower(ports); lower == "tcp" || lower == "udp" { // tcp/80
+	if lower := strings.ToLower(ports); Proto(lower).HasPorts() { // tcp/80
 		ports, proto = proto, lower
 		hasProto = false
 	}
@@ -90,6 +120,9 @@ func ParsePorts(text string) (PortRange, Proto, error) {
 	if !isNumber(first) || !isNumber(last) {
 		return PortRange{}, "", fmt.Errorf("%s: want a port or port range and a protocol, such as 8080/tcp or 40000-40100/udp", Quote(text))
 	}
+	if p, err := parseProtocol(proto); p != "" || err != nil { // 50/esp
+		return PortRange{}, "", fmt.Errorf("%s: this protocol has no ports: write %s", Quote(text), cmp.Or(p.String(), "proto NUMBER"))
+	}
 	a, errA := strconv.ParseUint(first, 10, 16)
 	b, errB := strconv.ParseUint(last, 10, 16)
 	if errA != nil || errB != nil || a == 0 || b == 0 {
@@ -97,12 +130,12 @@ func ParsePorts(text string) (PortRange, Proto, error) {
 	}
 	r, p := PortRange{uint16(a), uint16(b)}, Proto(proto)
 	if a > b {
-		if p != UDP {
+		if !p.HasPorts() {
 			p = TCP
 		}
-		return PortRange{}, "", fmt.Errorf("%s: the range is reversed: write %d-%d/%s", Quote(text), b, a, p)
+		return PortRange{}, "", fmt.Errorf("%s: the range is reversed: write %d-%d/%s", Quote(text), b, a, string(p))
 	}
-	if !hasProto || p != TCP && p != UDP {
+	if !hasProto || !p.HasPorts() {
 		return PortRange{}, "", fmt.Errorf("%s: write %s/tcp or %s/udp", Quote(text), r, r)
 	}
 	return r, p, nil

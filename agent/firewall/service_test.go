@@ -25,6 +25,14 @@ func TestParseService(t *testing.T) {
 		{"80/tcp from 10.0.0.1", "80/tcp from 10.0.0.1"},
 		{"80/tcp from 10.0.0.0/8,fd00::/8 ,192.168.0.0/16 , 10.0.0.0/8", "80/tcp from 10.0.0.0/8, fd00::/8, 192.168.0.0/16"},
 		{"80/tcp from ::ffff:10.0.0.0/104", "80/tcp from 10.0.0.0/8"},
+		{"9/sctp", "9/sctp"},
+		{"vrrp on private", "vrrp on private"},
+		{"VRRP", "vrrp"},
+		{"proto 112", "vrrp"},
+		{"proto 99 from 10.0.0.1", "proto 99 from 10.0.0.1"},
+		{"gre from 192.0.2.7 limit 10/min", "gre from 192.0.2.7 limit 10/minute"},
+		{"8443/tcp on eth0 from 10.0.0.0/8, fd00::/8 limit 50/second until 2030-01-01T00:00:00Z",
+			"8443/tcp on eth0 from 10.0.0.0/8, fd00::/8 limit 50/second until 2030-01-01T00:00:00Z"},
 	} {
 		got, err := ParseService("web", tt.in)
 		if err != nil {
@@ -45,7 +53,7 @@ func TestParseService(t *testing.T) {
 }
 
 func TestParseServiceErrors(t *testing.T) {
-	const form = "PORT[-PORT]/tcp|udp [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]"
+	const form = serviceForm
 	for _, tt := range []struct {
 		in    string
 		wrong []string // one for each line of the error
@@ -57,7 +65,22 @@ func TestParseServiceErrors(t *testing.T) {
 		{"40000-40100", []string{"write 40000-40100/tcp or 40000-40100/udp"}},
 		{"tcp/8080", []string{"write 8080/tcp or 8080/udp"}},
 		{"8080/TCP", []string{"write 8080/tcp or 8080/udp"}},
-		{"8080/sctp", []string{"write 8080/tcp or 8080/udp"}},
+		{"8080/dccp", []string{"write 8080/tcp or 8080/udp"}},
+		{"112/vrrp", []string{`"112/vrrp": this protocol has no ports: write vrrp`}},
+		{"vrpp", []string{"want a port or port range and a protocol"}},
+		{"proto", []string{"want proto and a number from 1 to 254, such as proto 112"}},
+		{"proto esp", []string{"want proto and a number"}},
+		{"proto 256", []string{"want proto and a number"}},
+		{"proto 0", []string{"extension header of IPv6"}},
+		{"proto 255", []string{"reserved"}},
+		{"proto 6", []string{"this protocol has ports: write PORT/tcp"}},
+		{"proto 132", []string{"this protocol has ports: write PORT/sctp"}},
+		{"proto 1", []string{"ICMP, which the built-in rules treat"}},
+		{"80/tcp limit", []string{`limit: "": want 1 to 10000 per second, minute, hour or day, such as 30/minute`}},
+		{"80/tcp limit 5", []string{"limit: \"5\": want 1 to 10000"}},
+		{"80/tcp limit 7000/second", []string{"limit: \"7000/second\": iptables would round this rate"}},
+		{"80/tcp limt 5/second", []string{`"limt 5/second" is out of place`}},
+		{"80/tcp limit 5/second from 10.0.0.0/8", []string{`"from 10.0.0.0/8" is out of place`}},
 		{"0/tcp", []string{`"0/tcp": ports are 1 to 65535, such as 8080/tcp or 40000-40100/udp`}},
 		{"0-10/tcp", []string{"ports are 1 to 65535"}},
 		{"70000/tcp", []string{"ports are 1 to 65535"}},
@@ -75,7 +98,7 @@ func TestParseServiceErrors(t *testing.T) {
 		{"80 /tcp", []string{"write 80/tcp or 80/udp", `"/tcp" is out of place: want ` + form}},
 		{"80/tcp 81/tcp", []string{`"81/tcp" is out of place`}},
 		{"80/tcp public", []string{`"public" is out of place`}},
-		{"80/tcp from 10.0.0.0/8 on public", []string{`"on": want a "," between two networks, and nothing after the last`}},
+		{"80/tcp from 10.0.0.0/8 on public", []string{`"on public" is out of place`}},
 		{"80/tcp on", []string{`"on" has no value: want any, public, private, virtual or an interface name`}},
 		{"80/tcp on from 10.0.0.0/8", []string{`"on" has no value`}},
 		{"80/tcp on public, private", []string{"out of place"}},

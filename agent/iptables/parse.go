@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
@@ -158,8 +159,14 @@ func parse(data []byte) (dump, error) {
 	return d, nil
 }
 
-var protocols = map[string]string{"1": string(firewall.ICMP), "6": string(firewall.TCP), "17": string(firewall.UDP),
-	"58": string(firewall.ICMPv6), "icmpv6": string(firewall.ICMPv6), "igmp": string(firewall.IGMP)}
+// protocol returns the name or number of a protocol as spec prints it.
+func protocol(printed string) string {
+	n := exposure.ProtocolNumber(printed)
+	if name := firewall.ProtoName(n); n != 0 {
+		return name
+	}
+	return printed
+}
 
 // canonical converts one of our rules to the form of spec, if a version of
 // iptables-save prints another with the same meaning. Other programs' rules stay as
@@ -170,10 +177,10 @@ var protocols = map[string]string{"1": string(firewall.ICMP), "6": string(firewa
 //     it after all of them; ours is before hl (see spec).
 //   - Without /etc/protocols, as in minimal Debian images, the nft variant up to 1.8.7
 //     prints protocols as numbers, and the legacy variant uses another name for
-//     ICMPv6. With it, all versions print IGMP by name.
+//     ICMPv6. With it, all versions print other protocols by name.
 func canonical(words []string) []string {
 	if i := slices.Index(words, "-p"); i >= 0 && i+1 < len(words) {
-		words[i+1] = cmp.Or(protocols[words[i+1]], words[i+1])
+		words[i+1] = protocol(words[i+1])
 	}
 	if i := slices.Index(words, "--hashlimit-upto"); i >= 0 && i+2 <= len(words) && !slices.Contains(words, "--hashlimit-burst") {
 		words = slices.Insert(words, i+2, "--hashlimit-burst", "5")

@@ -37,11 +37,14 @@ func spec(f firewall.Family, r firewall.Rule) string {
 		}
 		arg("-i", in)
 	}
-	if r.Proto != "" {
+	switch {
+	case f == firewall.IPv6 && r.Proto == "51": // ip6tables skips this header to find the protocol
+		arg("-m", "ah")
+	case r.Proto != "":
 		arg("-p", string(r.Proto))
 	}
 	switch {
-	case !r.SrcPort.IsZero() || !r.DstPort.IsZero():
+	case !r.SrcPort.IsZero() || !r.DstPort.IsZero() || r.Flags != nil:
 		arg("-m", string(r.Proto))
 		if !r.SrcPort.IsZero() {
 			arg("--sport", ports(r.SrcPort))
@@ -49,12 +52,12 @@ func spec(f firewall.Family, r firewall.Rule) string {
 		if !r.DstPort.IsZero() {
 			arg("--dport", ports(r.DstPort))
 		}
-	case r.Flags != nil:
-		arg("-m", "tcp")
-		if r.Flags.Invert {
-			arg("!")
+		if r.Flags != nil {
+			if r.Flags.Invert {
+				arg("!")
+			}
+			arg("--tcp-flags", flags(r.Flags.Mask), flags(r.Flags.Set))
 		}
-		arg("--tcp-flags", flags(r.Flags.Mask), flags(r.Flags.Set))
 	case r.ICMPType != nil && f == firewall.IPv4:
 		arg("-m", "icmp", "--icmp-type", strconv.Itoa(int(*r.ICMPType)))
 	case r.ICMPType != nil:

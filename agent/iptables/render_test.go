@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"flag"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -57,8 +58,18 @@ func TestRender(t *testing.T) {
 	limited.SSH.Allow = prefixes("203.0.113.9/32", "2001:db8:1::/64")
 	unlimited := firewall.Failsafe([]uint16{22})
 	unlimited.SSH.Limit = firewall.Rate{}
+	grammar := webMail()
+	grammar.Profile.Services = nil
+	for i, text := range []string{"443/tcp limit 50/second", "53/udp on eth0 limit 600/minute", "5432/tcp from 10.0.0.0/8, 192.168.7.0/24, 2001:db8::/32 limit 5/hour",
+		"9-11/sctp", "vrrp", "ah from 192.0.2.7, 2001:db8::7", "proto 99 limit 10/second"} {
+		s, err := firewall.ParseService(fmt.Sprintf("s%d", i), text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		grammar.Open = append(grammar.Open, s)
+	}
 	for name, d := range map[string]firewall.Desired{
-		"web+mail": webMail(), "rich": rich, "limited": limited, "unlimited": unlimited,
+		"web+mail": webMail(), "rich": rich, "limited": limited, "unlimited": unlimited, "grammar": grammar,
 	} {
 		t.Run(name, func(t *testing.T) {
 			r, err := firewall.Compile(d)

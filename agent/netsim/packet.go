@@ -3,9 +3,9 @@ package netsim
 import (
 	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"net/netip"
 	"slices"
-	"strconv"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
@@ -103,12 +103,11 @@ func about(p firewall.Packet, n int) firewall.Packet {
 }
 
 func number(p firewall.Proto) (uint8, error) {
-	named := map[firewall.Proto]uint8{firewall.ICMP: 1, firewall.TCP: 6, firewall.UDP: 17, firewall.ICMPv6: 58}
-	if n, ok := named[p]; ok {
-		return n, nil
+	n := p.Number()
+	if n == 0 {
+		return 0, fmt.Errorf("unknown protocol %q", string(p))
 	}
-	n, err := strconv.ParseUint(string(p), 10, 8)
-	return uint8(n), err
+	return n, nil
 }
 
 // The initial sequence numbers of this host and of the peer.
@@ -118,9 +117,11 @@ const ourSequence, theirSequence = 1_000_000, 2_000_000
 // error; broken causes a wrong checksum.
 func encodeIP(p firewall.Packet, inner []byte, n int, tag []byte, broken bool) []byte {
 	proto, _ := number(p.Proto)
-	var body []byte
+	body := make([]byte, 8)
 	checksum := -1 // its offset
 	switch p.Proto {
+	case firewall.SCTP:
+		body, tag = encodeSCTP(p, tag, broken), nil
 	case firewall.TCP:
 		body = make([]byte, 20)
 		binary.BigEndian.PutUint16(body[0:], p.SrcPort)
@@ -136,13 +137,11 @@ func encodeIP(p firewall.Packet, inner []byte, n int, tag []byte, broken bool) [
 		binary.BigEndian.PutUint16(body[14:], 65535) // window
 		checksum = 16
 	case firewall.UDP:
-		body = make([]byte, 8)
 		binary.BigEndian.PutUint16(body[0:], p.SrcPort)
 		binary.BigEndian.PutUint16(body[2:], p.DstPort)
 		binary.BigEndian.PutUint16(body[4:], uint16(len(body)+len(tag)))
 		checksum = 6
 	case firewall.ICMP, firewall.ICMPv6:
-		body = make([]byte, 8)
 		body[0] = p.ICMPType
 		switch {
 		case p.Proto == firewall.ICMP && p.ICMPType == 3:
@@ -160,8 +159,6 @@ func encodeIP(p firewall.Packet, inner []byte, n int, tag []byte, broken bool) [
 			body = append(body, make([]byte, 16+8)...)
 		}
 		checksum = 2
-	default:
-		body = make([]byte, 8)
 	}
 	body = append(body, tag...)
 	if checksum >= 0 {
@@ -194,6 +191,23 @@ func encodeIP(p firewall.Packet, inner []byte, n int, tag []byte, broken bool) [
 	copy(head[8:], p.Src.AsSlice())
 	copy(head[24:], p.Dst.AsSlice())
 	return append(head, body...)
+}
+
+// encodeSCTP returns the first packet of an SCTP association (RFC 9260, 3.1 and 3.3.2).
+func encodeSCTP(p firewall.Packet, tag []byte, broken bool) []byte {
+	body := make([]byte, 12+20)
+	binary.BigEndian.PutUint16(body[0:], p.SrcPort)
+	binary.BigEndian.PutUint16(body[2:], p.DstPort)
+	body[12] = 1 // INIT
+	binary.BigEndian.PutUint16(body[14:], uint16(20+len(tag)))
+	body[19], body[25], body[27], body[31] = 1, 1, 1, 1 // tag, streams, sequence number
+	body = append(body, tag...)
+	sum := crc32.Checksum(body, crc32.MakeTable(crc32.Castagnoli))
+	if broken {
+		sum ^= 0x5555
+	}
+	binary.LittleEndian.PutUint32(body[8:], sum)
+	return body
 }
 
 // sum16 returns the Internet checksum (RFC 1071) of parts, of which only the last may

@@ -26,9 +26,12 @@ const (
 
 // watched are the protocols to receive: those with rules, and one without.
 var watched = map[firewall.Family][]firewall.Proto{
-	firewall.IPv4: {firewall.TCP, firewall.UDP, firewall.ICMP, firewall.IGMP, OtherProto},
-	firewall.IPv6: {firewall.TCP, firewall.UDP, firewall.ICMPv6, OtherProto},
+	firewall.IPv4: append([]firewall.Proto{firewall.TCP, firewall.UDP, firewall.ICMP, firewall.IGMP}, Others...),
+	firewall.IPv6: append([]firewall.Proto{firewall.TCP, firewall.UDP, firewall.ICMPv6}, Others...),
 }
+
+// Others are the other protocols that packets can have.
+var Others = []firewall.Proto{firewall.SCTP, "47", "50", "89", "112", OtherProto}
 
 // OtherProto is a protocol for which neither rules nor kernels have support ("any
 // private encryption scheme").

@@ -117,7 +117,7 @@ func merge(rules []firewall.Rule) []mergedRule {
 	out := make([]mergedRule, 0, len(rules))
 	for _, r := range rules {
 		f := mergedRule{Rule: r}
-		if r.Limit == nil && r.Target != firewall.Log { // rate limits count per rule
+		if (r.Limit == nil || r.Limit.Name != "") && r.Target != firewall.Log { // others count per rule
 			if n := len(out); n > 0 && out[n-1].add(r) {
 				continue
 			}
@@ -162,7 +162,7 @@ func (f *mergedRule) add(r firewall.Rule) bool {
 	return true
 }
 
-// alike reports whether two rules are equal, and neither has a rate limit.
+// alike reports whether two rules are equal.
 func alike(a, b firewall.Rule) bool {
 	flags := func(m *firewall.FlagMatch) firewall.FlagMatch {
 		if m == nil {
@@ -170,9 +170,15 @@ func alike(a, b firewall.Rule) bool {
 		}
 		return *m
 	}
-	same := flags(a.Flags) == flags(b.Flags) && (a.ICMPType == nil) == (b.ICMPType == nil) && (a.ICMPType == nil || *a.ICMPType == *b.ICMPType)
-	a.Flags, b.Flags, a.ICMPType, b.ICMPType = nil, nil, nil, nil
-	return same && a.Limit == nil && b.Limit == nil && a == b
+	limit := func(l *firewall.Limit) firewall.Limit {
+		if l == nil {
+			return firewall.Limit{}
+		}
+		return *l
+	}
+	same := flags(a.Flags) == flags(b.Flags) && limit(a.Limit) == limit(b.Limit) && (a.ICMPType == nil) == (b.ICMPType == nil) && (a.ICMPType == nil || *a.ICMPType == *b.ICMPType)
+	a.Flags, b.Flags, a.ICMPType, b.ICMPType, a.Limit, b.Limit = nil, nil, nil, nil, nil, nil
+	return same && a == b
 }
 
 // distinct sorts networks and removes those within another: the intervals of a set must
@@ -282,7 +288,7 @@ func (c *compiled) transport(w *writer, r mergedRule) {
 	if r.Proto == "" {
 		return
 	}
-	number := protocols[r.Proto]
+	number := r.Proto.Number()
 	name := string(r.Proto)
 	if r.ICMPType != nil {
 		of := nft.TypeICMPType
@@ -540,8 +546,6 @@ var (
 		firewall.StateInvalid: "invalid", firewall.StateEstablished: "established", firewall.StateRelated: "established,related",
 		firewall.StateNew: "new", firewall.StateUntracked: "untracked", firewall.StateOpen: "new,untracked", firewall.StateNone: "invalid,untracked",
 	}
-	protocols = map[firewall.Proto]byte{firewall.TCP: unix.IPPROTO_TCP, firewall.UDP: unix.IPPROTO_UDP,
-		firewall.ICMP: unix.IPPROTO_ICMP, firewall.ICMPv6: unix.IPPROTO_ICMPV6, firewall.IGMP: unix.IPPROTO_IGMP}
 	addressTypes = map[string]uint32{"BROADCAST": unix.RTN_BROADCAST, "MULTICAST": unix.RTN_MULTICAST}
 	units        = map[firewall.Unit]struct {
 		unit expr.LimitTime

@@ -114,8 +114,8 @@ func enumerate(items []string, most int) string {
 }
 
 func portOf(e exposure.Entry) string {
-	what := fmt.Sprintf("%d/%s", e.Port, e.Proto)
-	if e.Port == 0 {
+	what := firewall.FormatPorts(firewall.Port(e.Port), e.Proto)
+	if e.Port == 0 && e.Proto.HasPorts() {
 		what = "every other " + string(e.Proto) + " port"
 	}
 	if e.Process != "" {

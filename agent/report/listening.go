@@ -17,8 +17,13 @@ func OpenOf(d firewall.Desired) []OpenStatus {
 	own := len(services) - len(d.Open)
 	var list []OpenStatus
 	for _, o := range append(services[own:], services[:own]...) {
-		open := OpenStatus{Name: o.Name, Proto: string(o.Proto), Ports: o.Ports.String(), Zone: o.On,
-			From: firewall.FormatPrefixes(o.From), Source: o.Source}
+		open := OpenStatus{Name: o.Name, Proto: o.Proto.String(), Zone: o.On, From: firewall.FormatPrefixes(o.From), Source: o.Source}
+		if o.Proto.HasPorts() {
+			open.Ports = o.Ports.String()
+		}
+		if !o.Limit.IsZero() {
+			open.Limit = o.Limit.String()
+		}
 		if !o.Until.IsZero() {
 			open.Until = &o.Until
 		}

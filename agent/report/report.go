@@ -314,7 +314,7 @@ func (in Input) warnRules(w *warnings, st store.State, s Status) {
 	}
 	for _, o := range st.Desired.Services() {
 		if len(st.Desired.InterfacesOf(o.On)) == 0 {
-			w.add("no-interface", fmt.Sprintf("%s/%s", o.Ports, o.Proto), o.On)
+			w.add("no-interface", firewall.FormatPorts(o.Ports, o.Proto), o.On)
 		}
 	}
 	if st.Named != nil {

@@ -114,9 +114,10 @@ type CallerStatus struct {
 type OpenStatus struct {
 	Name   string     `json:"name"`
 	Proto  string     `json:"proto"`
-	Ports  string     `json:"ports"`
+	Ports  string     `json:"ports"` // "" if the protocol has none
 	Zone   string     `json:"zone"`
 	From   []string   `json:"from"`
+	Limit  string     `json:"limit,omitempty"` // of new connections per source, if there is one
 	Source string     `json:"source"`
 	Until  *time.Time `json:"until,omitempty"` // when it expires, if it does
 }
@@ -208,7 +209,7 @@ func (s Status) Redacted() Status {
 		out.Interfaces = append(out.Interfaces, i)
 	}
 	for _, o := range s.Open {
-		out.Open = append(out.Open, OpenStatus{Name: o.Name, Proto: o.Proto, Ports: o.Ports, Zone: o.Zone, From: []string{}, Until: o.Until})
+		out.Open = append(out.Open, OpenStatus{Name: o.Name, Proto: o.Proto, Ports: o.Ports, Zone: o.Zone, From: []string{}, Limit: o.Limit, Until: o.Until})
 	}
 	for _, l := range s.Listening {
 		l.Process = ""

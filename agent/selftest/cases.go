@@ -73,7 +73,7 @@ const (
 // cases returns packets of all kinds with expected results that follow from the desired
 // state, independently of the compiled rules.
 func cases(d firewall.Desired, interfaces []firewall.Interface, families []firewall.Family, now time.Time) []probe {
-	c := &caser{d: d, now: now, offered: d.Services(), counted: map[netip.Prefix]bool{}}
+	c := &caser{d: d, now: now, offered: d.Services(), counted: map[netip.Prefix]bool{}, connected: map[string]uint32{}}
 	for _, t := range d.SSH.Sources() {
 		c.logins = append(c.logins, t.From)
 	}
@@ -129,6 +129,8 @@ type caser struct {
 	seen int // number of strangers so far
 	// counted are sources already counted by SSH's rate limit.
 	counted map[netip.Prefix]bool
+	// connected is how often, by source and service.
+	connected map[string]uint32
 }
 
 func loopbackOf(f firewall.Family) netip.Addr {
@@ -185,6 +187,9 @@ func (c *caser) begin(what string, proto firewall.Proto, port uint16, from netip
 	case passes:
 		kind = openPorts
 	}
+	if passes && !c.within(proto, port, from) {
+		return
+	}
 	name := fmt.Sprintf("%d/%s", port, proto)
 	if what != "" {
 		name += " (" + what + ")"
@@ -206,6 +211,24 @@ func (c *caser) counts(from netip.Addr) bool {
 	return !again
 }
 
+// within reports whether a connection to a service is within its rate limit, if it has one:
+// it is one of the first from its source.
+func (c *caser) within(proto firewall.Proto, port uint16, from netip.Addr) bool {
+	i := slices.IndexFunc(c.offered, func(s firewall.Service) bool {
+		return s.Proto == proto && s.Ports.Contains(port) && !s.Limit.IsZero()
+	})
+	if i < 0 {
+		return true
+	}
+	source := from.String()
+	if from.Is6() {
+		source = netip.PrefixFrom(from, 64).Masked().String()
+	}
+	source += " " + c.offered[i].Name
+	c.connected[source]++
+	return c.connected[source] <= c.offered[i].Limit.N
+}
+
 // everything reports whether the interface accepts all packets.
 func (c *caser) everything() bool {
 	u := c.d.Unlock
@@ -219,7 +242,7 @@ func (c *caser) admits(proto firewall.Proto, port uint16, from netip.Addr) bool 
 	switch {
 	case c.everything():
 		return true
-	case c.on.ServesGuests && (port == 53 || proto == firewall.UDP && port == dhcp):
+	case c.on.ServesGuests && (port == 53 && proto != firewall.SCTP || proto == firewall.UDP && port == dhcp):
 		return true
 	case proto == firewall.UDP && port == 546 && c.to.Is6() && c.to.IsLinkLocalUnicast():
 		return true
@@ -227,7 +250,7 @@ func (c *caser) admits(proto firewall.Proto, port uint16, from netip.Addr) bool 
 		return c.mayLogIn(from)
 	}
 	return slices.ContainsFunc(c.offered, func(s firewall.Service) bool {
-		return s.Proto == proto && s.Ports.Contains(port) && !ended(c.d.RuleEnd(s.Until), c.now) && c.isOn(s.On) &&
+		return s.Proto == proto && (s.Ports.Contains(port) || !proto.HasPorts()) && !ended(c.d.RuleEnd(s.Until), c.now) && c.isOn(s.On) &&
 			(len(s.From) == 0 || contains(s.From, from))
 	})
 }
@@ -268,6 +291,9 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 // services adds cases for each service's ports and sources, and those next to them.
 func (c *caser) services() {
 	for _, s := range c.offered {
+		if !s.Proto.HasPorts() {
+			continue // see rest
+		}
 		other := firewall.UDP
 		if s.Proto == firewall.UDP {
 			other = firewall.TCP
@@ -287,7 +313,7 @@ func (c *caser) services() {
 		c.begin("", other, s.Ports.First, inside)
 		if s.Proto == firewall.TCP && !slices.Contains(c.d.SSH.Ports, s.Ports.First) {
 			p := firewall.Packet{Src: inside, Proto: firewall.TCP, DstPort: s.Ports.First, Flags: syn | ecn}
-			if c.admits(s.Proto, s.Ports.First, inside) {
+			if c.admits(s.Proto, s.Ports.First, inside) && c.within(s.Proto, s.Ports.First, inside) {
 				c.add(openPorts, fmt.Sprintf("%d/tcp with ECN (%s)", s.Ports.First, s.Name), p, true)
 			}
 		}
@@ -462,7 +488,17 @@ func (c *caser) rest() {
 		query.Dst, query.DstType = netip.Addr{}, ""
 		c.add(groups, "IGMP to this host only", query, false)
 	}
-	c.add(others, "protocol "+string(netsim.OtherProto), firewall.Packet{Src: c.stranger(), Proto: netsim.OtherProto}, false)
+	for _, proto := range netsim.Others {
+		from := c.stranger()
+		for _, s := range c.offered {
+			if edges := c.edges(s.From); s.Proto == proto && len(edges) > 0 {
+				from = edges[0]
+			}
+		}
+		if !proto.HasPorts() {
+			c.add(others, "protocol "+string(proto), firewall.Packet{Src: from, Proto: proto}, c.admits(proto, 0, from))
+		}
+	}
 }
 
 // edges returns the first and last address of each network of the family, and those before

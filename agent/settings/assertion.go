@@ -24,7 +24,7 @@ func (a Assertion) String() string {
 	if a.From.IsValid() {
 		from = firewall.FormatPrefix(a.From)
 	}
-	return fmt.Sprintf("%s = %s -> %s/%s", map[bool]string{true: "allow", false: "deny"}[a.Allow], from, a.Ports, a.Proto)
+	return fmt.Sprintf("%s = %s -> %s", map[bool]string{true: "allow", false: "deny"}[a.Allow], from, firewall.FormatPorts(a.Ports, a.Proto))
 }
 
 // setTests replaces the assertions of a key.

@@ -87,7 +87,7 @@ func title(s firewall.Service) string {
 	return fmt.Sprintf("%s = %s%s", s.Name, s, where)
 }
 
-func port(s firewall.Service) string { return fmt.Sprintf("%s/%s", s.Ports, s.Proto) }
+func port(s firewall.Service) string { return firewall.FormatPorts(s.Ports, s.Proto) }
 
 // Open opens a service, whose name may be empty.
 func (e Editor) Open(want firewall.Service) (Edit, error) {
@@ -104,6 +104,10 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 			continue
 		}
 		switch {
+		case s.Limit != want.Limit:
+			want.Name = s.Name
+			out.change("open", s.Name, want.String())
+			out.say("%s is open: %s = %s, in place of %s", what, want.Name, want, title(s))
 		case s.Until.IsZero() && want.Until.IsZero():
 			out.say("nothing changed: %s is already open (%s)", what, title(s))
 		case s.Until.IsZero():
@@ -124,7 +128,7 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 	// If the request is exactly a service that "close" overrode, drop the override.
 	for _, closed := range e.Settings.Closed {
 		s, known := e.beneath(closed)
-		if known && sameReach(s, want) && want.Until.IsZero() && e.local("open."+closed) && (name == "" || name == closed) {
+		if known && sameReach(s, want) && s.Limit == want.Limit && want.Until.IsZero() && e.local("open."+closed) && (name == "" || name == closed) {
 			out.change("open", closed, "")
 			out.say("%s is open again: %s", what, title(s))
 			return out, nil
@@ -135,7 +139,10 @@ func (e Editor) Open(want firewall.Service) (Edit, error) {
 			return out, hint.Wrap(fmt.Errorf("--name %s: already used by %s", firewall.Quote(name), title(s)), "choose another name, or close that service first")
 		}
 	} else {
-		base := fmt.Sprintf("%s-%s", want.Proto, want.Ports)
+		base := fmt.Sprintf("%s-%s", string(want.Proto), want.Ports)
+		if !want.Proto.HasPorts() {
+			base = strings.ReplaceAll(want.Proto.String(), " ", "-")
+		}
 		want.Name = base
 		for n := 2; e.isKnown(want.Name); n++ {
 			want.Name = fmt.Sprintf("%s-%d", base, n)
@@ -163,7 +170,8 @@ func (e Editor) isKnown(name string) bool {
 	return known || slices.Contains(e.Settings.Closed, name)
 }
 
-// sameReach reports whether two services open the same ports to the same sources.
+// sameReach reports whether two services open the same ports to the same sources, within
+// whatever limits.
 func sameReach(a, b firewall.Service) bool {
 	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && sameSet(a.From, b.From)
 }
@@ -176,7 +184,7 @@ func sameSet(a, b []netip.Prefix) bool {
 
 // covers reports whether s opens everything that want does, for at least as long.
 func covers(s, want firewall.Service) bool {
-	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last {
+	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last || !s.Limit.IsZero() && s.Limit != want.Limit {
 		return false
 	}
 	if zone(s) != string(firewall.AnyZone) && zone(s) != zone(want) {
@@ -201,31 +209,60 @@ func container(p netip.Prefix, list []netip.Prefix) (netip.Prefix, bool) {
 	return netip.Prefix{}, false
 }
 
-// CloseRequest selects what to close: a port or a name, optionally limited to an
-// interface or zone (On) and to sources (From).
+// CloseRequest selects what to close: a port, a protocol or a name, optionally limited to
+// an interface or zone (On) and to sources (From).
 type CloseRequest struct {
 	Ports firewall.PortRange
-	Proto firewall.Proto
+	Proto firewall.Proto // "" if only a name is given
 	Name  string
+	Or    []Port // what the name stands for, if no open service has it
 	On    string
 	From  []netip.Prefix
 }
 
+// meant returns the requests that r stands for, given the open services.
+func (r CloseRequest) meant(open []firewall.Service) (list []CloseRequest) {
+	if r.Proto != "" || slices.ContainsFunc(open, func(s firewall.Service) bool { return s.Name == r.Name }) {
+		return []CloseRequest{r}
+	}
+	for _, p := range r.Or {
+		if slices.ContainsFunc(open, func(s firewall.Service) bool { return s.Ports == p.Ports && s.Proto == p.Proto }) {
+			list = append(list, CloseRequest{Ports: p.Ports, Proto: p.Proto, On: r.On, From: r.From})
+		}
+	}
+	if list == nil {
+		return []CloseRequest{r}
+	}
+	return list
+}
+
 func (r CloseRequest) String() string {
-	if r.Ports.IsZero() {
+	if r.Proto == "" {
 		return r.Name
 	}
-	return fmt.Sprintf("%s/%s", r.Ports, r.Proto)
+	return firewall.FormatPorts(r.Ports, r.Proto)
 }
 
 func (r CloseRequest) matches(s firewall.Service) bool {
-	return (r.Ports.IsZero() || s.Ports == r.Ports && s.Proto == r.Proto) && (r.Name == "" || s.Name == r.Name) &&
+	return (r.Proto == "" || s.Ports == r.Ports && s.Proto == r.Proto) && (r.Name == "" || s.Name == r.Name) &&
 		(r.On == "" || zone(s) == r.On) && !slices.ContainsFunc(r.From, func(p netip.Prefix) bool { return !slices.Contains(s.From, p) })
 }
 
 // Close closes open services. It removes those of local.ini, and overrides those of
 // the profile or of agent.ini.
 func (e Editor) Close(r CloseRequest) (Edit, error) {
+	var out Edit
+	for _, r := range r.meant(e.services()) {
+		one, err := e.closeOne(r)
+		if err != nil {
+			return one, err
+		}
+		out.Changes, out.Said = append(out.Changes, one.Changes...), append(out.Said, one.Said...)
+	}
+	return out, nil
+}
+
+func (e Editor) closeOne(r CloseRequest) (Edit, error) {
 	var out Edit
 	var rest []firewall.Service
 	for _, p := range e.SSHPorts {
@@ -241,7 +278,7 @@ func (e Editor) Close(r CloseRequest) (Edit, error) {
 		}
 	}
 	for _, s := range rest {
-		if r.Ports.IsZero() || s.Proto != r.Proto || !s.Ports.Overlaps(r.Ports) {
+		if r.Proto == "" || s.Proto != r.Proto || s.Ports != r.Ports && !s.Ports.Overlaps(r.Ports) {
 			continue
 		}
 		switch {

@@ -423,25 +423,16 @@ func parseAllow(value string) (Allow, error) {
 	return a, errors.Join(errs...)
 }
 
-// parseRate reads N/second, minute, hour or day, or off. The maximum of iptables'
-// limits is 10000 per second (XT_HASHLIMIT_SCALE). A rate that iptables rounds
-// could never be verified.
+// parseRate reads a rate, or off.
 func parseRate(value string) (firewall.Rate, error) {
 	if value == "off" {
 		return firewall.Rate{}, nil
 	}
-	number, unit, _ := strings.Cut(value, "/")
-	per := map[string]firewall.Unit{"second": firewall.Second, "sec": firewall.Second,
-		"minute": firewall.Minute, "min": firewall.Minute, "hour": firewall.Hour, "day": firewall.Day}[unit]
-	n, err := strconv.ParseUint(number, 10, 32)
-	if err != nil || per == "" || n < 1 || n > 10000 {
-		return firewall.Rate{}, fmt.Errorf("%s: want 1 to 10000 per second, minute, hour or day, such as 30/minute, or off", firewall.Quote(value))
+	rate, err := firewall.ParseRate(value)
+	if err != nil {
+		err = fmt.Errorf("%w, or off", err)
 	}
-	rate := firewall.Rate{N: uint32(n), Per: per}
-	if _, exact := rate.Canonical(); !exact {
-		return firewall.Rate{}, fmt.Errorf("%s: iptables would round this rate: want a round number, such as 100/second or 600/minute", firewall.Quote(value))
-	}
-	return rate, nil
+	return rate, err
 }
 
 // parseDuration reads a duration, or 0 for never.

@@ -43,6 +43,8 @@ func (a *app) system() *system.System { return &system.System{Root: a.root} }
 
 func durations() []string { return []string{"30m", "1h", "8h", "1d", "7d"} }
 
+func rates() []string { return []string{"5/second", "50/second", "30/minute"} }
+
 func (a *app) profileNames() []string {
 	set, err := profiles.Load(a.system())
 	if err != nil {
@@ -99,7 +101,7 @@ func (a *app) serviceNames() []string {
 func (a *app) openPorts() []string {
 	words := a.serviceNames()
 	for _, s := range a.services() {
-		words = append(words, fmt.Sprintf("%s/%s\t%s", s.Ports, s.Proto, s.Name))
+		words = append(words, firewall.FormatPorts(s.Ports, s.Proto)+"\t"+s.Name)
 	}
 	return words
 }

@@ -97,7 +97,11 @@ func (a *app) explain(ctx context.Context, machine *agent.Agent, p exposure.Prob
 // printExplanation prints the packet, two lines for each rule, and the verdict.
 func printExplanation(out io.Writer, e exposure.Explanation, colour bool) {
 	p := e.Probe
-	fmt.Fprintf(out, "%s packet from %s to %s, port %d/%s, on %s\n", p.State, p.From, p.To, p.Port, p.Proto, system.Printable(p.On))
+	what := firewall.FormatPorts(firewall.Port(p.Port), p.Proto)
+	if p.Proto.HasPorts() {
+		what = "port " + what
+	}
+	fmt.Fprintf(out, "%s packet from %s to %s, %s, on %s\n", p.State, p.From, p.To, what, system.Printable(p.On))
 	hook := exposure.Hook("")
 	for _, s := range e.Steps {
 		label := ""
@@ -144,7 +148,7 @@ func noWords() []string { return nil }
 func (a *app) servicePorts() []string {
 	var words []string
 	for _, s := range a.services() {
-		words = append(words, fmt.Sprintf("%d/%s\t%s", s.Ports.First, s.Proto, s.Name))
+		words = append(words, firewall.FormatPorts(firewall.Port(s.Ports.First), s.Proto)+"\t"+s.Name)
 	}
 	return words
 }

@@ -303,10 +303,10 @@ func painted(text string, colour bool) string {
 }
 
 func portText(e exposure.Entry) string {
-	if e.Port == 0 {
+	if e.Port == 0 && e.Proto.HasPorts() {
 		return fmt.Sprintf("other/%s", e.Proto)
 	}
-	return fmt.Sprintf("%d/%s", e.Port, e.Proto)
+	return firewall.FormatPorts(firewall.Port(e.Port), e.Proto)
 }
 
 // reasons returns lines for each way in which a port is open or perhaps is: from where, what

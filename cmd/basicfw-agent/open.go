@@ -21,26 +21,30 @@ import (
 )
 
 func (a *app) openCmd() *cobra.Command {
-	var name, on, duration string
+	var name, on, rate, duration string
 	var from []string
 	cmd := &cobra.Command{
-		Use:   "open PORT[-PORT]/tcp|udp",
+		Use:   "open PORT[-PORT]/tcp|udp|sctp | NAME | PROTOCOL",
 		Short: "Open a port, permanently or for a limited time",
 		Long: `Open a port immediately and at every boot, with an entry in [open] of
 /etc/basicfw/local.ini. With --for, the port closes when the time expires. The
 kernel enforces that, also across a reboot and without the service. Opening an
-open port changes nothing; a different --for changes when it closes.`,
+open port changes nothing; a different --limit or --for changes the entry. NAME
+is a name in /etc/services. PROTOCOL is ah, esp, gre, ipip, ipv6, ospf, vrrp, or
+"proto N" with its number.`,
 		Example: `  basicfw-agent open 8080/tcp
   basicfw-agent open 5432/tcp --from 10.0.0.0/8 --on private --name db
+  basicfw-agent open 8443/tcp --limit 50/second
+  basicfw-agent open vrrp --on private
   basicfw-agent open 9000/udp --for 1h`,
-		Args: oneArg("a port such as 8080/tcp or 40000-40100/udp"),
+		Args: oneArg("a port such as 8080/tcp or 40000-40100/udp, or a protocol such as vrrp"),
 	}
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
-		ports, proto, err := firewall.ParsePorts(args[0])
+		ports, err := settings.ParsePort(a.system(), args[0])
 		if err != nil {
 			return usageError{err}
 		}
-		want := firewall.Service{Name: name, Proto: proto, Ports: ports}
+		want := firewall.Service{Name: name, Proto: ports[0].Proto, Ports: ports[0].Ports}
 		if want.On, want.From, err = peers(on, from); err != nil {
 			return err
 		}
@@ -49,20 +53,32 @@ open port changes nothing; a different --for changes when it closes.`,
 				return usageError{fmt.Errorf("--name: %w", err)}
 			}
 		}
+		if cmd.Flags().Changed("limit") {
+			if want.Limit, err = firewall.ParseRate(rate); err != nil {
+				return usageError{fmt.Errorf("--limit: %w", err)}
+			}
+		}
 		length, err := parseFor(cmd, duration)
 		if err != nil {
 			return err
 		}
-		return a.forRoot(a.editPort(proto, ports, func(ctx context.Context, machine *agent.Agent) (agent.Edited, error) {
+		err = a.forRoot(a.editPort(want.Proto, want.Ports, func(ctx context.Context, machine *agent.Agent) (agent.Edited, error) {
 			return machine.Open(ctx, want, length)
 		}))(cmd, args)
+		for _, p := range ports[1:] {
+			if text := firewall.FormatPorts(p.Ports, p.Proto); err == nil {
+				fmt.Fprintf(a.stdout, "note: %s is also %s, which this does not open; to open it: basicfw-agent open %s\n", args[0], text, text)
+			}
+		}
+		return err
 	}
 	cmd.Flags().StringVar(&name, "name", "", "name of the entry, its rules and counters (default such as tcp-8080)")
 	cmd.Flags().StringSliceVar(&from, "from", nil, "allowed sources: addresses and CIDRs, separated by commas (default any)")
 	cmd.Flags().StringVar(&on, "on", "", "any, public, private, virtual, or the name of an interface (default any)")
+	cmd.Flags().StringVar(&rate, "limit", "", "new connections from each source, such as 50/second (default no limit)")
 	cmd.Flags().StringVar(&duration, "for", "", "close after this time, such as 90m, 8h or 7d (default never)")
-	a.completeFlags(cmd, map[string]completer{"on": a.zoneNames, "for": durations})
-	cmd.ValidArgsFunction = noFiles(a.closedListeners)
+	a.completeFlags(cmd, map[string]completer{"on": a.zoneNames, "for": durations, "limit": rates})
+	cmd.ValidArgsFunction = noFiles(func() []string { return append(a.closedListeners(), firewall.ProtocolNames()...) })
 	return cmd
 }
 
@@ -70,7 +86,7 @@ func (a *app) closeCmd() *cobra.Command {
 	var r settings.CloseRequest
 	var from []string
 	cmd := &cobra.Command{
-		Use:   "close PORT[-PORT]/tcp|udp | NAME",
+		Use:   "close PORT[-PORT]/tcp|udp|sctp | NAME | PROTOCOL",
 		Short: "Close a port that open opened, or a port of the profile",
 		Long: `Close a port, or a service by its name. An entry that "open" added is removed
 from /etc/basicfw/local.ini. A service of the profile or of agent.ini is
@@ -88,6 +104,7 @@ overridden there with NAME = closed; "open" removes that entry again.`,
 				return usageError{fmt.Errorf("close %s --name %s: conflicting names", word, firewall.Quote(r.Name))}
 			}
 			r.Name = word
+			r.Or, _ = settings.ParsePort(a.system(), word) // what else it may be
 		} else if r.Ports, r.Proto, err = firewall.ParsePorts(word); err != nil {
 			switch {
 			case word == "ssh":

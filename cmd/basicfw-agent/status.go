@@ -342,6 +342,12 @@ func openLine(open []report.OpenStatus) string {
 	var items []string
 	for _, o := range open {
 		item := fmt.Sprintf("%s %s/%s", o.Name, o.Ports, o.Proto)
+		if o.Ports == "" {
+			item = o.Name
+			if o.Name != o.Proto {
+				item += " " + o.Proto
+			}
+		}
 		if o.Zone != "" && o.Zone != "any" {
 			item += " on " + o.Zone
 		}
@@ -349,6 +355,9 @@ func openLine(open []report.OpenStatus) string {
 			item += " from " + o.From[0]
 		} else if len(o.From) > 1 {
 			item += fmt.Sprintf(" from %d networks", len(o.From))
+		}
+		if o.Limit != "" {
+			item += " limit " + o.Limit
 		}
 		if o.Until != nil {
 			item += " until " + firewall.FormatTime(*o.Until)

@@ -687,7 +687,7 @@ func TestOpenRefused(t *testing.T) {
 		{[]string{"open", "0/tcp"}, []string{"0/tcp"}},
 		{[]string{"open", "70000/tcp"}, []string{"70000"}},
 		{[]string{"open", "200-100/tcp"}, []string{"200-100"}},
-		{[]string{"open", "80/sctp"}, []string{"sctp"}},
+		{[]string{"open", "80/dccp"}, []string{"dccp"}},
 		{[]string{"open", "8080/tcp -j ACCEPT"}, nil},
 		{[]string{"open", "8080/tcp\n[agent]\nprofile = web-only"}, nil},
 		{[]string{"open", "8080/tcp from 203.0.113.9"}, nil},

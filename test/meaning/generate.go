@@ -23,7 +23,7 @@ type generator struct {
 var Settings = []string{
 	"ping = yes", "ping = no", "drops = yes", "drops = no",
 	"permanent address", "closed", "trusted", "trusted glob", "guests", "no address",
-	"tcp", "udp", "range", "from one", "from several", "from IPv4 only", "from IPv6 only", "from any address of a family",
+	"tcp", "udp", "sctp", "protocol", "range", "limit", "from one", "from several", "from IPv4 only", "from IPv6 only", "from any address of a family",
 	"on any", "on public", "on private", "on virtual", "on a name", "on a glob", "until", "until, expired",
 	"pinned", "pinned to one family", "limited", "no limit", "SSH blocked", "timed", "timed, expired", "two ports",
 	"probation", "probation, expired", "probation without a rule",
@@ -33,7 +33,7 @@ var Settings = []string{
 // Generate returns the firewall of a number, and which of Settings it has. The same number
 // gives the same firewall, but for its times, which are hours before or after now.
 func Generate(number uint64, now time.Time) (firewall.Desired, []string) {
-	g := &generator{rand.New(rand.NewPCG(7, number)), now.UTC().Truncate(time.Second), map[string]bool{}}
+	g := &generator{rand.New(rand.NewPCG(8, number)), now.UTC().Truncate(time.Second), map[string]bool{}}
 	d := g.desired()
 	var list []string
 	for _, s := range Settings {
@@ -186,6 +186,12 @@ func (g *generator) service(name string, sshPorts []uint16) *firewall.Service {
 	ports := g.pick("80", "443", "25", "53", "68", "546", "5353", "137", "8080-8090", "40000-40100", "1-21", "60000-65535")
 	proto := g.pick("tcp", "tcp", "udp")
 	text := ports + "/" + proto
+	switch g.IntN(8) {
+	case 0:
+		text = ports + "/sctp"
+	case 1:
+		text = g.pick("vrrp", "esp", "gre", "ospf", "proto 99")
+	}
 	if where := g.pick("", "any", "public", "private", "virtual", "eth1", "eth*", "br9", "tun0"); where != "" {
 		text += " on " + where
 	}
@@ -199,6 +205,9 @@ func (g *generator) service(name string, sshPorts []uint16) *firewall.Service {
 	for i, p := range from {
 		text += map[bool]string{true: " from ", false: ", "}[i == 0] + firewall.FormatPrefix(p)
 	}
+	if g.one(4) {
+		text += " limit " + g.pick("6/second", "20/minute", "100/hour")
+	}
 	s, err := firewall.ParseService(name, text)
 	if err != nil {
 		panic(err)
@@ -211,7 +220,14 @@ func (g *generator) service(name string, sshPorts []uint16) *firewall.Service {
 }
 
 func (g *generator) noteService(s firewall.Service) {
-	g.note(string(s.Proto))
+	if s.Proto.HasPorts() {
+		g.note(string(s.Proto))
+	} else {
+		g.note("protocol")
+	}
+	if !s.Limit.IsZero() {
+		g.note("limit")
+	}
 	if s.Ports.First != s.Ports.Last {
 		g.note("range")
 	}

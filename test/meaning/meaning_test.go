@@ -239,6 +239,17 @@ func TestLimits(t *testing.T) {
 			Allow: []netip.Prefix{netip.MustParsePrefix("203.0.113.9/32"), netip.MustParsePrefix("2001:db8:1::9/128")}},
 		LogDrops: true,
 	}
+	for port, from := range map[uint16]string{80: "", 8080: "", 8081: "198.51.100.0/24", 8082: "192.0.2.0/24, 198.51.100.0/24, 198.51.100.0/25, 2001:db8::/32"} {
+		text := fmt.Sprintf("%d/tcp limit 6/hour", port)
+		if from != "" {
+			text = fmt.Sprintf("%d/tcp from %s limit 6/hour", port, from)
+		}
+		s, err := firewall.ParseService(fmt.Sprintf("s%d", port), text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.Open = append(d.Open, s)
+	}
 	r, err := firewall.Compile(d)
 	if err != nil {
 		t.Fatal(err)
@@ -246,6 +257,7 @@ func TestLimits(t *testing.T) {
 	on := []firewall.Interface{{Name: "eth0", Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24"), netip.MustParsePrefix("2001:db8::1/64")}}}
 	var packets []firewall.Packet
 	var sources []string
+	port := uint16(22)
 	add := func(source string, proto firewall.Proto, addresses ...string) {
 		for range 40 / len(addresses) {
 			for _, a := range addresses {
@@ -255,7 +267,7 @@ func TestLimits(t *testing.T) {
 				}
 				switch proto {
 				case firewall.TCP:
-					p.DstPort, p.Flags = 22, uint8(firewall.SYN)
+					p.DstPort, p.Flags = port, uint8(firewall.SYN)
 				case firewall.ICMP:
 					p.ICMPType = 8
 				case firewall.ICMPv6:
@@ -274,6 +286,13 @@ func TestLimits(t *testing.T) {
 	add("SSH, IPv6, the owner", firewall.TCP, "2001:db8:1::9")
 	add("ping, IPv4", firewall.ICMP, "198.51.100.7")
 	add("ping, IPv6", firewall.ICMPv6, "2001:db8:7::7", "2001:db8:7::8")
+	for _, port = range []uint16{80, 8080, 8081, 8082} {
+		add(fmt.Sprintf("%d, IPv4", port), firewall.TCP, "198.51.100.7")
+		add(fmt.Sprintf("%d, IPv4, another", port), firewall.TCP, "198.51.100.8")
+		if port != 8081 {
+			add(fmt.Sprintf("%d, IPv6", port), firewall.TCP, "2001:db8:7::7", "2001:db8:7::8")
+		}
+	}
 	for _, b := range backends {
 		t.Run(b, func(t *testing.T) {
 			start := time.Now()

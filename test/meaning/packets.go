@@ -55,10 +55,15 @@ func Packets(number uint64, d firewall.Desired, r firewall.Ruleset, now time.Tim
 			}
 		}
 	}
+	limited := map[string]bool{}
+	for _, s := range d.Services() {
+		limited["basicfw-"+s.Name] = !s.Limit.IsZero()
+	}
 	counted := map[netip.Prefix]int{}
 	return slices.DeleteFunc(all, func(p firewall.Packet) bool {
-		switch r.Decide(p, now).By {
-		case "basicfw-ping", "basicfw-ssh-limit", "basicfw-unlock":
+		by := r.Decide(p, now).By
+		switch {
+		case by == "basicfw-ping", by == "basicfw-ssh-limit", by == "basicfw-unlock", limited[by]:
 			source := Source(p.Src)
 			counted[source]++
 			return counted[source] > withinLimits
@@ -163,7 +168,7 @@ func (g *packeter) packet(f firewall.Family) firewall.Packet {
 	case 13, 14, 15:
 		g.icmp(&p)
 	case 16:
-		p.Proto = netsim.OtherProto
+		p.Proto = netsim.Others[g.IntN(len(netsim.Others))]
 	case 17:
 		g.reply(&p)
 	case 18: // with a wrong checksum
@@ -196,7 +201,7 @@ func (g *packeter) packet(f firewall.Family) firewall.Packet {
 			p.Dst = netsim.LinkLocal
 		}
 	}
-	if p.Proto != firewall.TCP && p.Proto != firewall.UDP {
+	if !p.Proto.HasPorts() {
 		p.DstPort = 0
 	}
 	if p.State == "" {
