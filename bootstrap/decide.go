@@ -71,6 +71,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	d := &st.Desired
 	d.Open, d.Closed = s.Open, s.Closed
 	d.Trusted, d.LogDrops = s.Trusted, s.LogDrops
+	d.Published = published(in)
 	st.Named = &host.Naming{Public: s.Public, Private: s.Private, Trusted: s.Trusted}
 	if p := in.Previous; p != nil && !in.Redetect {
 		if st.Zones = p.Zones; p.Named == nil {
@@ -120,6 +121,16 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 		return st, warnings, &InvalidError{err: err}
 	}
 	return st, warnings, nil
+}
+
+// published returns what happens to ports that containers publish. A state of an earlier
+// version, which left them alone, keeps that until the settings have the key.
+func published(in Input) string {
+	p := in.Previous
+	if _, set := in.Settings.Sources["containers.published"]; p != nil && p.Desired.Published == "" && !set {
+		return ""
+	}
+	return in.Settings.Published
 }
 
 // overlaps returns warnings about the profile's services that contain sshd's ports, and

@@ -18,8 +18,8 @@ import (
 
 // restoreLine matches the only lines allowed for iptables-restore: the table, a
 // chain, COMMIT, or a rule whose words need no quotes, except for our log prefix.
-var restoreLine = regexp.MustCompile(`^(\*filter|COMMIT|:[A-Za-z0-9-]{1,28} (DROP|ACCEPT|-) \[0:0\]|` +
-	`-A (INPUT|BASICFW-[A-Za-z0-9-]{1,20})( [A-Za-z0-9_.,:/+!@-]+)+( --log-prefix "basicfw drop: " --log-level 7)?)$`)
+var restoreLine = regexp.MustCompile(`^(\*filter|\*mangle|COMMIT|:[A-Za-z0-9-]{1,28} (DROP|ACCEPT|-) \[0:0\]|` +
+	`-A (INPUT|FORWARD|BASICFW-[A-Za-z0-9-]{1,20})( [A-Za-z0-9_.,:/+!@-]+)+( --log-prefix "basicfw drop: " --log-level 7)?)$`)
 
 // Whatever the settings contain, each line for iptables-restore has that form, and
 // each jump goes to a chain that the text declares or to a known target.
@@ -54,7 +54,7 @@ func FuzzRestoreFile(f *testing.F) {
 		}
 		for _, family := range firewall.Families {
 			text := iptables.Render(st.Ruleset, family)
-			known := map[string]bool{"ACCEPT": true, "DROP": true, "LOG": true}
+			known := map[string]bool{"ACCEPT": true, "DROP": true, "LOG": true, "RETURN": true}
 			for _, line := range strings.Split(strings.TrimSuffix(text, "\n"), "\n") {
 				if !restoreLine.MatchString(line) {
 					t.Errorf("%v: %q", family, line)

@@ -356,7 +356,7 @@ func testRules(t *testing.T, binary string) {
 	man := page(t, "basicfw-agent.8")
 	root := t.TempDir()
 	for _, m := range regexp.MustCompile(`--comment (basicfw-[a-z-]+)`).FindAllStringSubmatch(run(t, binary, "--root", root, "render"), -1) {
-		if m[1] != "basicfw-http" && m[1] != "basicfw-https" && !has(man["THE RULES"], m[1]) {
+		if m[1] != "basicfw-http" && m[1] != "basicfw-https" && !has(man["THE RULES"]+man["THE RULES/Published ports"], m[1]) {
 			t.Errorf("the manual does not explain %s", m[1])
 		}
 	}

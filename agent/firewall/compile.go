@@ -48,7 +48,7 @@ func Failsafe(sshPorts []uint16) Desired {
 	return Desired{
 		Profile:  Profile{Name: "failsafe", Title: "Failsafe", Ping: true},
 		SSH:      SSH{Ports: sshPorts, Mode: SSHLimited, Limit: defaultSSHLimit},
-		LogDrops: true,
+		LogDrops: true, Published: PublishedProfile,
 	}
 }
 
@@ -131,7 +131,7 @@ func (c *compiler) chains() []Chain {
 		rules = append(rules, c.service(s)...)
 	}
 	in := Chain{Name: InputChain, Rules: append(rules, c.rest()...)}
-	return append([]Chain{in}, c.extra...)
+	return slices.Concat([]Chain{in}, c.extra, c.forward())
 }
 
 // own returns the networks of the compiler's family.

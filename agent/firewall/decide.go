@@ -27,9 +27,11 @@ const (
 	Multicast = "MULTICAST"
 )
 
-// Packet holds the properties of a packet in INPUT that a rule can match.
+// Packet holds the properties of a packet that a rule can match: of one in INPUT, or with
+// Out in FORWARD.
 type Packet struct {
 	In       string // interface
+	Out      string // interface by which a forwarded packet leaves
 	Src      netip.Addr
 	Dst      netip.Addr // of the same family
 	Proto    Proto      // or the name or number of a protocol that no rule uses
@@ -41,6 +43,7 @@ type Packet struct {
 	HopLimit uint8  // TTL in IPv4
 	DstType  string // Broadcast, Multicast, or "" for unicast
 	DNAT     bool   // Dst is not the original destination
+	Dialled  uint16 // with DNAT, the original DstPort
 }
 
 // Family returns the IP version of the packet.
@@ -54,7 +57,8 @@ func (p Packet) Family() Family {
 // Verdict is the result for a packet.
 type Verdict struct {
 	Accepted bool
-	// By is the comment of the deciding rule; empty is the policy of INPUT.
+	// By is the comment of the deciding rule; empty is the policy of INPUT, or that a
+	// forwarded packet is left to other programs' rules.
 	By string
 }
 
@@ -64,7 +68,12 @@ func (r Ruleset) Decide(p Packet, now time.Time) Verdict {
 	for _, c := range r.Chains(p.Family()) {
 		chains[c.Name] = c.Rules
 	}
-	v, _ := decide(chains, InputChain, p, now)
+	if p.Out == "" {
+		v, _ := decide(chains, InputChain, p, now)
+		return v
+	}
+	v, decided := decide(chains, ForwardChain, p, now)
+	v.Accepted = v.Accepted || !decided
 	return v
 }
 
@@ -82,6 +91,8 @@ func decide(chains map[string][]Rule, name string, p Packet, now time.Time) (Ver
 		case Accept, Drop:
 			return Verdict{rule.Target == Accept, rule.Comment}, true
 		case Log:
+		case Return:
+			return Verdict{}, false
 		default:
 			if v, decided := decide(chains, rule.Target, p, now); decided {
 				return v, true
@@ -94,13 +105,18 @@ func decide(chains map[string][]Rule, name string, p Packet, now time.Time) (Ver
 // matches reports whether a rule matches a packet at a time.
 func (r Rule) matches(p Packet, now time.Time) bool {
 	ports := r.Proto.HasPorts()
+	dialled := p.DstPort
+	if r.Dialled && p.DNAT {
+		dialled = p.Dialled
+	}
 	switch {
 	case r.Src.IsValid() && !r.Src.Contains(p.Src),
 		r.Dst.IsValid() && !r.Dst.Contains(p.Dst),
 		r.In != "" && !MatchInterface(r.In, p.In),
+		r.Out != "" && !MatchInterface(r.Out, p.Out),
 		r.Proto != "" && r.Proto != p.Proto,
 		ports && !r.SrcPort.IsZero() && !r.SrcPort.Contains(p.SrcPort),
-		ports && !r.DstPort.IsZero() && !r.DstPort.Contains(p.DstPort),
+		ports && !r.DstPort.IsZero() && !r.DstPort.Contains(dialled),
 		r.Flags != nil && !r.Flags.matches(p.Flags),
 		r.ICMPType != nil && *r.ICMPType != p.ICMPType,
 		r.State == StateNotDNAT && p.DNAT,

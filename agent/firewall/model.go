@@ -304,6 +304,13 @@ type Desired struct {
 	Trusted  []string `json:"trusted,omitempty"`
 	SSH      SSH      `json:"ssh"`
 	LogDrops bool     `json:"log_drops"`
+	// Published is what happens to ports that containers publish: PublishedProfile,
+	// PublishedLeave, or "" in states of earlier versions, which left them alone.
+	Published string `json:"published,omitempty"`
+	// Direct lists the ports of containers that packets from public interfaces must not
+	// reach without the published port. It has no effect unless Published is
+	// PublishedProfile.
+	Direct []ContainerPort `json:"direct,omitempty"`
 	// Unlock is temporary access in addition to the above.
 	Unlock *Unlock `json:"unlock,omitempty"`
 	Timers []Timer `json:"timers,omitempty"`
@@ -364,9 +371,9 @@ func (d Desired) configured() []Service {
 // ReservedNames are the words after "basicfw-" in the comments of the baseline
 // rules. No service may have such a name.
 var ReservedNames = []string{
-	"broadcast", "dhcp", "established", "guest-dhcp", "guest-dns", "icmp-error",
-	"igmp", "input", "invalid", "log", "loopback", "mld", "multicast", "nd",
-	"new-not-syn", "null", "ping", "spoofed-loopback", "ssh", "ssh-drop",
+	"broadcast", "dhcp", "direct", "established", "forward", "guest-dhcp", "guest-dns", "icmp",
+	"icmp-error", "igmp", "input", "invalid", "log", "loopback", "mld", "multicast", "nd",
+	"new-not-syn", "null", "ping", "published", "routed", "spoofed-loopback", "ssh", "ssh-drop",
 	"ssh-limit", "ssh-log", "trusted", "unlock", "xmas",
 }
 

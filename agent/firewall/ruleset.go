@@ -16,6 +16,9 @@ const (
 	ChainPrefix = "BASICFW-"
 	InputChain  = ChainPrefix + "INPUT"
 	SSHChain    = ChainPrefix + "SSH"
+	// Packets to other hosts, such as containers, pass these.
+	ForwardChain   = ChainPrefix + "FORWARD"
+	PublishedChain = ChainPrefix + "PUBLISHED"
 )
 
 // Targets of rules. Any other target is the name of a chain of the ruleset.
@@ -23,6 +26,7 @@ const (
 	Accept = "ACCEPT"
 	Drop   = "DROP"
 	Log    = "LOG"
+	Return = "RETURN" // to the calling chain
 )
 
 // State is a list of conntrack states, as iptables-save prints it.
@@ -95,9 +99,11 @@ type Rule struct {
 	Src      netip.Prefix `json:"src,omitzero"`
 	Dst      netip.Prefix `json:"dst,omitzero"`
 	In       string       `json:"in,omitempty"` // interface; a trailing "*" matches any suffix
+	Out      string       `json:"out,omitempty"`
 	Proto    Proto        `json:"proto,omitempty"`
 	SrcPort  PortRange    `json:"src_port,omitzero"`
 	DstPort  PortRange    `json:"dst_port,omitzero"`
+	Dialled  bool         `json:"dialled,omitempty"` // DstPort is that before DNAT
 	Flags    *FlagMatch   `json:"flags,omitempty"`
 	ICMPType *uint8       `json:"icmp_type,omitempty"`
 	State    State        `json:"state,omitempty"`
@@ -120,11 +126,15 @@ type Rule struct {
 type Chain struct {
 	Name  string `json:"name"`
 	Rules []Rule `json:"rules"`
+	// Forward is set on chains for forwarded packets, which only drop: ForwardChain, and
+	// those that it jumps to. In iptables they are in the table mangle.
+	Forward bool `json:"forward,omitempty"`
 }
 
 // Ruleset is the chains that are loaded for each family, InputChain first. The rest
 // is always the same: INPUT ends in a jump to InputChain and its policy is DROP;
-// OUTPUT's policy is ACCEPT.
+// OUTPUT's policy is ACCEPT. If there is a ForwardChain, all forwarded packets pass it
+// before the rules of other programs.
 type Ruleset struct {
 	IPv4 []Chain `json:"ipv4"`
 	IPv6 []Chain `json:"ipv6"`
@@ -132,6 +142,11 @@ type Ruleset struct {
 
 // Chains returns the chains of a family.
 func (r Ruleset) Chains(f Family) []Chain { return ByFamily(f, r.IPv4, r.IPv6) }
+
+// Forwards reports whether r has rules for forwarded packets.
+func (r Ruleset) Forwards() bool {
+	return slices.ContainsFunc(slices.Concat(r.IPv4, r.IPv6), func(c Chain) bool { return c.Forward })
+}
 
 // IsZero reports whether r is no ruleset.
 func (r Ruleset) IsZero() bool { return r.IPv4 == nil && r.IPv6 == nil }
@@ -155,16 +170,20 @@ func (r Ruleset) Check() error {
 			errs = append(errs, fmt.Errorf("%v: the first chain is not %s", f, InputChain))
 			continue
 		}
-		known := map[string]bool{}
+		names := map[string]bool{}
+		targets := map[bool]map[string]bool{false: {}, true: {}}
 		for _, c := range chains {
-			if !isWord(c.Name, maxChainName) || !strings.HasPrefix(c.Name, ChainPrefix) || known[c.Name] {
+			if !isWord(c.Name, maxChainName) || !strings.HasPrefix(c.Name, ChainPrefix) || names[c.Name] || c.Forward && c.Name == InputChain {
 				errs = append(errs, fmt.Errorf("%v: chain %q: invalid or duplicate name", f, c.Name))
 			}
-			known[c.Name] = true
+			names[c.Name], targets[c.Forward][c.Name] = true, true
+		}
+		if len(targets[true]) > 0 && !targets[true][ForwardChain] {
+			errs = append(errs, fmt.Errorf("%v: no chain %s", f, ForwardChain))
 		}
 		for _, c := range chains {
 			for i, rule := range c.Rules {
-				if err := rule.check(f, known); err != nil {
+				if err := rule.check(f, targets[c.Forward]); err != nil {
 					errs = append(errs, fmt.Errorf("%v: chain %q, rule %d: %w", f, c.Name, i+1, err))
 				}
 			}
@@ -179,8 +198,8 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 			return fmt.Errorf("network %q is invalid in %v", p, f)
 		}
 	}
-	if r.In != "" {
-		if err := CheckInterfaceName(r.In, true); err != nil {
+	for _, name := range []string{r.In, r.Out} {
+		if err := CheckInterfaceName(name, true); name != "" && err != nil {
 			return err
 		}
 	}
@@ -190,6 +209,8 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		return fmt.Errorf("protocol %q is invalid in %v", r.Proto, f)
 	case ports && !r.Proto.HasPorts():
 		return fmt.Errorf("ports without TCP, UDP or SCTP")
+	case r.Dialled && (r.DstPort.IsZero() || !r.SrcPort.IsZero()):
+		return fmt.Errorf("the dialled port is needed, and no other")
 	case r.SrcPort.First > r.SrcPort.Last || r.DstPort.First > r.DstPort.Last:
 		return fmt.Errorf("reversed port range")
 	case r.Flags != nil && (r.Proto != TCP || r.Flags.Mask == 0 || r.Flags.Mask&^AllFlags != 0 || r.Flags.Set&^r.Flags.Mask != 0):
@@ -212,7 +233,7 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		return fmt.Errorf("invalid log prefix %q", r.LogPrefix)
 	case r.Target != Log && r.LogPrefix != "":
 		return fmt.Errorf("log prefix without target %s", Log)
-	case r.Target != Accept && r.Target != Drop && r.Target != Log && !chains[r.Target]:
+	case r.Target != Accept && r.Target != Drop && r.Target != Log && r.Target != Return && !chains[r.Target]:
 		return fmt.Errorf("jump to unknown chain %q", r.Target)
 	}
 	if l := r.Limit; l != nil {

@@ -201,7 +201,8 @@ func (r Ruleset) without(drop func(Rule) bool) Ruleset {
 		var out []Chain
 		gone := map[string]bool{}
 		for _, c := range chains {
-			kept := Chain{Name: c.Name}
+			kept := c
+			kept.Rules = nil
 			for _, rule := range c.Rules {
 				if drop(rule) {
 					gone[rule.Target] = true

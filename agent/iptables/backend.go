@@ -135,6 +135,9 @@ func (b *Backend) Prepare(ctx context.Context) error {
 			continue
 		}
 		_, err := b.run(ctx, system.Command{Name: name, Args: []string{"-t", filter}})
+		if err == nil { // loading the rules reports it if mangle is needed and does not exist
+			_, _ = b.run(ctx, system.Command{Name: name, Args: []string{"-t", mangle}})
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("preparing the %v tables: %w", f, err))
 		}
@@ -291,17 +294,19 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	// Before 1.4.11, times are in the process's time zone, and off by an hour due to
 	// an uninitialised tm_isdst (netfilter commits b1319cc0, 8ad33a34). An unreliable
 	// expiry is refused.
-	timed := func(c chain) bool {
-		return slices.ContainsFunc(c.Rules, func(r string) bool { return strings.Contains(r, "-m time ") })
-	}
-	if !t.atLeast(1, 4, 11) && (slices.ContainsFunc(chains[firewall.IPv4], timed) || slices.ContainsFunc(chains[firewall.IPv6], timed)) {
+	if !t.atLeast(1, 4, 11) && has(want, func(r firewall.Rule) bool { return !r.Since.IsZero() || !r.Until.IsZero() }) {
 		return hint.Wrap(fmt.Errorf("%v does not support temporary rules, which need 1.4.11", t), "open it without --for, and close it later")
+	}
+	// Before that, the match conntrack has no ranges of ports.
+	if !t.atLeast(1, 4, 11) && has(want, func(r firewall.Rule) bool { return r.Dialled && r.DstPort.First != r.DstPort.Last }) {
+		return hint.Wrap(fmt.Errorf("%v does not support ranges of published ports, which need 1.4.11", t), "open each port by itself, or set \"published = leave\" in [containers]")
 	}
 	for i, f := range b.families {
 		old := s.snap[f].table(filter)
-		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return loadLines(old, chains[f], clear, rewrite) }); err != nil {
+		more := forwardLines(s.snap[f].table(mangle), chains[f].forward)
+		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return append(loadLines(old, chains[f].input, clear, rewrite), more...) }); err != nil {
 			err = fmt.Errorf("loading the %v rules: %w", f, err)
-			if i > 0 {
+			if i > 0 || len(more) > 0 { // the tables are loaded one after the other
 				err = b.rollBack(ctx, s.snap, backend.Backup{}, err)
 			}
 			return err
@@ -315,6 +320,11 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 		return b.rollBack(ctx, s.snap, backend.Backup{}, loadError(in.Drift[0], now))
 	}
 	return nil
+}
+
+// has reports whether a rule of a ruleset is of a kind.
+func has(r firewall.Ruleset, is func(firewall.Rule) bool) bool {
+	return slices.ContainsFunc(slices.Concat(r.IPv4, r.IPv6), func(c firewall.Chain) bool { return slices.ContainsFunc(c.Rules, is) })
 }
 
 // maxNetworks is the maximum number of networks in a list. Each is a rule, which every
@@ -346,7 +356,7 @@ func checkNetworks(r firewall.Ruleset) error {
 func loadError(first firewall.Drift, now snapshot) error {
 	mismatch := &backend.MismatchError{First: first}
 	for f, d := range now {
-		if len(d.table(filter).ours()) == 0 {
+		if len(d.table(filter).ours()) == 0 { // mangle is loaded after it
 			return fmt.Errorf("%s reported success but loaded nothing: %s", program(f, "-restore"), mismatch.Error())
 		}
 	}
@@ -401,10 +411,14 @@ func (s seen) Restore(ctx context.Context, added backend.Backup) error {
 	}
 	var errs []error
 	for _, f := range b.families {
-		if sameParts(now[f].table(filter), snap[f].table(filter)) {
+		same := sameForward(now[f].table(mangle), snap[f].table(mangle))
+		if same && sameParts(now[f].table(filter), snap[f].table(filter)) {
 			continue
 		}
 		lines := revertLines(now[f].table(filter), snap[f].table(filter), added.Family(f).Removed)
+		if !same {
+			lines = append(lines, forwardLines(now[f].table(mangle), snap[f].table(mangle).ours())...)
+		}
 		if err := b.restore(ctx, t, f, lines); err != nil {
 			errs = append(errs, fmt.Errorf("restoring the %v rules: %w", f, err))
 		}
@@ -444,9 +458,10 @@ func (b *Backend) Remove(ctx context.Context, before backend.Backup) error {
 	}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
-		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return removeLines(old, *before.Family(f), rewrite) }); err != nil {
+		more := forwardLines(snap[f].table(mangle), nil)
+		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return append(removeLines(old, *before.Family(f), rewrite), more...) }); err != nil {
 			err = fmt.Errorf("removing the %v rules: %w", f, err)
-			if i > 0 {
+			if i > 0 || len(more) > 0 {
 				err = b.rollBack(ctx, snap, before, err)
 			}
 			return err
@@ -457,7 +472,7 @@ func (b *Backend) Remove(ctx context.Context, before backend.Backup) error {
 		return b.rollBack(ctx, snap, before, err)
 	}
 	for _, f := range b.families {
-		if left := now[f].table(filter).ours(); len(left) > 0 {
+		if left := append(now[f].table(filter).ours(), now[f].table(mangle).ours()...); len(left) > 0 {
 			return b.rollBack(ctx, snap, before, fmt.Errorf("%v: chain %s still exists", f, left[0].Name))
 		}
 	}

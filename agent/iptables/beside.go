@@ -68,6 +68,9 @@ func inspectBeside(snap snapshot, families []firewall.Family, want firewall.Rule
 		for _, c := range t.ours() {
 			add(c.Name, firewall.Extra, "", "the chain")
 		}
+		for _, d := range effectsOf(snap[f].table(mangle)).forwardDrift(f, nil) {
+			add(d.Chain, d.Kind, d.Want, d.Got)
+		}
 	}
 	slices.Sort(in.Warnings)
 	in.Warnings = slices.Compact(in.Warnings)
@@ -110,12 +113,13 @@ func (s seenBeside) Load(ctx context.Context, _ firewall.Ruleset, clear bool) er
 	}
 	for i, f := range b.families {
 		old := snap[f].table(filter)
-		if !interferes(old, clear) {
+		more := forwardLines(snap[f].table(mangle), nil)
+		if !interferes(old, clear) && len(more) == 0 {
 			continue
 		}
-		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return asideLines(old, clear, rewrite) }); err != nil {
+		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return append(asideLines(old, clear, rewrite), more...) }); err != nil {
 			err = fmt.Errorf("clearing the %v rules of iptables: %w", f, err)
-			if i > 0 {
+			if i > 0 || len(more) > 0 {
 				err = b.rollBack(ctx, snap, backend.Backup{}, err)
 			}
 			return err
@@ -124,7 +128,7 @@ func (s seenBeside) Load(ctx context.Context, _ firewall.Ruleset, clear bool) er
 	now, err := b.read(ctx)
 	if err == nil {
 		for _, f := range b.families {
-			if interferes(now[f].table(filter), clear) {
+			if interferes(now[f].table(filter), clear) || len(forwardLines(now[f].table(mangle), nil)) > 0 {
 				err = errors.Join(err, fmt.Errorf("the removed %v rules of iptables still exist", f))
 			}
 		}

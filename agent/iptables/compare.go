@@ -9,13 +9,14 @@ import (
 )
 
 // inspect is Inspect for a snapshot.
-func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family][]chain) backend.Inspection {
+func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family]parts) backend.Inspection {
 	in := backend.Inspection{}
 	for _, f := range families {
 		in.Changes += snap[f].checksum()
 		t := effectsOf(snap[f].table(filter))
-		in.Present = in.Present || len(t.ours()) > 0
-		in.Drift = append(in.Drift, t.drift(f, want[f])...)
+		m := effectsOf(snap[f].table(mangle))
+		in.Present = in.Present || len(t.ours())+len(m.ours()) > 0
+		in.Drift = append(append(in.Drift, t.drift(f, want[f].input)...), m.forwardDrift(f, want[f].forward)...)
 		if !slices.ContainsFunc(t.ours(), func(c chain) bool { return len(c.Rules) > 0 }) && !slices.Contains(t.chain(input).Rules, jump) {
 			in.Flushed = append(in.Flushed, f)
 		}
@@ -40,7 +41,7 @@ func inspect(snap snapshot, families []firewall.Family, want map[firewall.Family
 		}
 		before.Stayed = checksum(stay)
 		for _, c := range t.ours() {
-			wanted := chainOf(want[f], c.Name).Rules
+			wanted := chainOf(want[f].input, c.Name).Rules
 			for _, r := range c.Rules {
 				if !slices.Contains(wanted, r) && admits(r) == everything {
 					in.Exposed = append(in.Exposed, backend.Finding{Family: f, Why: fmt.Sprintf("%q in %s accepts new connections to every port", r, c.Name)})
@@ -101,16 +102,21 @@ func (t effects) drift(f firewall.Family, want []chain) []firewall.Drift {
 				fmt.Sprintf("%s as rule %d", jump, slices.Index(got, jump)+1))
 		}
 	}
+	return append(out, t.chainDrift(f, want)...)
+}
+
+// chainDrift compares our chains in a table with the desired ones.
+func (t table) chainDrift(f firewall.Family, want []chain) (out []firewall.Drift) {
 	for _, c := range want {
 		live := t.chain(c.Name)
 		if live.Name == "" {
-			add(c.Name, firewall.Missing, "the chain", "")
+			out = append(out, firewall.Drift{Family: f.String(), Chain: c.Name, Kind: firewall.Missing, Want: "the chain"})
 		}
-		out = append(out, firewall.Lines(family, c.Name, c.Rules, live.Rules)...)
+		out = append(out, firewall.Lines(f.String(), c.Name, c.Rules, live.Rules)...)
 	}
 	for _, c := range t.ours() {
 		if chainOf(want, c.Name).Name == "" {
-			add(c.Name, firewall.Extra, "", "the chain")
+			out = append(out, firewall.Drift{Family: f.String(), Chain: c.Name, Kind: firewall.Extra, Got: "the chain"})
 		}
 	}
 	return out
@@ -160,18 +166,24 @@ func conflicts(out []string, t table) []string {
 	return out
 }
 
-// texts returns a ruleset's chains as iptables-save prints them.
-func texts(r firewall.Ruleset) map[firewall.Family][]chain {
-	out := map[firewall.Family][]chain{}
+// parts is the chains of one family, as iptables-save prints them: those of the table
+// filter, and those of mangle.
+type parts struct{ input, forward []chain }
+
+func texts(r firewall.Ruleset) map[firewall.Family]parts {
+	out := map[firewall.Family]parts{}
 	for _, f := range firewall.Families {
-		out[f] = chains(r, f)
+		out[f] = parts{chains(r, f, false), chains(r, f, true)}
 	}
 	return out
 }
 
-func chains(r firewall.Ruleset, f firewall.Family) []chain {
+func chains(r firewall.Ruleset, f firewall.Family, forward bool) []chain {
 	var out []chain
 	for _, c := range r.Chains(f) {
+		if c.Forward != forward {
+			continue
+		}
 		own := chain{Name: c.Name, Policy: "-", Rules: make([]string, len(c.Rules))}
 		for i, rule := range c.Rules {
 			own.Rules[i] = spec(f, rule)

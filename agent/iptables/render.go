@@ -37,6 +37,9 @@ func spec(f firewall.Family, r firewall.Rule) string {
 		}
 		arg("-i", in)
 	}
+	if r.Out != "" {
+		arg("-o", strings.Replace(r.Out, "*", "+", 1))
+	}
 	switch {
 	case f == firewall.IPv6 && r.Proto == "51": // ip6tables skips this header to find the protocol
 		arg("-m", "ah")
@@ -44,6 +47,8 @@ func spec(f firewall.Family, r firewall.Rule) string {
 		arg("-p", string(r.Proto))
 	}
 	switch {
+	case r.Dialled:
+		arg("-m", "conntrack", "--ctorigdstport", ports(r.DstPort))
 	case !r.SrcPort.IsZero() || !r.DstPort.IsZero() || r.Flags != nil:
 		arg("-m", string(r.Proto))
 		if !r.SrcPort.IsZero() {
@@ -126,10 +131,13 @@ func Render(r firewall.Ruleset, f firewall.Family) string {
 		{Name: input, Policy: firewall.Drop, Rules: []string{jump}},
 		{Name: forward, Policy: firewall.Accept},
 		{Name: output, Policy: firewall.Accept},
-	}, chains(r, f)...)}
+	}, chains(r, f, false)...)}
 	var b strings.Builder
 	b.Grow(8 << 10)
 	t.write(&b)
+	for _, line := range forwardSection(chains(r, f, true)) {
+		b.WriteString(line + "\n")
+	}
 	return b.String()
 }
 
@@ -156,7 +164,8 @@ func (Files) Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) (
 		part.chains = slices.Insert(part.chains, 0, declare(forward, firewall.Accept))
 	}
 	part.policies = map[string]string{input: firewall.Drop, output: firewall.Accept}
-	for _, c := range chains(r, f) {
+	file.setForward(chains(r, f, true))
+	for _, c := range chains(r, f, false) {
 		part.ourChains = append(part.ourChains, c.Name)
 		part.ourRules = append(part.ourRules, appendLines(c.Name, c.Rules)...)
 	}
@@ -173,11 +182,12 @@ func (Files) Aside(existing []byte) ([]byte, error) {
 	}
 	part := &file.filter
 	closes := func(name string) bool { p := part.policies[name]; return p != "" && p != firewall.Accept }
-	if !closes(input) && !closes(output) && len(part.ourChains)+len(part.ourRules) == 0 &&
+	if !closes(input) && !closes(output) && !file.forwards() && len(part.ourChains)+len(part.ourRules) == 0 &&
 		!slices.ContainsFunc(part.input, func(r string) bool { return jumpsToUs(r) || file.decides(r) }) {
 		return existing, nil
 	}
 	part.strip()
+	file.setForward(nil)
 	part.input = slices.DeleteFunc(part.input, file.decides)
 	part.policies = map[string]string{input: firewall.Accept, output: firewall.Accept}
 	if file.empty() {
@@ -201,6 +211,7 @@ func (Files) Unpersisted(current, original []byte) ([]byte, error) {
 		return nil, err
 	}
 	file.filter.strip()
+	file.setForward(nil)
 	file.filter.policies = map[string]string{input: firewall.Accept, output: firewall.Accept}
 	if len(original) > 0 {
 		old, err := parseFile(original)

@@ -48,6 +48,7 @@ func TestRender(t *testing.T) {
 		{Name: "eth1", Zone: firewall.PrivateZone}, {Name: "eth0", Zone: firewall.PublicZone},
 		{Name: "br-a", Zone: firewall.VirtualZone, ServesGuests: true}, {Name: "tun7", Zone: firewall.TrustedZone},
 	}
+	rich.Published, rich.Direct = firewall.PublishedProfile, []firewall.ContainerPort{{Out: "br-a", Proto: firewall.TCP, Ports: firewall.Port(5432)}}
 	rich.Open = []firewall.Service{
 		{Name: "db", Proto: firewall.TCP, Ports: firewall.Port(5432), On: "private", From: prefixes("10.0.0.0/8", "192.168.7.0/24")},
 		{Name: "dns6", Proto: firewall.UDP, Ports: firewall.Port(53), On: "any", From: prefixes("2001:db8::/32")},
@@ -96,7 +97,9 @@ func TestRender(t *testing.T) {
 					t.Fatalf("%v does not parse: %v", f, err)
 				}
 				var again strings.Builder
-				parsed.tables[0].write(&again)
+				for _, table := range parsed.tables {
+					table.write(&again)
+				}
 				if diff := cmp.Diff(got, again.String()); diff != "" {
 					t.Errorf("%v differs after parsing and writing:\n%s", f, diff)
 				}

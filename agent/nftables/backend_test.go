@@ -392,6 +392,7 @@ func TestChangeNetworks(t *testing.T) {
 func TestChangeLongChain(t *testing.T) {
 	k := newKernel(t)
 	d := firewall.Failsafe([]uint16{22})
+	d.Published = firewall.PublishedLeave
 	for port := range uint16(1500) {
 		d.Open = append(d.Open, firewall.Service{Name: fmt.Sprintf("s%d", port), Proto: firewall.TCP, Ports: firewall.Port(1000 + port), On: "any"})
 	}

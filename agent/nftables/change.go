@@ -29,7 +29,7 @@ func (t table) requestsTo(want table) ([]request, bool) {
 			return nil, false
 		}
 		if !ok {
-			last = append(last, request{unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, putString(c.name(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, ch.name), "chain " + ch.name})
+			last = append(last, ch.request(want.name))
 		}
 	}
 	for _, s := range want.sets {

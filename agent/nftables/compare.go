@@ -38,6 +38,7 @@ func (b *Backend) compare(got snapshot, want compiled) backend.Inspection {
 		c.family(f, got.exists)
 	}
 	c.dispatch()
+	c.forward(got.exists)
 	c.extras()
 	in.Drift, in.Exposed, in.LockedOut, in.Flushed = c.drift, c.exposed, c.lockedOut, c.flushed
 	return in
@@ -123,6 +124,23 @@ func (c *comparison) base(f firewall.Family, exists bool, add func(chain, kind, 
 	}
 	c.rules(f, baseChain)
 	return closes
+}
+
+// forward compares the base chain for forwarded packets, if there should be one.
+func (c *comparison) forward(exists bool) {
+	want, ok := c.want.chain(forwardChain)
+	got, found := c.got.chain(forwardChain)
+	d := firewall.Drift{Chain: forwardChain, Kind: firewall.Altered, Want: forwardHook, Got: "another hook or policy"}
+	switch {
+	case !ok || !exists:
+		return
+	case !found:
+		d.Kind, d.Want, d.Got = firewall.Missing, "the chain", ""
+		c.drift = append(c.drift, d)
+	case !sameChain(got, want):
+		c.drift = append(c.drift, d)
+	}
+	c.drift = append(c.drift, firewall.Lines("", forwardChain, c.want.textsOf(forwardChain), c.lines(forwardChain))...)
 }
 
 // rules compares a chain's rules, and returns how many are missing.

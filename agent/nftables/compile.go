@@ -50,6 +50,9 @@ func write(r firewall.Ruleset, families []firewall.Family) compiled {
 	hook := put32(put32(nil, unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_LOCAL_IN), unix.NFTA_HOOK_PRIORITY, 0)
 	c.chains = append(c.chains, chain{name: baseChain, hook: hook, policy: 0, kind: "filter"})
 	c.dispatch(families)
+	if r.Forwards() {
+		c.dispatchForward(families)
+	}
 	for _, f := range families {
 		for _, ch := range r.Chains(f) {
 			c.chains = append(c.chains, chain{name: chainName(f, ch.Name)})
@@ -91,6 +94,29 @@ func (c *compiled) dispatch(families []firewall.Family) {
 	w.add("counter", &expr.Counter{})
 	w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
 	c.put(baseChain, w)
+}
+
+// The base chain at the forward hook. It comes before those of the priority filter, and
+// drops only: other tables decide about the rest.
+const (
+	forwardChain    = "forward"
+	forwardPriority = -150 // as that of mangle in iptables
+)
+
+// forwardHook is the text of its hook.
+const forwardHook = "type filter hook forward priority mangle; policy accept;"
+
+func (c *compiled) dispatchForward(families []firewall.Family) {
+	priority := forwardPriority // a variable: the constant does not fit in a uint32
+	hook := put32(put32(nil, unix.NFTA_HOOK_HOOKNUM, unix.NF_INET_FORWARD), unix.NFTA_HOOK_PRIORITY, uint32(priority))
+	c.chains = append(c.chains, chain{name: forwardChain, hook: hook, policy: 1, kind: "filter"})
+	for _, f := range families {
+		to := chainName(f, firewall.ForwardChain)
+		w := writer{family: f}
+		w.add("meta nfproto "+f.String(), &expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(protocolFamily(f)))
+		w.add("jump "+to, &expr.Verdict{Kind: expr.VerdictJump, Chain: to})
+		c.put(forwardChain, w)
+	}
 }
 
 func addressType(f firewall.Family) nft.SetDatatype {
@@ -201,7 +227,10 @@ func distinct(list []netip.Prefix) []netip.Prefix {
 func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	w := writer{comment: r.Comment, family: f}
 	if r.In != "" {
-		w.iface(r.In)
+		w.iface("iifname", expr.MetaKeyIIFNAME, r.In)
+	}
+	if r.Out != "" {
+		w.iface("oifname", expr.MetaKeyOIFNAME, r.Out)
 	}
 	switch {
 	case len(r.sources) > 1:
@@ -244,6 +273,8 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	switch r.Target {
 	case firewall.Accept:
 		w.add("accept", &expr.Verdict{Kind: expr.VerdictAccept})
+	case firewall.Return:
+		w.add("return", &expr.Verdict{Kind: expr.VerdictReturn})
 	case firewall.Drop:
 		w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
 	case firewall.Log:
@@ -313,22 +344,28 @@ func (c *compiled) transport(w *writer, r mergedRule) {
 		w.add("meta l4proto "+name, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
 		return
 	}
-	w.silent(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
+	field, load := name+" dport", payload(expr.PayloadBaseTransportHeader, 2, 2)
+	if r.Dialled {
+		field, load = "ct original proto-dst", &expr.Ct{Key: expr.CtKeyPROTODST, Register: 1} // direction 0
+		w.add("meta l4proto "+name, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
+	} else {
+		w.silent(&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(number))
+	}
 	switch {
 	case len(r.ports) > 1:
 		keys, words := [][]byte{}, []string{}
 		for _, p := range r.ports {
 			keys, words = append(keys, be16(p)), append(words, strconv.Itoa(int(p)))
 		}
-		w.ports(name+" sport", 0, r.SrcPort)
-		w.add(name+" dport { "+strings.Join(words, ", ")+" }", payload(expr.PayloadBaseTransportHeader, 2, 2),
+		w.ports(name+" sport", payload(expr.PayloadBaseTransportHeader, 0, 2), r.SrcPort)
+		w.add(field+" { "+strings.Join(words, ", ")+" }", load,
 			&expr.Lookup{SourceRegister: 1, SetName: c.anonymous(nft.TypeInetService, keys)})
 	case single(r.SrcPort) && single(r.DstPort): // one comparison for both, as in nft
 		w.add(fmt.Sprintf("%s sport %d %s dport %d", name, r.SrcPort.First, name, r.DstPort.First),
 			payload(expr.PayloadBaseTransportHeader, 0, 4), equal(append(be16(r.SrcPort.First), be16(r.DstPort.First)...)...))
 	default:
-		w.ports(name+" sport", 0, r.SrcPort)
-		w.ports(name+" dport", 2, r.DstPort)
+		w.ports(name+" sport", payload(expr.PayloadBaseTransportHeader, 0, 2), r.SrcPort)
+		w.ports(field, load, r.DstPort)
 	}
 	if r.Flags != nil {
 		w.flags(*r.Flags)
@@ -443,13 +480,13 @@ func (w *writer) network() {
 	}
 }
 
-func (w *writer) iface(name string) {
+func (w *writer) iface(field string, key expr.MetaKey, name string) {
 	base, any := strings.CutSuffix(name, "*")
 	data := []byte(base)
 	if !any {
 		data = append(data, make([]byte, unix.IFNAMSIZ-len(data))...)
 	}
-	w.add(fmt.Sprintf("iifname %q", name), &expr.Meta{Key: expr.MetaKeyIIFNAME, Register: 1}, equal(data...))
+	w.add(fmt.Sprintf("%s %q", field, name), &expr.Meta{Key: key, Register: 1}, equal(data...))
 }
 
 func (w *writer) address(field string, p netip.Prefix, set string) {
@@ -470,13 +507,13 @@ func (w *writer) address(field string, p netip.Prefix, set string) {
 	}
 }
 
-func (w *writer) ports(words string, offset uint32, p firewall.PortRange) {
+func (w *writer) ports(words string, load expr.Any, p firewall.PortRange) {
 	switch {
 	case p.IsZero():
 	case p.First == p.Last:
-		w.add(words+" "+p.String(), payload(expr.PayloadBaseTransportHeader, offset, 2), equal(be16(p.First)...))
+		w.add(words+" "+p.String(), load, equal(be16(p.First)...))
 	default:
-		w.add(words+" "+p.String(), payload(expr.PayloadBaseTransportHeader, offset, 2),
+		w.add(words+" "+p.String(), load,
 			&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: be16(p.First)}, &expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: be16(p.Last)})
 	}
 }

@@ -91,13 +91,13 @@ func (d *description) expression(e expression) {
 	switch x := x.(type) {
 	case *expr.Meta:
 		d.mask = nil
-		names := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyNFPROTO: "meta nfproto", expr.MetaKeyL4PROTO: "meta l4proto", metaTime: "meta time"}
+		names := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyOIFNAME: "oifname", expr.MetaKeyNFPROTO: "meta nfproto", expr.MetaKeyL4PROTO: "meta l4proto", metaTime: "meta time"}
 		d.load = cmp.Or(names[x.Key], fmt.Sprintf("meta key %d", x.Key))
 	case *expr.Payload:
 		d.mask, d.load = nil, d.field(x)
 	case *expr.Ct:
 		d.mask, d.load = nil, "ct"
-		if name := map[expr.CtKey]string{expr.CtKeySTATE: "ct state", expr.CtKeySTATUS: "ct status"}[x.Key]; name != "" {
+		if name := map[expr.CtKey]string{expr.CtKeySTATE: "ct state", expr.CtKeySTATUS: "ct status", expr.CtKeyPROTODST: "ct original proto-dst"}[x.Key]; name != "" {
 			d.load = name
 		}
 	case *expr.Fib:

@@ -48,7 +48,8 @@ func (Guard) Raise(r firewall.Ruleset, families []firewall.Family) error {
 func unlimited(r firewall.Ruleset) firewall.Ruleset {
 	strip := func(chains []firewall.Chain) (out []firewall.Chain) {
 		for _, c := range chains {
-			kept := firewall.Chain{Name: c.Name}
+			kept := c
+			kept.Rules = nil
 			for _, rule := range c.Rules {
 				if rule.Target == firewall.Log || rule.DstType != "" || !rule.Since.IsZero() {
 					continue

@@ -49,7 +49,10 @@ func (c compiled) render() string {
 	}
 	for _, ch := range c.chains {
 		begin("chain", ch.name)
-		if ch.hook != nil {
+		switch {
+		case ch.name == forwardChain:
+			b.WriteString("\t\t" + forwardHook + "\n")
+		case ch.hook != nil:
 			b.WriteString("\t\ttype filter hook input priority filter; policy drop;\n")
 		}
 		for i, r := range c.rules {

@@ -116,13 +116,7 @@ func (t table) create(flags uint16) []request {
 	at := func(kind uint16) []byte { return putString(nil, kind, t.name) }
 	out := []request{{unix.NFT_MSG_NEWTABLE, unix.NLM_F_CREATE | flags, put32(at(unix.NFTA_TABLE_NAME), unix.NFTA_TABLE_FLAGS, t.flags), "table inet " + t.name}}
 	for _, c := range t.chains {
-		data := putString(at(unix.NFTA_CHAIN_TABLE), unix.NFTA_CHAIN_NAME, c.name)
-		if c.hook != nil {
-			data = putNested(data, unix.NFTA_CHAIN_HOOK, c.hook)
-			data = put32(data, unix.NFTA_CHAIN_POLICY, c.policy)
-			data = putString(data, unix.NFTA_CHAIN_TYPE, c.kind)
-		}
-		out = append(out, request{unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, data, "chain " + c.name})
+		out = append(out, c.request(t.name))
 	}
 	for i, s := range t.sets {
 		out = append(out, s.requests(t.name, uint32(i+1))...)
@@ -131,6 +125,17 @@ func (t table) create(flags uint16) []request {
 		out = append(out, r.request(t.name, 0))
 	}
 	return out
+}
+
+// request returns the request that creates the chain.
+func (c chain) request(table string) request {
+	data := putString(putString(nil, unix.NFTA_CHAIN_TABLE, table), unix.NFTA_CHAIN_NAME, c.name)
+	if c.hook != nil {
+		data = putNested(data, unix.NFTA_CHAIN_HOOK, c.hook)
+		data = put32(data, unix.NFTA_CHAIN_POLICY, c.policy)
+		data = putString(data, unix.NFTA_CHAIN_TYPE, c.kind)
+	}
+	return request{unix.NFT_MSG_NEWCHAIN, unix.NLM_F_CREATE, data, "chain " + c.name}
 }
 
 // request returns the request that adds the rule before the one with a handle; 0 is the

@@ -74,9 +74,10 @@ func TestFindings(t *testing.T) {
 func TestRequirements(t *testing.T) {
 	net := netip.MustParsePrefix
 	d := firewall.Desired{
-		Profile: firewall.Profile{Services: []firewall.Service{{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80)}}},
-		Open:    []firewall.Service{{Name: "calls", Proto: firewall.UDP, Ports: firewall.PortRange{First: 1, Last: 9}, From: []netip.Prefix{net("10.0.0.0/8"), net("192.0.2.9/32")}}},
-		SSH:     firewall.SSH{Ports: []uint16{22, 2222}, Mode: firewall.SSHPinned, Allow: []netip.Prefix{net("203.0.113.9/32"), net("2001:db8::/32")}},
+		Published: firewall.PublishedProfile,
+		Profile:   firewall.Profile{Services: []firewall.Service{{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80)}}},
+		Open:      []firewall.Service{{Name: "calls", Proto: firewall.UDP, Ports: firewall.PortRange{First: 1, Last: 9}, From: []netip.Prefix{net("10.0.0.0/8"), net("192.0.2.9/32")}}},
+		SSH:       firewall.SSH{Ports: []uint16{22, 2222}, Mode: firewall.SSHPinned, Allow: []netip.Prefix{net("203.0.113.9/32"), net("2001:db8::/32")}},
 	}
 	text := func(d firewall.Desired) (out []string) {
 		for _, q := range Requirements(d) {

@@ -309,6 +309,9 @@ func (in Input) warnRules(w *warnings, st store.State, s Status) {
 	if st.RolledBack != "" {
 		w.add("rolled-back", st.RolledBack)
 	}
+	if st.Desired.Published == "" && in.Err == nil {
+		w.add("ports-left")
+	}
 	for _, o := range st.Desired.SSHOverlaps() {
 		w.addFix("sshd-port", o.Fix(), o.Loss())
 	}

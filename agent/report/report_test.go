@@ -31,7 +31,7 @@ func ordinary(t testing.TB) Input {
 	in.Facts.Interfaces = []firewall.Interface{{Name: "lo", Zone: firewall.LoopbackZone, Addresses: []netip.Prefix{net("127.0.0.1/8"), net("::1/128")}},
 		{Name: "eth0", Zone: firewall.PublicZone, Addresses: []netip.Prefix{net("192.0.2.1/24"), net("2001:db8::1/64")}}}
 	in.State = store.State{Version: "1", Profile: store.Choice{Name: "web-only"}, Client: store.Client{Source: "named", Allow: []netip.Prefix{client}},
-		Desired: firewall.Desired{Interfaces: in.Facts.Interfaces,
+		Desired: firewall.Desired{Published: firewall.PublishedLeave, Interfaces: in.Facts.Interfaces,
 			Profile: firewall.Profile{Name: "web-only", Services: []firewall.Service{{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80)}}},
 			SSH:     firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned, Allow: []netip.Prefix{client, netip.MustParsePrefix("2001:db8:1::/64")}}}}
 	compile(t, &in)
@@ -402,7 +402,7 @@ func TestWarnings(t *testing.T) {
 	use(in)
 	in.State.Desired.SSH = firewall.SSH{Mode: firewall.SSHPinned}
 	use(in)
-	in.State.Desired.SSH, in.State.Client.Source = firewall.SSH{Mode: firewall.SSHLimited}, "none"
+	in.State.Desired.SSH, in.State.Client.Source, in.State.Desired.Published = firewall.SSH{Mode: firewall.SSHLimited}, "none", ""
 	use(in)
 	use(Input{LiveErr: errors.New("x"), Err: store.ErrNone, Report: verify.Report{Inspection: backend.Inspection{Present: true}}, InspectionErr: errors.New("x")})
 	codes := map[string]bool{}

@@ -75,6 +75,8 @@ var rows = []row{
 	{code: "open-sometimes", severity: Warn, text: "%s, within a limit of rate or time"},
 	{code: "exposure-unknown", severity: Critical, text: "it is not known who reaches which ports: %v"},
 	{code: "ports-forwarded", severity: Warn, text: "%s, bypassing this firewall", action: true, login: true, public: true},
+	{code: "ports-left", severity: Info, text: "ports that containers publish are not held to the profile, as in earlier versions", action: true, public: true,
+		fix: "to close them, set \"published = profile\" in [containers], then run: basicfw-agent apply"},
 	{code: "sshd-port", severity: Warn, text: "%s", action: true},
 	{code: "no-interface", severity: Warn, text: "no %[2]s interface exists; %[1]s will open when one appears", public: true},
 	{code: "interface-absent", severity: Warn, text: "%s in [interfaces]: no such interface exists", public: true},

@@ -80,6 +80,9 @@ type Settings struct {
 	Private []string // as Public
 	Trusted []string // nil is none
 
+	// Published is firewall.PublishedProfile or PublishedLeave.
+	Published string
+
 	Open     []firewall.Service // in addition to the profile's; Source is the file and line
 	Closed   []string           // names of services that stay closed
 	Replaced []firewall.Service // of agent.ini, overridden in local.ini
@@ -103,6 +106,7 @@ func Defaults() Settings {
 		Allow:         Allow{Mode: AllowClient},
 		Limit:         firewall.Rate{N: 30, Per: firewall.Minute},
 		ConfirmWithin: 30 * time.Minute,
+		Published:     firewall.PublishedProfile,
 		LogLevel:      "info",
 		LogDrops:      true,
 		Sources:       map[string]string{},
@@ -184,6 +188,7 @@ var layout = []struct {
 	{"agent", []string{"profile", "backend", "on_conflict"}},
 	{"ssh", []string{"ports", "allow", "client_ip", "limit", "confirm_within"}},
 	{"interfaces", []string{"public", "private", "trusted"}},
+	{"containers", []string{"published"}},
 	{"open", nil},
 	{"test", []string{"allow", "deny"}},
 	{"log", []string{"level", "drops"}},
@@ -257,8 +262,11 @@ var setters = map[string]func(s *Settings, value string) error{
 	"interfaces.public":  func(s *Settings, v string) error { return into(&s.Public)(parseInterfaces(v, true)) },
 	"interfaces.private": func(s *Settings, v string) error { return into(&s.Private)(parseInterfaces(v, true)) },
 	"interfaces.trusted": func(s *Settings, v string) error { return into(&s.Trusted)(parseInterfaces(v, false)) },
-	"test.allow":         func(s *Settings, v string) error { return s.setTests(true, v) },
-	"test.deny":          func(s *Settings, v string) error { return s.setTests(false, v) },
+	"containers.published": func(s *Settings, v string) error {
+		return into(&s.Published)(oneOf(v, firewall.PublishedProfile, firewall.PublishedLeave))
+	},
+	"test.allow": func(s *Settings, v string) error { return s.setTests(true, v) },
+	"test.deny":  func(s *Settings, v string) error { return s.setTests(false, v) },
 	"log.level": func(s *Settings, v string) error {
 		return into(&s.LogLevel)(oneOf(v, "error", "warn", "warning", "info", "debug", "trace"))
 	},

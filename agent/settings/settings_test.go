@@ -71,6 +71,8 @@ none =
 [log]
 level = debug
 drops = no
+[containers]
+published = leave
 `,
 		"/etc/basicfw/local.ini": `
 [ssh]
@@ -99,14 +101,14 @@ db = 5433/tcp
 		},
 		Replaced: []firewall.Service{{Name: "db", Proto: "tcp", Ports: firewall.Port(5432), On: "private",
 			From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, Source: agent + "17"}},
-		LogLevel: "debug", LogDrops: false,
+		LogLevel: "debug", LogDrops: false, Published: "leave",
 		Sources: map[string]string{
 			"agent.profile": agent + "3", "agent.backend": agent + "4", "agent.on_conflict": agent + "5",
 			"ssh.ports": agent + "7", "ssh.allow": local + "3", "ssh.client_ip": agent + "9",
 			"ssh.limit": agent + "10", "ssh.confirm_within": agent + "11",
 			"interfaces.public": agent + "13", "interfaces.private": agent + "14", "interfaces.trusted": agent + "15",
 			"open.db": local + "7", "open.media": agent + "18", "open.games": local + "6",
-			"log.level": agent + "21", "log.drops": agent + "22",
+			"log.level": agent + "21", "log.drops": agent + "22", "containers.published": agent + "24",
 		},
 	}
 	if diff := cmp.Diff(want, got, comparePrefixes); diff != "" {
@@ -146,7 +148,7 @@ db = 70000/tcp on lan from 10.0.0.1/8
 /etc/basicfw/mine.ini:8: "junk": want KEY = VALUE
 /etc/basicfw/mine.ini:9: ssh.limit: "5": want 1 to 10000 per second, minute, hour or day, such as 30/minute, or off
 /etc/basicfw/mine.ini:10: ssh.limit: duplicate key, first set in line 9
-/etc/basicfw/mine.ini:11: unknown section [nonsense]: want one of [agent], [ssh], [interfaces], [open], [test], [log]
+/etc/basicfw/mine.ini:11: unknown section [nonsense]: want one of [agent], [ssh], [interfaces], [containers], [open], [test], [log]
 /etc/basicfw/mine.ini:14: log.drops: "true": want yes or no
 /etc/basicfw/local.ini:2: open.ssh: service name "ssh" is reserved for the baseline rules: choose another
 /etc/basicfw/local.ini:3: open.db: "70000/tcp": ports are 1 to 65535

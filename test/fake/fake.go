@@ -158,6 +158,7 @@ func Decided(t testing.TB, client string) store.State {
 	t.Helper()
 	st := store.State{Profile: store.Choice{Name: "web-only"}, Service: true, Named: &host.Naming{}}
 	st.Desired = firewall.Desired{
+		Published: firewall.PublishedLeave,
 		Profile: firewall.Profile{Name: "web-only", Services: []firewall.Service{
 			{Name: "http", Proto: firewall.TCP, Ports: firewall.Port(80), On: "any"}}},
 		SSH: firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned, Allow: []netip.Prefix{netip.MustParsePrefix(client)}},

@@ -372,6 +372,7 @@ func TestForwardedByNftables(t *testing.T) {
 			return m.Host.Run(t, lab.Command{Args: []string{"ip", "netns", "exec", "guest", binary, "dial", "127.0.0.1:5432"}}).Code == 0
 		})
 		m.Host.Listen(t, 5432, 8080)
+		m.write(t, localINI, "[containers]\npublished = leave\n", 0o600)
 		m.bootstrap(t)
 		for _, to := range m.Server.Both() {
 			m.wantReach(t, to, 5432, false, false)

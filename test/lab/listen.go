@@ -39,6 +39,12 @@ func (n *Namespace) ListenOn(t testing.TB, address netip.Addr, port uint16) {
 
 func (n *Namespace) listen(t testing.TB, network, address string, port uint16) {
 	t.Helper()
+	n.serve(t, network, address, port, port)
+}
+
+// serve greets the clients of a port with the port that they dial.
+func (n *Namespace) serve(t testing.TB, network, address string, port, dialled uint16) {
+	t.Helper()
 	var l net.Listener
 	err := n.Do(func() (err error) {
 		l, err = net.Listen(network, net.JoinHostPort(address, strconv.Itoa(int(port))))
@@ -48,7 +54,7 @@ func (n *Namespace) listen(t testing.TB, network, address string, port uint16) {
 		t.Fatalf("listening: %v", err)
 	}
 	t.Cleanup(func() { l.Close() })
-	go serve(l, port)
+	go serve(l, dialled)
 }
 
 func serve(l net.Listener, port uint16) {

@@ -1,0 +1,93 @@
+package firewall
+
+import "net/netip"
+
+// Values of Desired.Published.
+const (
+	PublishedProfile = "profile" // open are only those that the profile or [open] opens
+	PublishedLeave   = "leave"   // left to the program that publishes them
+)
+
+// ContainerPort is a port of a container, reached through an interface of this host such as
+// a bridge.
+type ContainerPort struct {
+	Out   string    `json:"out"`
+	Proto Proto     `json:"proto"`
+	Ports PortRange `json:"ports"`
+}
+
+// forward returns the chains for forwarded packets: what other hosts publish through this
+// one by DNAT answers on public interfaces only at ports that are open, counted by the port
+// that clients dial. Packets that no DNAT redirected are not affected, except to the
+// containers' own ports. Nothing is accepted here: that is left to other programs' rules.
+func (c *compiler) forward() []Chain {
+	if c.d.Published != PublishedProfile {
+		return nil
+	}
+	forward := Chain{Name: ForwardChain, Forward: true}
+	if u := c.d.Unlock; u != nil && u.All {
+		forward.Rules = append(forward.Rules, Rule{Until: u.Until, Comment: unlockComment, Target: Return})
+	}
+	forward.Rules = append(forward.Rules, Rule{State: StateEstablished, Comment: "basicfw-established", Target: Return})
+	for _, name := range c.d.outside() {
+		forward.Rules = append(forward.Rules, Rule{In: name, Comment: "basicfw-forward", Target: PublishedChain})
+	}
+
+	var rules []Rule
+	// In nftables, packets without a connection do not match StateNotDNAT.
+	notDNAT := func(r Rule) {
+		for _, r.State = range []State{StateNone, StateNotDNAT} {
+			rules = append(rules, r)
+		}
+	}
+	for _, p := range c.d.Direct {
+		if CheckInterfaceName(p.Out, false) == nil {
+			notDNAT(Rule{Out: p.Out, Proto: p.Proto, DstPort: p.Ports, Comment: "basicfw-direct", Target: Drop})
+		}
+	}
+	notDNAT(Rule{Comment: "basicfw-routed", Target: Return})
+	rules = append(rules, Rule{Proto: icmpOf(c.family), Comment: "basicfw-icmp", Target: Return})
+	for _, s := range c.d.Services() {
+		rules = append(rules, c.published(s)...)
+	}
+	if c.d.LogDrops {
+		rules = append(rules, logRule("basicfw-log"))
+	}
+	rules = append(rules, Rule{Comment: "basicfw-published", Target: Drop})
+	return []Chain{forward, {Name: PublishedChain, Rules: rules, Forward: true}}
+}
+
+// outside returns the public interfaces, or one "" for all if no interface is known.
+func (d Desired) outside() []string {
+	if len(d.Interfaces) == 0 {
+		return []string{""}
+	}
+	return d.InterfacesOf(string(PublicZone))
+}
+
+// published returns the rules that let a service's clients reach it if a container
+// publishes it. They are in one chain: nftables makes a set of the sources.
+func (c *compiler) published(s Service) (rules []Rule) {
+	sources := c.own(s.From)
+	switch {
+	case len(s.From) > 0 && len(sources) == 0:
+		return nil // no source of this family is allowed
+	case len(s.From) == 0:
+		sources = []netip.Prefix{{}} // any
+	}
+	in := s.On
+	switch Zone(s.On) {
+	case PrivateZone, VirtualZone:
+		return nil // the chain is for public interfaces
+	case AnyZone, PublicZone:
+		in = ""
+	}
+	for _, p := range sources {
+		r := Rule{In: in, Proto: s.Proto, DstPort: s.Ports, Dialled: s.Proto.HasPorts(), Limit: c.limit(s), Until: s.Until, Comment: "basicfw-" + s.Name, Target: Return}
+		if p.IsValid() {
+			r.Src = source(p)
+		}
+		rules = append(rules, r)
+	}
+	return rules
+}
