@@ -19,7 +19,7 @@ const (
 	maxMethods  = 25    // exported methods of a type
 	maxAgent    = 1000  // lines of the directory agent/ itself
 	maxProgram  = 27900 // lines of the program without what computes exposure
-	maxExposure = 6200  // lines of that: the model, its readers and its commands
+	maxExposure = 6900  // lines of that: the model, its readers and its commands
 )
 
 // Today's violations, and by how much. The lists only shrink: remove what has come below
