@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/apply"
@@ -113,6 +112,7 @@ type job struct {
 
 // change computes the desired state and applies it; a dry run only plans it.
 func (a *Agent) change(ctx context.Context, s settings.Settings, r Request, j job) (res Result, err error) {
+	s.ForceBlocks = r.Force
 	st, previous, warnings, err := a.decide(s, r.Redetect)
 	for _, w := range warnings {
 		a.Log.Warn(w)
@@ -243,12 +243,5 @@ func (a *Agent) Render(name string, families []firewall.Family) (string, error) 
 	if name == backend.Nftables {
 		return nftables.Render(st.Ruleset, families), nil
 	}
-	var b strings.Builder
-	for _, f := range families {
-		if len(families) > 1 {
-			fmt.Fprintf(&b, "# %v\n", f)
-		}
-		b.WriteString(iptables.Render(st.Ruleset, f))
-	}
-	return b.String(), nil
+	return iptables.RenderAll(st.Ruleset, families), nil
 }

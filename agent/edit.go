@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/apply"
-	"github.com/basicfw/basicfw-agent/agent/files"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/hint"
 	"github.com/basicfw/basicfw-agent/agent/host"
@@ -46,6 +45,24 @@ func (a *Agent) Close(ctx context.Context, r settings.CloseRequest) (Edited, err
 	return a.edit(ctx, "close", false, 0, func(e settings.Editor, _ time.Time) (settings.Edit, error) { return e.Close(r) })
 }
 
+// Block blocks networks on public interfaces, for a time or for good.
+func (a *Agent) Block(ctx context.Context, r settings.BlockRequest, length time.Duration, force bool) (Edited, error) {
+	res, err := a.edit(ctx, "block", force, length, func(e settings.Editor, until time.Time) (settings.Edit, error) {
+		b := bootstrap.NewBlocker(a.System, a.host, a.found.Session, settings.Settings{ForceBlocks: force})
+		r.Networks = b.Blockable(r.Networks, e.SSH, a.Log.Warn)
+		return e.Block(r, until)
+	})
+	if refused := new(bootstrap.BlockError); errors.As(err, &refused) {
+		err = refused // the settings are valid
+	}
+	return res, err
+}
+
+// Unblock removes a list, or networks of lists.
+func (a *Agent) Unblock(ctx context.Context, list string, networks []netip.Prefix) (Edited, error) {
+	return a.edit(ctx, "unblock", false, 0, func(e settings.Editor, _ time.Time) (settings.Edit, error) { return e.Unblock(list, networks) })
+}
+
 // Who is a list of addresses and networks, with Me also the caller's.
 type Who struct {
 	Addresses []netip.Prefix
@@ -68,7 +85,7 @@ func (a *Agent) resolve(w Who) ([]netip.Prefix, error) {
 // AllowSSH allows sources to log in over SSH, for a time or for good.
 func (a *Agent) AllowSSH(ctx context.Context, w Who, length time.Duration, force bool) (Edited, error) {
 	return a.edit(ctx, "allow", force, length, func(e settings.Editor, until time.Time) (settings.Edit, error) {
-		if err := a.checkNamed(w.Addresses); err != nil {
+		if err := a.host.CheckAllNamed(w.Addresses, a.Log.Warn); err != nil {
 			return settings.Edit{}, err
 		}
 		who, err := a.resolve(w)
@@ -77,21 +94,6 @@ func (a *Agent) AllowSSH(ctx context.Context, w Who, length time.Duration, force
 		}
 		return e.Allow(who, until), nil
 	})
-}
-
-// checkNamed returns an error for addresses that cannot be a client of this host, and logs
-// a warning for doubtful ones.
-func (a *Agent) checkNamed(list []netip.Prefix) error {
-	for _, p := range list {
-		warning, err := a.host.CheckNamed(p)
-		if err != nil {
-			return err
-		}
-		if warning != "" {
-			a.Log.Warn(warning)
-		}
-	}
-	return nil
 }
 
 // RemoveSSH removes sources that may log in over SSH.
@@ -128,12 +130,13 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 	}
 	now, last, _, err := a.decide(s, false)
 	var overlap *firewall.SSHPortError // "close" removes it
-	if err != nil && !errors.As(err, &overlap) {
+	var blocks *bootstrap.BlockError   // "unblock" does
+	if err != nil && !errors.As(err, &overlap) && !errors.As(err, &blocks) {
 		return res, err
 	}
 	ssh := now.Desired.SSH
 	editor := settings.Editor{Settings: s, Local: a.localPath(), Now: a.Moment(), Timers: previous.Desired.Timers,
-		Profile: now.Desired.Profile, Clients: now.Client.Allow, SSHPorts: ssh.Ports,
+		Profile: now.Desired.Profile, Clients: now.Client.Allow, SSHPorts: ssh.Ports, Blocked: previous.Desired.Blocks, SSH: ssh,
 		Unsure: lease.Detected(now), SSHOpen: ssh.Mode == firewall.SSHLimited}
 	res.Edit, err = what(editor, until)
 	switch {
@@ -151,7 +154,8 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 	if s, err = settings.LoadEdited(a.System, a.config, local.Data); err != nil {
 		return res, err
 	}
-	res.Result, err = a.change(ctx, s, Request{Force: force}, job{files: files.Optional(local), service: previous.Service})
+	s.NewList = res.Lists
+	res.Result, err = a.change(ctx, s, Request{Force: force}, job{files: append(bootstrap.ListFiles(res.Lists), *local), service: previous.Service})
 	res.Others = last == nil || !now.Ruleset.Equal(last.At(a.Moment()).Ruleset)
 	res.Path = local.Path
 	return res, err
@@ -237,7 +241,7 @@ func (a *Agent) Unlock(ctx context.Context, from []netip.Prefix, length time.Dur
 		return nil, err
 	}
 	a.found.Interfaces = a.host.Interfaces
-	if err := a.checkNamed(from); err != nil {
+	if err := a.host.CheckAllNamed(from, a.Log.Warn); err != nil {
 		return nil, &UsageError{fmt.Errorf("--from: %w", err)}
 	}
 	st, err := a.changeUnlock(ctx, lease.Unlock{From: from, All: all, Length: length})

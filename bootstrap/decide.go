@@ -30,6 +30,7 @@ type Input struct {
 	Facts    host.Facts // its interfaces as detected
 	// CheckClient checks a named client against this host's networks.
 	CheckClient func(netip.Prefix) (warning string, err error)
+	Blocker     Blocker
 	Previous    *store.State    // the state on disk, or nil
 	Redetect    bool            // repeat earlier detection
 	Now         firewall.Moment // entries that have expired by then are left out
@@ -114,11 +115,12 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	if in.Previous != nil {
 		previous = &in.Previous.Desired
 	}
+	more, err = in.Blocker.set(d, s.Blocks, previous)
+	warnings, errs = append(warnings, more...), append(errs, err)
 	*d = d.Start(previous, in.Now)
 	st = st.At(in.Now)
-	if st.Ruleset, err = firewall.Compile(*d); err != nil || len(errs) > 0 {
-		err = errors.Join(append(errs, err)...)
-		return st, warnings, &InvalidError{err: err}
+	if st.Ruleset, err = firewall.Compile(*d); errors.Join(append(errs, err)...) != nil {
+		return st, warnings, &InvalidError{err: errors.Join(append(errs, err)...)}
 	}
 	return st, warnings, nil
 }

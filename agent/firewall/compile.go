@@ -84,6 +84,16 @@ func check(d Desired) error {
 		}
 		names[s.Name] = true
 	}
+	blocked := 0
+	for _, b := range d.Blocks {
+		if err := CheckBlockName(b.Name); err != nil {
+			errs = append(errs, err)
+		}
+		blocked += len(b.Networks)
+	}
+	if blocked > MaxBlocked {
+		errs = append(errs, fmt.Errorf("[block] has %d networks: want at most %d", blocked, MaxBlocked))
+	}
 	return errors.Join(errs...)
 }
 
@@ -176,10 +186,8 @@ func (c *compiler) unlockSSH() []Rule {
 
 // trust returns rows 1 to 3, which do not inspect packet headers.
 func (c *compiler) trust() []Rule {
-	rules := []Rule{
-		{In: "lo", Comment: "basicfw-loopback", Target: Accept},
-		{State: StateEstablished, Comment: "basicfw-established", Target: Accept},
-	}
+	rules := append([]Rule{{In: "lo", Comment: "basicfw-loopback", Target: Accept}}, c.block()...)
+	rules = append(rules, Rule{State: StateEstablished, Comment: "basicfw-established", Target: Accept})
 	for _, name := range c.d.TrustedNames() {
 		rules = append(rules, Rule{In: name, Comment: "basicfw-trusted", Target: Accept})
 	}

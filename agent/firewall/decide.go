@@ -44,6 +44,7 @@ type Packet struct {
 	DstType  string // Broadcast, Multicast, or "" for unicast
 	DNAT     bool   // Dst is not the original destination
 	Dialled  uint16 // with DNAT, the original DstPort
+	Reply    bool   // of a connection that this host opened
 }
 
 // Family returns the IP version of the packet.
@@ -111,6 +112,7 @@ func (r Rule) matches(p Packet, now time.Time) bool {
 	}
 	switch {
 	case r.Src.IsValid() && !r.Src.Contains(p.Src),
+		r.Sources != nil && !r.Sources.Contains(p.Src),
 		r.Dst.IsValid() && !r.Dst.Contains(p.Dst),
 		r.In != "" && !MatchInterface(r.In, p.In),
 		r.Out != "" && !MatchInterface(r.Out, p.Out),
@@ -120,7 +122,8 @@ func (r Rule) matches(p Packet, now time.Time) bool {
 		r.Flags != nil && !r.Flags.matches(p.Flags),
 		r.ICMPType != nil && *r.ICMPType != p.ICMPType,
 		r.State == StateNotDNAT && p.DNAT,
-		r.State != "" && r.State != StateNotDNAT && !slices.Contains(strings.Split(string(r.State), ","), string(p.State)),
+		r.State == StateReply && !p.Reply,
+		r.State != "" && r.State != StateNotDNAT && r.State != StateReply && !slices.Contains(strings.Split(string(r.State), ","), string(p.State)),
 		r.DstType != "" && r.DstType != p.DstType,
 		r.HopLimit != 0 && r.HopLimit != p.HopLimit,
 		// Both ends are included (xt_time.c).

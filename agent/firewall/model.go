@@ -311,6 +311,7 @@ type Desired struct {
 	// reach without the published port. It has no effect unless Published is
 	// PublishedProfile.
 	Direct []ContainerPort `json:"direct,omitempty"`
+	Blocks []Block         `json:"blocks,omitempty"`
 	// Unlock is temporary access in addition to the above.
 	Unlock *Unlock `json:"unlock,omitempty"`
 	Timers []Timer `json:"timers,omitempty"`
@@ -371,7 +372,7 @@ func (d Desired) configured() []Service {
 // ReservedNames are the words after "basicfw-" in the comments of the baseline
 // rules. No service may have such a name.
 var ReservedNames = []string{
-	"broadcast", "dhcp", "direct", "established", "forward", "guest-dhcp", "guest-dns", "icmp",
+	"block", "broadcast", "dhcp", "direct", "established", "forward", "guest-dhcp", "guest-dns", "icmp",
 	"icmp-error", "igmp", "input", "invalid", "log", "loopback", "mld", "multicast", "nd",
 	"new-not-syn", "null", "ping", "published", "routed", "spoofed-loopback", "ssh", "ssh-drop",
 	"ssh-limit", "ssh-log", "trusted", "unlock", "xmas",

@@ -55,6 +55,9 @@ func (r Ruleset) about(p Packet, now time.Time) (rules Ruleset, key string) {
 		chains = append(chains, Chain{Name: name})
 		list := r.Chains(p.Family())[at].Rules
 		for i := range list {
+			if list[i].isBlock() {
+				continue // it closes no port
+			}
 			if ports := list[i].DstPort; !ports.IsZero() && !ports.Contains(p.DstPort) {
 				continue // the most frequent case
 			}

@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -41,11 +42,13 @@ const (
 	StateUntracked   State = "UNTRACKED"
 	StateNone        State = "INVALID,UNTRACKED" // of no connection
 	StateNotDNAT     State = "!DNAT"             // with its original destination
+	// StateReply is the direction of a packet: towards the host that opened the connection.
+	StateReply State = "REPLY"
 	// StateRelated is in the rules of older states.
 	StateRelated State = "RELATED,ESTABLISHED"
 )
 
-var states = []State{StateNew, StateOpen, StateInvalid, StateEstablished, StateUntracked, StateNone, StateNotDNAT, StateRelated}
+var states = []State{StateNew, StateOpen, StateInvalid, StateEstablished, StateUntracked, StateNone, StateNotDNAT, StateReply, StateRelated}
 
 // FlagMatch compares the TCP flags in Mask with Set.
 type FlagMatch struct {
@@ -98,7 +101,8 @@ type Limit struct {
 type Rule struct {
 	Src      netip.Prefix `json:"src,omitzero"`
 	Dst      netip.Prefix `json:"dst,omitzero"`
-	In       string       `json:"in,omitempty"` // interface; a trailing "*" matches any suffix
+	Sources  *Networks    `json:"sources,omitempty"` // instead of Src
+	In       string       `json:"in,omitempty"`      // interface; a trailing "*" matches any suffix
 	Out      string       `json:"out,omitempty"`
 	Proto    Proto        `json:"proto,omitempty"`
 	SrcPort  PortRange    `json:"src_port,omitzero"`
@@ -197,6 +201,9 @@ func (r Rule) check(f Family, chains map[string]bool) error {
 		if p.IsValid() && (FamilyOf(p) != f || p.Masked() != p || p.Addr().Zone() != "" || p.Addr().Is4In6()) {
 			return fmt.Errorf("network %q is invalid in %v", p, f)
 		}
+	}
+	if err := r.Sources.check(f); err != nil || r.Sources != nil && r.Src.IsValid() {
+		return cmp.Or(err, errors.New("two matches of the source"))
 	}
 	for _, name := range []string{r.In, r.Out} {
 		if err := CheckInterfaceName(name, true); name != "" && err != nil {

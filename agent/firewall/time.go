@@ -83,6 +83,7 @@ func (d Desired) at(m Moment, trusted bool) Desired {
 	gone := func(w Window) bool { return (trusted || w.here(m)) && w.Over(m) }
 	d.Open = without(d.Open, func(s Service) bool { return past(s.Until) })
 	d.SSH.Timed = without(d.SSH.Timed, func(t TimedSource) bool { return past(t.Until) })
+	d.Blocks = without(d.Blocks, func(b Block) bool { return past(b.Until) })
 	if p := d.SSH.Probation; p != nil && gone(p.Window) {
 		d.SSH.Mode, d.SSH.Probation = SSHLimited, nil
 	}
@@ -144,7 +145,7 @@ func (r Ruleset) Of(d Desired) Ruleset {
 		ends = append(ends, end)
 	}
 	r = r.without(func(rule Rule) bool {
-		return !rule.Until.IsZero() && !slices.ContainsFunc(ends, rule.Until.Equal) || rule.Comment == unlockComment && d.Unlock == nil
+		return !rule.Until.IsZero() && !slices.ContainsFunc(ends, rule.Until.Equal) || rule.Comment == unlockComment && d.Unlock == nil || len(d.Blocks) == 0 && rule.isBlock()
 	})
 	if d.SSH.Probation == nil {
 		r = r.Begun()

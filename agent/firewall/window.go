@@ -114,6 +114,11 @@ func (d Desired) untils() (out []time.Time) {
 	for _, t := range d.SSH.Timed {
 		out = append(out, t.Until)
 	}
+	for _, b := range d.Blocks {
+		if !b.Until.IsZero() {
+			out = append(out, b.Until)
+		}
+	}
 	return out
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,8 @@ type Host struct {
 	// Routes are the destinations of unicast routes except default routes, from all
 	// tables: Tailscale has its own table.
 	Routes []netip.Prefix
+	// Gateways are the next hops of all routes.
+	Gateways []netip.Addr
 }
 
 // Detect returns the interfaces and routes of this network namespace. The zones are those
@@ -95,6 +98,11 @@ func assemble(nlLinks []netlink.Link, addrs []netlink.Addr, routes []netlink.Rou
 		dst, ok := prefixOf(r.Dst)
 		if !ok || r.Type != syscall.RTN_UNICAST {
 			continue
+		}
+		for _, hop := range append([]*netlink.NexthopInfo{{Gw: r.Gw}}, r.MultiPath...) {
+			if gw, ok := netip.AddrFromSlice(hop.Gw); ok && !slices.Contains(host.Gateways, gw.Unmap()) {
+				host.Gateways = append(host.Gateways, gw.Unmap())
+			}
 		}
 		if dst.Bits() > 0 {
 			host.Routes = append(host.Routes, dst.Masked())

@@ -69,3 +69,17 @@ func (h Host) CheckNamed(p netip.Prefix) (warning string, err error) {
 	return fmt.Sprintf("client %s: private address to which this host has only a default route; "+
 		"check that this host sees the client with this address", who), nil
 }
+
+// CheckAllNamed is CheckNamed for several clients. It reports warnings to warn.
+func (h Host) CheckAllNamed(list []netip.Prefix, warn func(...any)) error {
+	for _, p := range list {
+		warning, err := h.CheckNamed(p)
+		if err != nil {
+			return err
+		}
+		if warning != "" {
+			warn(warning)
+		}
+	}
+	return nil
+}

@@ -283,7 +283,7 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	if err := want.Check(); err != nil {
 		return err
 	}
-	if err := checkNetworks(want); err != nil {
+	if err := errors.Join(checkNetworks(want), checkLists(want)); err != nil {
 		return err
 	}
 	b, chains := s.b, texts(want)

@@ -184,8 +184,9 @@ func chains(r firewall.Ruleset, f firewall.Family, forward bool) []chain {
 		if c.Forward != forward {
 			continue
 		}
-		own := chain{Name: c.Name, Policy: "-", Rules: make([]string, len(c.Rules))}
-		for i, rule := range c.Rules {
+		rules := expand(c.Rules)
+		own := chain{Name: c.Name, Policy: "-", Rules: make([]string, len(rules))}
+		for i, rule := range rules {
 			own.Rules[i] = spec(f, rule)
 		}
 		out = append(out, own)

@@ -68,7 +68,12 @@ func spec(f firewall.Family, r firewall.Rule) string {
 	case r.ICMPType != nil:
 		arg("-m", "icmp6", "--icmpv6-type", strconv.Itoa(int(*r.ICMPType)))
 	}
-	if state, not := strings.CutPrefix(string(r.State), "!"); not {
+	if r.Sources != nil {
+		arg("-m", "set", "--match-set", setName(f, r.Sources), "src")
+	}
+	if r.State == firewall.StateReply {
+		arg("-m", "conntrack", "--ctdir", string(r.State))
+	} else if state, not := strings.CutPrefix(string(r.State), "!"); not {
 		arg("-m", "conntrack", "!", "--ctstate", state)
 	} else if state != "" {
 		arg("-m", "conntrack", "--ctstate", state)
@@ -127,16 +132,34 @@ const jump = "-j " + firewall.InputChain
 // Render returns the ruleset of one family as a complete file for iptables-restore. It
 // equals the output of iptables-save, except for the header and the counters.
 func Render(r firewall.Ruleset, f firewall.Family) string {
+	own, notes := persisted(r, f, false)
 	t := table{Name: filter, Chains: append([]chain{
 		{Name: input, Policy: firewall.Drop, Rules: []string{jump}},
 		{Name: forward, Policy: firewall.Accept},
 		{Name: output, Policy: firewall.Accept},
-	}, chains(r, f, false)...)}
+	}, own...)}
 	var b strings.Builder
 	b.Grow(8 << 10)
 	t.write(&b)
-	for _, line := range forwardSection(chains(r, f, true)) {
-		b.WriteString(line + "\n")
+	out := b.String()
+	if len(notes) > 0 {
+		out = strings.Replace(out, "\n"+commit+"\n", "\n"+strings.Join(append(notes, commit), "\n")+"\n", 1)
+	}
+	forwards, _ := persisted(r, f, true)
+	for _, line := range forwardSection(forwards) {
+		out += line + "\n"
+	}
+	return out
+}
+
+// RenderAll returns the rulesets of families. Each of several has its name before it.
+func RenderAll(r firewall.Ruleset, families []firewall.Family) string {
+	var b strings.Builder
+	for _, f := range families {
+		if len(families) > 1 {
+			fmt.Fprintf(&b, "# %v\n", f)
+		}
+		b.WriteString(Render(r, f))
 	}
 	return b.String()
 }
@@ -164,11 +187,14 @@ func (Files) Persisted(existing []byte, r firewall.Ruleset, f firewall.Family) (
 		part.chains = slices.Insert(part.chains, 0, declare(forward, firewall.Accept))
 	}
 	part.policies = map[string]string{input: firewall.Drop, output: firewall.Accept}
-	file.setForward(chains(r, f, true))
-	for _, c := range chains(r, f, false) {
+	forwarded, _ := persisted(r, f, true)
+	file.setForward(forwarded)
+	own, notes := persisted(r, f, false)
+	for _, c := range own {
 		part.ourChains = append(part.ourChains, c.Name)
 		part.ourRules = append(part.ourRules, appendLines(c.Name, c.Rules)...)
 	}
+	part.ourRules = append(part.ourRules, notes...)
 	return file.bytes(), nil
 }
 
@@ -294,6 +320,9 @@ func (p *filterPart) line(line, text string) {
 		default:
 			p.chains = append(p.chains, line)
 		}
+		return
+	}
+	if strings.HasPrefix(text, listNote) {
 		return
 	}
 	words, err := split(text)

@@ -233,8 +233,10 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 		w.iface("oifname", expr.MetaKeyOIFNAME, r.Out)
 	}
 	switch {
+	case r.Sources != nil:
+		w.address("saddr", firstOf(r.Sources.List[0]), c.networks(f, r.Sources.Name, r.Sources.List))
 	case len(r.sources) > 1:
-		w.address("saddr", netip.PrefixFrom(r.sources[0].Addr(), r.sources[0].Addr().BitLen()), c.networks(f, r))
+		w.address("saddr", firstOf(r.sources[0]), c.networks(f, strings.TrimPrefix(r.Comment, "basicfw-"), r.sources))
 	case r.Src.IsValid():
 		w.address("saddr", r.Src, "")
 	}
@@ -248,6 +250,8 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	c.transport(&w, r)
 	switch r.State {
 	case "":
+	case firewall.StateReply:
+		w.add("ct direction reply", &expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal(1)) // IP_CT_DIR_REPLY
 	case firewall.StateNotDNAT:
 		w.add("ct status ! dnat", &expr.Ct{Key: expr.CtKeySTATUS, Register: 1})
 		w.masked(binaryutil.NativeEndian.PutUint32(statusDNAT), expr.CmpOpEq, make([]byte, 4))
@@ -273,10 +277,10 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	switch r.Target {
 	case firewall.Accept:
 		w.add("accept", &expr.Verdict{Kind: expr.VerdictAccept})
-	case firewall.Return:
-		w.add("return", &expr.Verdict{Kind: expr.VerdictReturn})
 	case firewall.Drop:
 		w.add("drop", &expr.Verdict{Kind: expr.VerdictDrop})
+	case firewall.Return:
+		w.add("return", &expr.Verdict{Kind: expr.VerdictReturn})
 	case firewall.Log:
 		w.add(fmt.Sprintf("log prefix %q level debug", r.LogPrefix),
 			&expr.Log{Key: 1<<unix.NFTA_LOG_PREFIX | 1<<unix.NFTA_LOG_LEVEL, Level: expr.LogLevelDebug, Data: []byte(r.LogPrefix)})
@@ -409,10 +413,10 @@ func (c *compiled) limit(w *writer, l firewall.Limit) {
 const maxSources = 65535
 
 // networks adds a set of a rule's sources, and returns its name.
-func (c *compiled) networks(f firewall.Family, r mergedRule) string {
+func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix) string {
 	key := addressType(f)
 	s := set{flags: unix.NFT_SET_INTERVAL, keyType: key.GetNFTMagic(), keyLen: key.Bytes, userdata: userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 2)}
-	first := f.String() + "-" + strings.TrimPrefix(r.Comment, "basicfw-")
+	first := f.String() + "-" + name
 	s.name = first
 	for n := 2; ; n++ {
 		if _, exists := c.set(s.name); !exists {
@@ -420,7 +424,7 @@ func (c *compiled) networks(f firewall.Family, r mergedRule) string {
 		}
 		s.name = fmt.Sprintf("%s-%d", first, n)
 	}
-	for _, p := range r.sources {
+	for _, p := range list {
 		s.elements = append(s.elements, setElement{key: p.Addr().AsSlice()})
 		if next := lastOf(p).Next(); next.IsValid() {
 			s.elements = append(s.elements, setElement{key: next.AsSlice(), end: true})
@@ -429,6 +433,9 @@ func (c *compiled) networks(f firewall.Family, r mergedRule) string {
 	c.sets = append(c.sets, s)
 	return s.name
 }
+
+// firstOf returns the first address of a network as one of its own.
+func firstOf(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Addr(), p.Addr().BitLen()) }
 
 func lastOf(p netip.Prefix) netip.Addr {
 	b := p.Addr().AsSlice()

@@ -97,7 +97,8 @@ func (d *description) expression(e expression) {
 		d.mask, d.load = nil, d.field(x)
 	case *expr.Ct:
 		d.mask, d.load = nil, "ct"
-		if name := map[expr.CtKey]string{expr.CtKeySTATE: "ct state", expr.CtKeySTATUS: "ct status", expr.CtKeyPROTODST: "ct original proto-dst"}[x.Key]; name != "" {
+		if name := map[expr.CtKey]string{expr.CtKeySTATE: "ct state", expr.CtKeySTATUS: "ct status", expr.CtKeyPROTODST: "ct original proto-dst",
+			expr.CtKeyDIRECTION: "ct direction"}[x.Key]; name != "" {
 			d.load = name
 		}
 	case *expr.Fib:
@@ -209,6 +210,8 @@ func (d *description) compare(c *expr.Cmp) {
 		d.say("ct state %s", strings.Join(names, ","))
 	case d.load == "ct status" && len(d.mask) == 4 && binaryutil.NativeEndian.Uint32(d.mask) == statusDNAT && op == "":
 		d.say("ct status ! dnat")
+	case d.load == "ct direction" && len(c.Data) == 1:
+		d.say("ct direction %s%s", op, map[byte]string{0: "original", 1: "reply"}[c.Data[0]])
 	case d.load == "tcp flags" && len(d.mask) == 1 && len(c.Data) == 1:
 		d.say("tcp flags %s%s / %s", op, flagNames(firewall.TCPFlags(c.Data[0])), flagNames(firewall.TCPFlags(d.mask[0])))
 	case strings.HasSuffix(d.load, "addr") && len(c.Data) <= 16:

@@ -16,7 +16,8 @@ import (
 // Edit is a command's changes to local.ini. If Changes is empty, Said gives the reason.
 type Edit struct {
 	Changes []Change
-	Said    []string // lines for the command's output
+	Said    []string           // lines for the command's output
+	Lists   map[string]NewList // files to write or remove, by their path
 }
 
 func (e *Edit) change(section, key, value string) {
@@ -39,6 +40,8 @@ type Editor struct {
 	SSHOpen  bool // to any address
 	Now      firewall.Moment
 	Timers   []firewall.Timer
+	Blocked  []firewall.Block // in effect
+	SSH      firewall.SSH
 }
 
 // left returns d without what has certainly expired.
@@ -471,5 +474,6 @@ func (e Editor) Prune() []Change {
 	if now := e.current(); e.local("ssh.allow") && len(now.Timed) < len(e.Settings.Allow.Timed) {
 		out.change("ssh", "allow", now.String())
 	}
+	e.pruneBlocks(&out)
 	return out.Changes
 }

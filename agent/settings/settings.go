@@ -87,6 +87,15 @@ type Settings struct {
 	Closed   []string           // names of services that stay closed
 	Replaced []firewall.Service // of agent.ini, overridden in local.ini
 
+	Blocks []Block // the lists of blocked networks
+	// BlocksBeneath are the names of lists of agent.ini that local.ini overrides.
+	BlocksBeneath []string
+	// ForceBlocks is set if lists may contain allowed SSH sources, on the administrator's
+	// responsibility. NewList is the content of a file that a command is about to write;
+	// it may not without ForceBlocks.
+	ForceBlocks bool
+	NewList     map[string]NewList
+
 	Tests []Assertion // that every change has to pass
 
 	LogLevel string // a level of logrus
@@ -180,7 +189,7 @@ func (s *Settings) Set(section, key, value, source string) (errs Errors) {
 }
 
 // layout is the sections and their keys, in the order of the manual. The keys of
-// [open] are names of services.
+// [open] are names of services, and those of [block] names of lists.
 var layout = []struct {
 	name string
 	keys []string
@@ -190,6 +199,7 @@ var layout = []struct {
 	{"interfaces", []string{"public", "private", "trusted"}},
 	{"containers", []string{"published"}},
 	{"open", nil},
+	{"block", nil},
 	{"test", []string{"allow", "deny"}},
 	{"log", []string{"level", "drops"}},
 }
@@ -226,6 +236,9 @@ func (s *Settings) set(section, key, value, source string) error {
 	value = strings.TrimSpace(value)
 	if section == "open" {
 		return s.setOpen(key, value, source)
+	}
+	if section == "block" {
+		return s.setBlock(key, value, source)
 	}
 	keys, known := keysOf(section)
 	switch {

@@ -148,7 +148,7 @@ db = 70000/tcp on lan from 10.0.0.1/8
 /etc/basicfw/mine.ini:8: "junk": want KEY = VALUE
 /etc/basicfw/mine.ini:9: ssh.limit: "5": want 1 to 10000 per second, minute, hour or day, such as 30/minute, or off
 /etc/basicfw/mine.ini:10: ssh.limit: duplicate key, first set in line 9
-/etc/basicfw/mine.ini:11: unknown section [nonsense]: want one of [agent], [ssh], [interfaces], [containers], [open], [test], [log]
+/etc/basicfw/mine.ini:11: unknown section [nonsense]: want one of [agent], [ssh], [interfaces], [containers], [open], [block], [test], [log]
 /etc/basicfw/mine.ini:14: log.drops: "true": want yes or no
 /etc/basicfw/local.ini:2: open.ssh: service name "ssh" is reserved for the baseline rules: choose another
 /etc/basicfw/local.ini:3: open.db: "70000/tcp": ports are 1 to 65535

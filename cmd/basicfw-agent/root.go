@@ -49,6 +49,8 @@ var commands = []struct {
 	{"render", (*app).renderCmd},
 	{"open", (*app).openCmd},
 	{"close", (*app).closeCmd},
+	{"block", (*app).blockCmd},
+	{"unblock", (*app).unblockCmd},
 	{"ssh", (*app).sshCmd},
 	{"unlock", (*app).unlockCmd},
 	{"lock", (*app).lockCmd},

@@ -29,6 +29,7 @@ var owners = map[string][]string{
 var below = map[string][]string{
 	"agent/firewall": {},
 	"agent/system":   {},
+	"agent/lists":    {"agent/firewall", "agent/system"},
 	"agent/hint":     {}, // may be imported by all except agent/firewall
 	"agent/host":     {"agent/firewall", "agent/system"},
 	"agent/files":    {"agent/system"},
@@ -49,7 +50,7 @@ var below = map[string][]string{
 	"agent/survey": {"agent/exposure", "agent/firewall", "agent/host", "agent/iptables", "agent/nftables", "agent/settings", "agent/sshd", "agent/store", "agent/system",
 		"profiles"},
 	"agent/trial": {"agent/backend", "agent/firewall", "agent/iptables", "agent/netsim", "agent/selftest", "agent/store", "agent/system"},
-	"bootstrap":   {"agent/backend", "agent/files", "agent/firewall", "agent/host", "agent/settings", "agent/store", "agent/system", "profiles"},
+	"bootstrap":   {"agent/backend", "agent/files", "agent/firewall", "agent/host", "agent/lists", "agent/settings", "agent/store", "agent/system", "profiles"},
 	"agent/apply": {"agent/backend", "agent/exposure", "agent/files", "agent/firewall", "agent/host", "agent/lease", "agent/motd", "agent/service", "agent/store",
 		"agent/system"},
 	"agent/verify": {"agent/apply", "agent/backend", "agent/files", "agent/firewall", "agent/service", "agent/store", "agent/system"},
@@ -61,7 +62,7 @@ var below = map[string][]string{
 		"agent/iptables", "agent/lease", "agent/motd", "agent/nftables", "agent/proof", "agent/report", "agent/service", "agent/selftest", "agent/settings",
 		"agent/store", "agent/survey", "agent/system", "agent/netsim", "agent/trial", "agent/verify", "bootstrap", "profiles"},
 	"cmd/basicfw-agent": {"agent", "agent/apply", "agent/backend", "agent/exposure", "agent/firewall", "agent/host", "agent/lease",
-		"agent/report", "agent/selftest", "agent/service", "agent/settings", "agent/store", "agent/system", "agent/trial", "agent/verify",
+		"agent/lists", "agent/report", "agent/selftest", "agent/service", "agent/settings", "agent/store", "agent/system", "agent/trial", "agent/verify",
 		"bootstrap", "profiles"},
 }
 

@@ -109,12 +109,15 @@ var errOther = errors.New("redirected")
 func (s *Session) Talk() error { return s.Say(time.Now().String()) }
 
 // Say is Talk with a given line.
-func (s *Session) Say(line string) error {
+func (s *Session) Say(line string) error { return s.SayWithin(line, Patient) }
+
+// SayWithin is Say, and waits no longer for the echo.
+func (s *Session) SayWithin(line string, wait time.Duration) error {
 	word := line + "\n"
 	if _, err := io.WriteString(s.c, word); err != nil {
 		return err
 	}
-	return s.hear(word, Patient)
+	return s.hear(word, wait)
 }
 
 func (s *Session) hear(want string, wait time.Duration) error {

@@ -1,0 +1,89 @@
+package iptables
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/hint"
+)
+
+// expand returns a chain's rules with one rule for each network of a list, as long as they
+// are at most maxNetworks together. The lists that are left keep their rule.
+func expand(rules []firewall.Rule) (out []firewall.Rule) {
+	n := 0
+	for _, r := range rules {
+		if !fits(r.Sources, &n) {
+			out = append(out, r)
+			continue
+		}
+		list := r.Sources.List
+		r.Sources = nil
+		for _, p := range list {
+			r.Src = p
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// fits reports whether there is a list, and its networks become rules of their own. n is
+// the number of those rules so far.
+func fits(l *firewall.Networks, n *int) bool {
+	if l == nil || *n+len(l.List) > maxNetworks {
+		return false
+	}
+	*n += len(l.List)
+	return true
+}
+
+// listNote begins the comment in a persisted file about a list that it does not contain.
+const listNote = "# basicfw-agent: "
+
+// persisted returns the chains of a file, which names no set: if one was missing,
+// iptables-restore would load nothing of the file. The comments are about the lists that
+// are left out.
+func persisted(r firewall.Ruleset, f firewall.Family, forward bool) (out []chain, notes []string) {
+	for _, c := range chains(r, f, forward) {
+		c.Rules = c.Rules[:0:0]
+		for _, rule := range expand(rulesOf(r, f, c.Name)) {
+			if rule.Sources == nil {
+				c.Rules = append(c.Rules, spec(f, rule))
+				continue
+			}
+			notes = append(notes, fmt.Sprintf("%sthe %d networks of %s are left to the service, which blocks them", listNote, len(rule.Sources.List), strings.TrimPrefix(rule.Comment, "basicfw-")))
+		}
+		out = append(out, c)
+	}
+	return out, notes
+}
+
+func rulesOf(r firewall.Ruleset, f firewall.Family, name string) []firewall.Rule {
+	for _, c := range r.Chains(f) {
+		if c.Name == name {
+			return c.Rules
+		}
+	}
+	return nil
+}
+
+// checkLists returns an error if the lists of blocked networks are too long for rules.
+func checkLists(r firewall.Ruleset) error {
+	for _, f := range firewall.Families {
+		for _, c := range r.Chains(f) {
+			for _, rule := range expand(c.Rules) {
+				if rule.Sources != nil {
+					return hint.Wrap(fmt.Errorf("[block] has more than %d networks, and iptables needs a rule for each", maxNetworks),
+						"set \"backend = nftables\" in [agent]: nftables stores them in one set")
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// setName returns the name of the kernel's set of a list. It encodes the content, so that
+// a new list has a new set, and a rule is never without its networks.
+func setName(f firewall.Family, l *firewall.Networks) string {
+	return fmt.Sprintf("basicfw%d-%s", f, checksum(firewall.FormatPrefixes(l.List))[:16])
+}

@@ -1,0 +1,194 @@
+package kernel_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
+)
+
+// stalls fails unless a session no longer gets answers.
+func stalls(t *testing.T, what string, s *lab.Session) {
+	t.Helper()
+	if err := s.SayWithin("still there?", lab.Brief); err == nil {
+		t.Errorf("%s goes on", what)
+	}
+}
+
+// TestBlock blocks the stranger, whose open session stalls. Replies to connections of the
+// server pass, and the client is not affected.
+func TestBlock(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 80)
+		m.Outsider.Listen(t, 7)
+		m.bootstrap(t)
+		rules := func() string { return m.rules(t) + m.kept(t) + m.read(t, localINI) }
+		before := rules()
+		for _, to := range m.Server.Both() {
+			stranger := m.Stranger.Like(to)
+			s, err := m.Outsider.Dial(stranger, to, 80, lab.Patient)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer s.Close()
+			client, err := m.Outsider.Dial(m.Client.Like(to), to, 80, lab.Patient)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer client.Close()
+			own, err := m.Host.Dial(to, stranger, 7, lab.Patient)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer own.Close()
+			r := m.must(t, exitOK, "block", stranger.String())
+			says(t, r.Stdout, stranger.String()+" is blocked", "local.ini")
+			stalls(t, "the stranger's session", s)
+			if err := client.Talk(); err != nil {
+				t.Errorf("the client's session: %v", err)
+			}
+			if err := own.Talk(); err != nil {
+				t.Errorf("the server's own session: %v", err)
+			}
+			if err := m.Host.Reach(to, stranger, 7, lab.Patient); err != nil {
+				t.Errorf("a new connection of the server: %v", err)
+			}
+		}
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6"})
+		says(t, m.must(t, exitOK, "block", m.Stranger.V4.String()).Stdout, "nothing changed", "already blocked")
+		says(t, m.must(t, exitOK, "block", "list").Stdout, m.Stranger.V4.String(), m.Stranger.V6.String(), "always")
+		if s := m.status(t, exitOK); s.State != "protected" {
+			t.Errorf("the state is %s", s.State)
+		}
+		m.must(t, exitOK, "verify")
+		for _, f := range families() {
+			if !strings.Contains(m.keptOf(f)+m.read(t, m.keptOf(f)), m.Stranger.V4.String()) && f == ipv4 {
+				t.Errorf("the persisted file does not block %v", m.Stranger.V4)
+			}
+		}
+		// What another program removes is drift.
+		loaded := m.rules(t)
+		m.remove(t, ipv4, "BLOCK", "block-blocked")
+		m.must(t, exitDrift, "verify")
+		m.must(t, exitOK, "verify", "--repair")
+		same(t, "after the repair", loaded, m.rules(t))
+
+		m.must(t, exitOK, "unblock", m.Stranger.V4.String(), m.Stranger.V6.String())
+		m.wantOpen(t, map[string]string{"80/tcp": everybody})
+		same(t, "after unblock", before, rules())
+		m.must(t, exitOK, "block", m.Stranger.V4.String())
+		m.must(t, exitOK, "uninstall")
+		if text := m.rules(t); strings.Contains(strings.ToLower(text), "basicfw") {
+			t.Errorf("after uninstall:\n%s", text)
+		}
+	})
+}
+
+// TestBlockRefused names what must not be blocked. It is refused, or left out with a
+// warning, and nothing changes.
+func TestBlockRefused(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 80)
+		m.bootstrap(t)
+		m.write(t, "/etc/resolv.conf", "nameserver 198.51.100.53\n", 0o644)
+		client := m.Client.V4.String()
+		m.write(t, "/var/bad", "# bad ones\n203.0.113.0/24\n\n192.0.2.0/28 ; the client's\n", 0o644)
+		before := m.everything(t)
+		bad := m.root + "/var/bad"
+		for _, x := range []struct {
+			arg  string
+			code int
+			says []string
+		}{
+			{client, exitFailed, []string{client, "is an allowed SSH source", "--force"}},
+			{"192.0.2.0/24", exitFailed, []string{"contains the allowed SSH source " + client, "--force"}},
+			{"0.0.0.0/0", exitFailed, []string{"contains every address", "--force"}},
+			{bad, exitFailed, []string{bad + ":4", client, "--force"}},
+			{"127.0.0.1", exitOK, []string{"is loopback"}},
+			{"fe80::/64", exitOK, []string{"is link-local"}},
+			{"224.0.0.251", exitOK, []string{"is multicast"}},
+			{m.Server.V4.String(), exitOK, []string{"of this host"}},
+			{"192.0.2.254", exitOK, []string{"gateway"}},
+			{"192.0.2.77", exitOK, []string{"is a network of this host"}},
+			{"198.51.100.53", exitOK, []string{"is a DNS resolver"}},
+			{"203.0.113.300", exitUsage, []string{"is not an address"}},
+			{"203.0.113.7/24", exitUsage, []string{"host bits"}},
+			{"/nowhere/list", exitUsage, []string{"no such file"}},
+			{"/dev", exitUsage, []string{"not a regular file"}},
+			{"/dev/null", exitUsage, []string{"not a regular file"}},
+		} {
+			r := m.must(t, x.code, "block", x.arg)
+			says(t, r.Stderr, x.says...)
+			same(t, "after block "+x.arg, before, m.everything(t))
+		}
+		// Forced, the SSH source is blocked, and stays so.
+		s, err := m.Outsider.Dial(m.Client.V4, m.Server.V4, 22, lab.Patient)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		m.must(t, exitOK, "block", client, "--force")
+		stalls(t, "the client's session", s)
+		m.must(t, exitOK, "open", "8080/tcp")
+		stalls(t, "the client's session, after another change,", s)
+		m.must(t, exitOK, "unblock", client)
+		m.wantOpen(t, map[string]string{"22/tcp": "client4 client6"})
+	})
+}
+
+// TestBlockFor blocks for a time, which the kernel ends.
+func TestBlockFor(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 80)
+		m.bootstrap(t)
+		begin := time.Now()
+		m.must(t, exitOK, "block", m.Stranger.V4.String(), "--for", "20s")
+		if time.Since(begin) < 15*time.Second {
+			m.wantOpen(t, map[string]string{"80/tcp": "client4 client6 stranger6"})
+		}
+		if time.Since(begin) > 20*time.Second {
+			lab.Skip(t, "a machine that is less busy")
+		}
+		for deadline := time.Now().Add(time.Minute); m.Outsider.Reach(m.Stranger.V4, m.Server.V4, 80, lab.Brief) != nil; {
+			if time.Now().After(deadline) {
+				t.Fatal("the block does not end")
+			}
+		}
+		if since := time.Since(begin); since < 18*time.Second {
+			t.Errorf("the block ended after %v", since)
+		}
+		m.must(t, exitOK, "block", "203.0.113.9")
+		if strings.Contains(m.read(t, localINI), m.Stranger.V4.String()) {
+			t.Error("the expired entry stays in local.ini")
+		}
+	})
+}
+
+// TestBlockLists blocks lists of the settings and of files: plain rules in iptables as long
+// as there are few.
+func TestBlockLists(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 80)
+		m.bootstrap(t)
+		var text strings.Builder
+		for i := range 400 {
+			fmt.Fprintf(&text, "10.%d.%d.0/25\n", i>>8, i&255)
+		}
+		m.write(t, "/etc/basicfw/list", text.String()+"nonsense\n"+m.Stranger.V6.String()+"\n"+m.Client.V4.String()+"\n", 0o644)
+		m.write(t, agentINI, "[block]\nbad = file:/etc/basicfw/list\nother = 203.0.113.0/24, "+m.Stranger.V4.String()+"\n", 0o640)
+		r := m.must(t, exitOK, "apply")
+		says(t, r.Stderr, "/etc/basicfw/list:401", "nonsense", "/etc/basicfw/list:403", "the entry has no effect")
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6"})
+		if n := strings.Count(m.rules(t), "/25"); n != 400 {
+			t.Errorf("%d networks are loaded", n)
+		}
+		m.must(t, exitOK, "verify")
+		says(t, m.must(t, exitOK, "block", "list").Stdout, "401 networks of /etc/basicfw/list", "203.0.113.0/24")
+		m.must(t, exitOK, "unblock", "other")
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6 stranger4"})
+		says(t, m.read(t, localINI), "other = none")
+		m.must(t, exitOK, "selftest")
+	})
+}
