@@ -25,12 +25,15 @@ func (a *Agent) Run(ctx context.Context, s settings.Settings, ready func(status 
 	}
 	// The boot waits for this, so the first status does not read the rules again.
 	release := a.kernel.Hold()
+	lists := &bootstrap.Follower{System: a.System, Limit: firewall.MaxBlocked, Warn: a.Log.Warn}
+	a.survey.Lists = func() []string { return settings.Lists(a.System, a.config) }
 	a.Rehearse = nil // the sandbox forbids namespaces
 	d := &daemon.Daemon{Verifier: a.Verifier, Options: daemon.Options{
 		CommandLine: string(commandLine),
 		Interfaces:  a.survey.Interfaces,
 		Dropped:     survey.Dropped(a.kernel),
 		Named:       survey.Naming(s),
+		Blocks:      lists.Blocks,
 		Instance:    a.survey.Instance,
 		Prune: func(timers []firewall.Timer) (*files.Change, error) {
 			return bootstrap.Prune(a.System, a.config, timers, a.Moment())

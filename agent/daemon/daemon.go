@@ -26,10 +26,12 @@ import (
 
 // Options are the sources and callbacks of the daemon.
 type Options struct {
-	Interfaces  func() ([]firewall.Interface, error) // as detected
-	Named       host.Naming                          // by the settings, for a state of a version that did not record it
-	Instance    func() string                        // cloud-init's instance-id, "" if not known yet
-	CommandLine string                               // the kernel's
+	Interfaces func() ([]firewall.Interface, error) // as detected
+	Named      host.Naming                          // by the settings, for a state of a version that did not record it
+	// Blocks returns the lists of blocked networks with the present content of their files.
+	Blocks      func(firewall.Desired) []firewall.Block
+	Instance    func() string // cloud-init's instance-id, "" if not known yet
+	CommandLine string        // the kernel's
 	// Prune returns the settings that commands wrote without expired entries; nil if
 	// there are none.
 	Prune func(timers []firewall.Timer) (*files.Change, error)

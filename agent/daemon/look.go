@@ -123,6 +123,9 @@ func (d *Daemon) follow(r verify.Report) (f followed, err error) {
 		next.Client.Reason = fmt.Sprintf("this is a clone of instance %q, which may have another owner; \"basicfw-agent bootstrap\" detects the client again", st.InstanceID)
 	}
 	next.Desired.Interfaces, next.Named, next.Zones = f.interfaces, zoned.Named, zoned.Zones
+	if d.Blocks != nil {
+		next.Desired.Blocks = d.Blocks(next.Desired)
+	}
 	f.zones = err == nil && (!reflect.DeepEqual(next.Zones, st.Zones) || st.Named == nil)
 	// Compile both with this version, so that an upgrade alone changes no rule.
 	rules, e := firewall.Compile(next.Desired)

@@ -123,6 +123,9 @@ func (s Situation) Report() Report {
 
 // reporter returns the reporter of a situation, which knows what to examine.
 func (s Situation) reporter() *reporter {
+	if !s.From.IsValid() {
+		s.Rules = s.Rules.withoutBans()
+	}
 	r := &reporter{Situation: s, sometimes: map[string]bool{}, views: map[firewall.Family][]view{},
 		traced: map[question]Result{}, answers: map[question]finding{}}
 	var named []Port

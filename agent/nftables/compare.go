@@ -217,9 +217,47 @@ func (c *comparison) set(f firewall.Family, want set) {
 		add(firewall.Altered, w, g)
 		return
 	}
-	if !want.isDynamic() {
+	if want.isDynamic() {
+		return
+	}
+	// The comparison below takes the square of the number of differences.
+	if n := want.differences(got); n > maxElements {
+		add(firewall.Altered, fmt.Sprintf("%d elements", len(want.elements)), fmt.Sprintf("%d elements, %d of them differ", len(got.elements), n))
+		return
+	} else if n > 0 {
 		c.drift = append(c.drift, firewall.Lines(f.String(), name, want.lines(), got.lines())...)
 	}
+}
+
+// maxElements is how many different elements of a set are reported one by one.
+const maxElements = 100
+
+// differences returns the number of elements that only one of two sets has. Both are in
+// the same order.
+func (s set) differences(o set) (n int) {
+	less := func(a, b setElement) int {
+		switch c := bytes.Compare(a.key, b.key); {
+		case c != 0:
+			return c
+		case a.end == b.end:
+			return bytes.Compare(a.data, b.data)
+		case a.end:
+			return -1
+		}
+		return 1
+	}
+	a, b := s.elements, o.elements
+	for len(a) > 0 && len(b) > 0 {
+		switch c := less(a[0], b[0]); {
+		case c == 0:
+			a, b = a[1:], b[1:]
+		case c < 0:
+			a, n = a[1:], n+1
+		default:
+			b, n = b[1:], n+1
+		}
+	}
+	return n + len(a) + len(b)
 }
 
 // dispatch compares the map that sends each family's packets to its chain. A family

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 // filePrefix begins a value of [block] that is the path of a list.
@@ -100,4 +101,15 @@ func parseBlock(name, value string) (b Block, err error) {
 		errs = append(errs, fmt.Errorf("%s contains no address: want CIDR[, CIDR...], each with \"until TIME\" if temporary, file:/PATH, or none", firewall.Quote(value)))
 	}
 	return b, errors.Join(errs...)
+}
+
+// Lists returns the files that contain networks, as far as the settings are valid.
+func Lists(sys *system.System, config string) (paths []string) {
+	s, _ := Load(sys, config)
+	for _, b := range s.Blocks {
+		if b.File != "" {
+			paths = append(paths, b.File)
+		}
+	}
+	return paths
 }

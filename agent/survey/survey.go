@@ -26,6 +26,7 @@ type Surveyor struct {
 	System *system.System
 	Store  *store.Store
 	Log    logrus.FieldLogger
+	Lists  func() []string // the files that the settings name
 }
 
 // Naming returns the interfaces that the settings name.
@@ -171,7 +172,13 @@ func (v Surveyor) Watch(ctx context.Context, notify func()) {
 		nftables.Watch,
 		host.Watch,
 		func(ctx context.Context, notify func()) error {
-			return v.System.WatchPaths(ctx, notify, func() []string { return append(sshd.ConfigPaths(v.System), watchedDirs...) })
+			return v.System.WatchPaths(ctx, notify, func() []string {
+				paths := append(sshd.ConfigPaths(v.System), watchedDirs...)
+				if v.Lists != nil { // new ones come with new settings
+					paths = append(append(paths, "/etc/basicfw"), v.Lists()...)
+				}
+				return paths
+			})
 		},
 		v.watchSSHD,
 	} {

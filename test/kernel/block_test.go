@@ -192,3 +192,34 @@ func TestBlockLists(t *testing.T) {
 		m.must(t, exitOK, "selftest")
 	})
 }
+
+// TestBlockFollowed changes a list while the service runs. Other settings that changed take
+// no effect.
+func TestBlockFollowed(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 80, 8080)
+		const list = "/srv/lists/bad"
+		path := m.root + list
+		m.write(t, list, "203.0.113.7\n", 0o644)
+		m.write(t, agentINI, "[block]\nbad = file:"+path+"\n", 0o640)
+		m.bootstrap(t)
+		m.startService(t, m.command("run"))
+		m.write(t, agentINI, "[block]\nbad = file:"+path+"\n[open]\nother = 8080/tcp\n", 0o640)
+		blocked := func(text, want string) {
+			t.Helper()
+			m.write(t, list, text, 0o644)
+			lab.Poll(t, "the list to be followed", func() bool {
+				return m.reached("80/tcp", want, lab.Brief) == want
+			})
+		}
+		both := m.Stranger.V4.String() + "\n" + m.Stranger.V6.String() + "\n"
+		blocked(both, "client4 client6")
+		blocked("nonsense\n"+m.Client.V4.String()+"\n"+m.Stranger.V4.String()+"\n", "client4 client6 stranger6")
+		blocked("# nothing\n", everybody)
+		blocked(both, "client4 client6")
+		// A list that is gone stays in effect.
+		m.Host.MustRun(t, "mv", path, path+".old")
+		m.Host.MustRun(t, "mkfifo", path)
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6", "8080/tcp": nobody})
+	})
+}
