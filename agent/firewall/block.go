@@ -152,13 +152,22 @@ func (c *compiler) block() (rules []Rule) {
 	return rules
 }
 
-// blocked returns the rules that drop packets of blocked sources. What they do not drop
-// returns. Replies to connections that this host opened pass, and what an unlock admits.
+// blocked returns the rules for packets in INPUT: what an unlock admits passes.
 func (c *compiler) blocked() []Rule {
+	list := c.drops()
+	if len(list) == 0 {
+		return nil
+	}
+	return append(c.unlockBlocked(), list...)
+}
+
+// drops returns the rules that drop packets of blocked sources. What they do not drop
+// returns, and so do replies to connections that this host or a container opened.
+func (c *compiler) drops() []Rule {
 	if len(c.d.Blocks) == 0 {
 		return nil
 	}
-	rules := append(c.unlockBlocked(), Rule{State: StateReply, Comment: blockComment, Target: Return})
+	rules := []Rule{{State: StateReply, Comment: blockComment, Target: Return}}
 	names := map[string]int{}
 	for _, b := range c.d.Blocks {
 		own := c.own(b.Networks)

@@ -18,34 +18,53 @@ type ContainerPort struct {
 
 // forward returns the chains for forwarded packets: what other hosts publish through this
 // one by DNAT answers on public interfaces only at ports that are open, counted by the port
-// that clients dial. Packets that no DNAT redirected are not affected, except to the
+// that clients dial, and not to blocked sources. Packets that no DNAT redirected are not affected, except to the
 // containers' own ports. Nothing is accepted here: that is left to other programs' rules.
 func (c *compiler) forward() []Chain {
-	if c.d.Published != PublishedProfile {
+	block, held := c.drops(), c.d.Published == PublishedProfile
+	if !held && len(block) == 0 {
 		return nil
 	}
 	forward := Chain{Name: ForwardChain, Forward: true}
 	if u := c.d.Unlock; u != nil && u.All {
 		forward.Rules = append(forward.Rules, Rule{Until: u.Until, Comment: unlockComment, Target: Return})
 	}
-	forward.Rules = append(forward.Rules, Rule{State: StateEstablished, Comment: "basicfw-established", Target: Return})
-	for _, name := range c.d.outside() {
-		forward.Rules = append(forward.Rules, Rule{In: name, Comment: "basicfw-forward", Target: PublishedChain})
-	}
-
-	var rules []Rule
-	// In nftables, packets without a connection do not match StateNotDNAT.
-	notDNAT := func(r Rule) {
-		for _, r.State = range []State{StateNone, StateNotDNAT} {
-			rules = append(rules, r)
+	chains := []Chain{{}}
+	if len(block) > 0 { // ahead of established connections
+		for _, name := range c.d.outside() {
+			forward.Rules = append(forward.Rules, Rule{In: name, Comment: blockComment, Target: ForwardBlockChain})
 		}
+		block = append(notDNAT(Rule{Comment: "basicfw-routed", Target: Return}), block...)
+		chains = append(chains, Chain{Name: ForwardBlockChain, Rules: block, Forward: true})
 	}
+	if held {
+		forward.Rules = append(forward.Rules, Rule{State: StateEstablished, Comment: "basicfw-established", Target: Return})
+		for _, name := range c.d.outside() {
+			forward.Rules = append(forward.Rules, Rule{In: name, Comment: "basicfw-forward", Target: PublishedChain})
+		}
+		chains = append(chains, Chain{Name: PublishedChain, Rules: c.publishedPorts(), Forward: true})
+	}
+	chains[0] = forward
+	return chains
+}
+
+// notDNAT returns a rule for packets that no DNAT redirected. In nftables, packets without a
+// connection do not match StateNotDNAT.
+func notDNAT(r Rule) (rules []Rule) {
+	for _, r.State = range []State{StateNone, StateNotDNAT} {
+		rules = append(rules, r)
+	}
+	return rules
+}
+
+// publishedPorts returns the rules for packets from public interfaces.
+func (c *compiler) publishedPorts() (rules []Rule) {
 	for _, p := range c.d.Direct {
 		if CheckInterfaceName(p.Out, false) == nil {
-			notDNAT(Rule{Out: p.Out, Proto: p.Proto, DstPort: p.Ports, Comment: "basicfw-direct", Target: Drop})
+			rules = append(rules, notDNAT(Rule{Out: p.Out, Proto: p.Proto, DstPort: p.Ports, Comment: "basicfw-direct", Target: Drop})...)
 		}
 	}
-	notDNAT(Rule{Comment: "basicfw-routed", Target: Return})
+	rules = append(rules, notDNAT(Rule{Comment: "basicfw-routed", Target: Return})...)
 	rules = append(rules, Rule{Proto: icmpOf(c.family), Comment: "basicfw-icmp", Target: Return})
 	for _, s := range c.d.Services() {
 		rules = append(rules, c.published(s)...)
@@ -53,8 +72,7 @@ func (c *compiler) forward() []Chain {
 	if c.d.LogDrops {
 		rules = append(rules, logRule("basicfw-log"))
 	}
-	rules = append(rules, Rule{Comment: "basicfw-published", Target: Drop})
-	return []Chain{forward, {Name: PublishedChain, Rules: rules, Forward: true}}
+	return append(rules, Rule{Comment: "basicfw-published", Target: Drop})
 }
 
 // outside returns the public interfaces, or one "" for all if no interface is known.

@@ -47,6 +47,7 @@ func TestForward(t *testing.T) {
 	state := func(s Tracked) func(*Packet) { return func(p *Packet) { p.State = s } }
 	to := func(port uint16) func(*Packet) { return func(p *Packet) { p.DstPort = port } }
 
+	port := published
 	const other, drop = "", "basicfw-published"
 	for _, tt := range []struct {
 		name  string
@@ -86,6 +87,28 @@ func TestForward(t *testing.T) {
 		v := tt.rules.Decide(tt.p, now)
 		if v.Accepted != (tt.by == other) || !v.Accepted && v.By != tt.by {
 			t.Errorf("%s: accepted %v by %q, want %q", tt.name, v.Accepted, v.By, tt.by)
+		}
+	}
+	for _, published := range []string{PublishedProfile, PublishedLeave} {
+		blocking := rules(func(d *Desired) {
+			d.Published, d.Blocks = published, []Block{{Name: "x", Networks: []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24")}}}
+		})
+		for _, tt := range []struct {
+			name string
+			p    Packet
+			by   string
+		}{
+			{"a blocked source", port(80), "basicfw-block-x"},
+			{"its open connection", port(80, state(TrackedEstablished)), "basicfw-block-x"},
+			{"its reply to a container", port(80, state(TrackedEstablished), func(p *Packet) { p.Reply = true }), other},
+			{"to a container behind a route", port(0, to(22)), other},
+			{"arriving on a private interface", port(80, in("eth1")), other},
+			{"another source", port(80, from("203.0.113.5")), other},
+		} {
+			v := blocking.Decide(tt.p, now)
+			if v.Accepted != (tt.by == other) || !v.Accepted && v.By != tt.by {
+				t.Errorf("%s, %s: accepted %v by %q, want %q", published, tt.name, v.Accepted, v.By, tt.by)
+			}
 		}
 	}
 	failsafe, err := Compile(Failsafe([]uint16{22}))

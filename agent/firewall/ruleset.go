@@ -20,6 +20,8 @@ const (
 	// Packets to other hosts, such as containers, pass these.
 	ForwardChain   = ChainPrefix + "FORWARD"
 	PublishedChain = ChainPrefix + "PUBLISHED"
+	// ForwardBlockChain is BlockChain for what is published.
+	ForwardBlockChain = ChainPrefix + "FORWARD-BLOCK"
 )
 
 // Targets of rules. Any other target is the name of a chain of the ruleset.

@@ -31,8 +31,9 @@ const (
 // compiled is a ruleset as a table, with the text that nft would print for it.
 type compiled struct {
 	table
-	texts []string     // per rule
-	exprs [][]expr.Any // per rule, until marshal
+	texts []string          // per rule
+	exprs [][]expr.Any      // per rule, until marshal
+	lists map[string]string // the sets of firewall.Networks
 }
 
 func compile(r firewall.Ruleset, families []firewall.Family) compiled {
@@ -234,7 +235,7 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	}
 	switch {
 	case r.Sources != nil:
-		w.address("saddr", firstOf(r.Sources.List[0]), c.networks(f, r.Sources.Name, r.Sources.List))
+		w.address("saddr", firstOf(r.Sources.List[0]), c.list(f, r.Sources))
 	case len(r.sources) > 1:
 		w.address("saddr", firstOf(r.sources[0]), c.networks(f, strings.TrimPrefix(r.Comment, "basicfw-"), r.sources))
 	case r.Src.IsValid():
@@ -411,6 +412,18 @@ func (c *compiled) limit(w *writer, l firewall.Limit) {
 // maxSources is the maximum number of sources of a rate limit at a time. Packets of
 // further sources do not match until an element expires.
 const maxSources = 65535
+
+// list returns the name of the set of a list, which several rules may use.
+func (c *compiled) list(f firewall.Family, l *firewall.Networks) string {
+	key := f.String() + l.Name
+	if c.lists[key] == "" {
+		if c.lists == nil {
+			c.lists = map[string]string{}
+		}
+		c.lists[key] = c.networks(f, l.Name, l.List)
+	}
+	return c.lists[key]
+}
 
 // networks adds a set of a rule's sources, and returns its name.
 func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix) string {
