@@ -187,8 +187,7 @@ func (p *ruleReader) flush() {
 var never = Match{Field: Any}
 
 // verdicts lists the targets that are no chains. Those that only change a packet have the
-// verdict Next. The mark that CONNMARK restores is not modelled: a new connection has none,
-// unless a rule before set it, from the mark that the packet has.
+// verdict Next. The mark that CONNMARK restores is not modelled.
 var verdicts = sync.OnceValue(func() map[string]Verdict {
 	return map[string]Verdict{"ACCEPT": Accept, "DROP": Drop, "REJECT": Drop, "TARPIT": Drop, "RETURN": Return, "SNAT": Accept, "MASQUERADE": Accept,
 		"QUEUE": Undecided, "NFQUEUE": Undecided, "CLUSTERIP": Undecided, "SYNPROXY": Undecided,
@@ -208,7 +207,7 @@ func (p *ruleReader) targets() bool {
 		return false
 	}
 	_, ok := verdicts()[p.target]
-	return ok && p.target != "MARK" && p.target != "CT" && p.rule.Translate == nil
+	return ok && p.target != "MARK" && p.target != "CONNMARK" && p.target != "CT" && p.rule.Translate == nil
 }
 
 // decide sets the verdict. resolve looks for the chain of a jump.

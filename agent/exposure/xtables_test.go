@@ -259,6 +259,8 @@ func TestReadSaveTables(t *testing.T) {
 		{"*raw\n-A PREROUTING -j NOTRACK\nCOMMIT\n" + closed + "-A INPUT -m state --state NEW -j ACCEPT\nCOMMIT", "80", "none"},
 		{"*mangle\n-A PREROUTING -s 0.0.0.0/1 -j MARK --set-xmark 0x10/0xf0\nCOMMIT\n" + closed + "-A INPUT -m mark --mark 0x11/0xff -j ACCEPT\nCOMMIT", "mark 1 80", half},
 		{"*mangle\n-A PREROUTING -j MARK --or-mark 2\n-A PREROUTING -j MARK --and-mark 0xfe\nCOMMIT\n" + closed + "-A INPUT -m mark --mark 2 -j ACCEPT\nCOMMIT", "mark 257 80", "all"},
+		{"*mangle\n-A PREROUTING -j MARK --set-mark 1\n-A PREROUTING -j CONNMARK --restore-mark\nCOMMIT\n" + closed + "-A INPUT -m mark --mark 1 -j ACCEPT\nCOMMIT", "80", "perhaps all"},
+		{"*mangle\n-A PREROUTING -j MARK --set-mark 1\n-A PREROUTING -j CONNMARK --save-mark\nCOMMIT\n" + closed + "-A INPUT -m mark --mark 1 -j ACCEPT\nCOMMIT", "80", "all"},
 		{"*mangle\n-A INPUT -j DROP\nCOMMIT", "80", "none"},
 		{"*security\n-A INPUT -j DROP\nCOMMIT", "80", "none"},
 		{"*nat\n-A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080\nCOMMIT\n" + closed + "-A INPUT -p tcp --dport 8080 -j ACCEPT\nCOMMIT", "80", "all"},

@@ -120,8 +120,14 @@ func (t *translator) target(w *way, a attributes) {
 	switch name {
 	case "REJECT", "TARPIT":
 		r.Verdict = exposure.Drop
-	case "LOG", "NFLOG", "AUDIT", "TRACE", "TCPMSS", "TCPOPTSTRIP", "CHECKSUM", "CLASSIFY", "CONNMARK", "CONNSECMARK", "SECMARK", "DSCP", "TOS", "TTL", "HL", "TEE", "SET", "LED", "RATEEST", "HMARK":
+	case "LOG", "NFLOG", "AUDIT", "TRACE", "TCPMSS", "TCPOPTSTRIP", "CHECKSUM", "CLASSIFY", "CONNSECMARK", "SECMARK", "DSCP", "TOS", "TTL", "HL", "TEE", "SET", "LED", "RATEEST", "HMARK":
 		r.Verdict = exposure.Next
+	case "CONNMARK":
+		r.Verdict = exposure.Next
+		const mode, restore = 12, 2 // XT_CONNMARK_RESTORE (linux/netfilter/xt_connmark.h)
+		if len(info) > mode && info[mode] == restore {
+			w.marks, w.changed = true, true
+		}
 	case "MASQUERADE", "SNAT":
 		r.Verdict = exposure.Accept
 	case "NOTRACK", "CT":
