@@ -36,8 +36,9 @@ type liveChain struct {
 
 // Live returns the tables of all programs. Saved are those that iptables-save printed: it
 // knows the extensions of iptables, whose rules nf_tables has in a form of their own, and
-// the tables of the legacy variant.
+// the tables of the legacy variant. It puts the contents of ipsets into their matches.
 func Live(saved []exposure.Table) (out []exposure.Table, err error) {
+	exposure.ResolveSets(saved, ipsets())
 	var xtables, legacy []exposure.Table
 	for _, t := range saved {
 		if t.Program == "iptables" {

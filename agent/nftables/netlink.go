@@ -119,7 +119,12 @@ type request struct {
 
 // append appends the request as a message (netlink(7)) with a struct nfgenmsg.
 func (r request) append(b []byte, family byte, sequence uint32, flags uint16) []byte {
-	return message(b, unix.NFNL_SUBSYS_NFTABLES<<8|r.kind, unix.NLM_F_REQUEST|r.flags|flags, sequence,
+	return r.appendTo(b, unix.NFNL_SUBSYS_NFTABLES, family, sequence, flags)
+}
+
+// appendTo is append for a subsystem of netfilter.
+func (r request) appendTo(b []byte, subsystem uint16, family byte, sequence uint32, flags uint16) []byte {
+	return message(b, subsystem<<8|r.kind, unix.NLM_F_REQUEST|r.flags|flags, sequence,
 		append([]byte{family, unix.NFNETLINK_V0, 0, 0}, r.data...))
 }
 
@@ -302,11 +307,16 @@ func commitTo(family byte, requests []request) error {
 // ask sends a query, or a listing with NLM_F_DUMP, and calls each with the data after
 // struct nfgenmsg of every answer.
 func (s *socket) ask(kind, flags uint16, data []byte, each func([]byte) error) error {
+	return s.askOf(unix.NFNL_SUBSYS_NFTABLES, kind, flags, data, each)
+}
+
+// askOf is ask for a subsystem of netfilter.
+func (s *socket) askOf(subsystem, kind, flags uint16, data []byte, each func([]byte) error) error {
 	s.sequence++
 	if flags&unix.NLM_F_DUMP == 0 {
 		flags |= unix.NLM_F_ACK
 	}
-	if err := s.send(request{kind: kind, data: data}.append(nil, s.family, s.sequence, flags)); err != nil {
+	if err := s.send(request{kind: kind, data: data}.appendTo(nil, subsystem, s.family, s.sequence, flags)); err != nil {
 		return err
 	}
 	var failed error

@@ -114,6 +114,7 @@ func respond(ctx context.Context) error {
 
 func load(ctx context.Context, sys *system.System, r rules) error {
 	for _, c := range []system.Command{
+		{Name: "ipset", Args: []string{"restore"}, Stdin: []byte(r.IPSets)},
 		{Name: "iptables-nft-restore", Stdin: []byte(r.Save[0])}, {Name: "ip6tables-nft-restore", Stdin: []byte(r.Save[1])},
 		{Name: "iptables-legacy-restore", Stdin: []byte(r.Legacy[0])}, {Name: "ip6tables-legacy-restore", Stdin: []byte(r.Legacy[1])},
 		{Name: "nft", Args: []string{"-f", "-"}, Stdin: []byte(r.Nft)},

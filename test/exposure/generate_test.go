@@ -17,13 +17,14 @@ type rules struct {
 	Save   [2]string // of iptables and ip6tables
 	Legacy [2]string
 	Nft    string
+	IPSets string // for ipset restore
 }
 
 func (r rules) String() string {
 	var b strings.Builder
-	for i, text := range []string{r.Save[0], r.Save[1], r.Legacy[0], r.Legacy[1], r.Nft} {
+	for i, text := range []string{r.IPSets, r.Save[0], r.Save[1], r.Legacy[0], r.Legacy[1], r.Nft} {
 		if text != "" {
-			fmt.Fprintf(&b, "# %s\n%s", []string{"iptables", "ip6tables", "iptables-legacy", "ip6tables-legacy", "nft"}[i], text)
+			fmt.Fprintf(&b, "# %s\n%s", []string{"ipset", "iptables", "ip6tables", "iptables-legacy", "ip6tables-legacy", "nft"}[i], text)
 		}
 	}
 	return b.String()
@@ -43,6 +44,9 @@ func generate(number uint64) rules {
 	g := &generator{Rand: rand.New(rand.NewPCG(17, number)), unknown: number%4 == 3}
 	var r rules
 	use := []int{1, 1, 2, 2, 4, 4, 3, 5, 6, 7}[g.IntN(10)] // a set of programs
+	if use&3 != 0 {
+		r.IPSets = ipsets
+	}
 	for i, f := range firewall.Families {
 		g.family = f
 		if use&1 != 0 {
@@ -88,6 +92,42 @@ var (
 		{Name: "wg0", Addresses: []netip.Prefix{netip.MustParsePrefix("10.1.0.1/16"), netip.MustParsePrefix("fd00:1::1/64")}},
 	}
 )
+
+// ipsets are the sets that rules look up.
+var ipsets = func() string {
+	lines := []string{"create ports bitmap:port range 1-65535", "add ports 80", "add ports 8000-8100"}
+	for i, f := range firewall.Families {
+		n, inet, own := networks[f], []string{"inet", "inet6"}[i], []string{"192.0.2.1", "2001:db8::1"}[i]
+		of := func(kind string, elements ...string) {
+			name := strings.NewReplacer(":", "", ",", "").Replace(kind) + "-" + inet
+			lines = append(lines, "create "+name+" "+kind+" family "+inet)
+			for _, e := range elements {
+				lines = append(lines, "add "+name+" "+e)
+			}
+		}
+		of("hash:ip", n[0])
+		of("hash:net", n[1], n[0]+" nomatch", n[2], n[3], n[6]+" nomatch")
+		of("hash:ip,port", n[0]+",tcp:80", n[0]+",udp:53", own+",tcp:22-25")
+		of("hash:net,port", n[1]+",tcp:80", n[0]+",tcp:80 nomatch", n[3]+",udp:50-60", n[4]+",tcp:443")
+		of("hash:ip,port,net", own+",tcp:80,"+n[1], own+",tcp:22,"+n[3])
+		of("hash:ip,port,ip", own+",tcp:443,"+n[0])
+		of("hash:net,iface", n[1]+",eth0", n[3]+",wg0")
+		lines = append(lines, "create list-"+inet+" list:set", "add list-"+inet+" haship-"+inet, "add list-"+inet+" hashnet-"+inet)
+	}
+	lines = append(lines, "create haship24 hash:ip netmask 24", "add haship24 198.51.100.9", "create bitmapip bitmap:ip range 198.51.100.0/24 netmask 30", "add bitmapip 198.51.100.4")
+	return strings.Join(lines, "\n") + "\n"
+}()
+
+// ipset returns a match with a set.
+func (g *generator) ipset() string {
+	own := g.by("inet", "inet6")
+	set := g.pick("ports dst", "haship-O src", "hashnet-O src", "hashnet-O dst", "hashipport-O src,dst", "hashipport-O dst,dst", "hashnetport-O src,dst", "hashnetport-O src",
+		"hashipportnet-O dst,dst,src", "hashipportip-O dst,dst,src", "hashnetiface-O src,src", "list-O src", "list-O src,dst")
+	if g.family == firewall.IPv4 && g.one(5) {
+		set = g.pick("haship24 src", "bitmapip src")
+	}
+	return "-m set " + g.not() + "--match-set " + strings.ReplaceAll(set, "-O", "-"+own)
+}
 
 // save returns iptables-restore's input.
 func (g *generator) save() string {
@@ -163,6 +203,7 @@ func (g *generator) matches(table string) string {
 		"-m state " + g.not() + "--state NEW", "-m mark " + g.not() + "--mark " + g.pick("0x1", "0x0/0x2", "0x3/0xff", "0x2/0x2"),
 		"-m conntrack " + g.pick("--ctdir ORIGINAL", "--ctproto tcp", "! --ctproto udp", "--ctorigdst "+g.own(), "--ctorigsrc "+g.network(), "--ctstatus NONE", "! --ctstatus ASSURED", "--ctstate NEW --ctorigdstport "+g.port(), "--ctstate NEW,UNTRACKED --ctorigdst "+g.own()),
 		"-m connmark " + g.not() + "--mark 0", "-m pkttype --pkt-type host", "-m addrtype --dst-type LOCAL --limit-iface-in", "-m addrtype --src-type UNICAST",
+		g.ipset(), g.ipset(), g.ipset(),
 		"-m addrtype " + g.not() + "--dst-type LOCAL", "-m iprange " + g.not() + "--src-range " + g.by("198.51.100.5-198.51.100.200", "2001:db8:7::5-2001:db8:7::ffff"),
 	}
 	if g.unknown && g.one(3) {

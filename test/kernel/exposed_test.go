@@ -1,8 +1,12 @@
 package kernel_test
 
 import (
+	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
+
+	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
 // scene is what another program does to a machine that is protected: commands of iptables
@@ -112,6 +116,44 @@ func (m *machine) play(t *testing.T, s scene) {
 	if st := m.status(t, exitOK); st.State != "protected" {
 		t.Errorf("after it: %s, %s", st.State, st.Why)
 	}
+}
+
+// TestIPSet adds a rule of another program that accepts the sources of a set, with an
+// exception, and one that drops those of a list.
+func TestIPSet(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		lab.Need(t, "ipset")
+		m.Host.Listen(t, 22, 80, 443, 8080)
+		m.bootstrap(t)
+		sets := ""
+		for i, to := range m.Server.Both() {
+			client, stranger := m.Client.Both()[i], m.Stranger.Both()[i]
+			inet := map[bool]string{true: "inet", false: "inet6"}[to.Is4()]
+			sets += fmt.Sprintf("create good%[1]d hash:net,port family %[2]s\nadd good%[1]d %[3]s,tcp:8080\ncreate bad%[1]d hash:net family %[2]s\nadd bad%[1]d %[4]s\nadd bad%[1]d %[5]s nomatch\n"+
+				"create bads%[1]d list:set\nadd bads%[1]d bad%[1]d\n", i, inet, stranger, netip.PrefixFrom(stranger, to.BitLen()-8).Masked(), client)
+		}
+		if r := m.Host.Run(t, lab.Command{Args: []string{"ipset", "restore"}, Stdin: sets}); r.Code != 0 {
+			t.Fatalf("ipset: %s\n%s", r.Stderr, sets)
+		}
+		for i, family := range families() {
+			m.iptables(t, family, strings.Fields(fmt.Sprintf("-I INPUT -p tcp -m set --match-set good%d src,dst -j ACCEPT", i))...)
+			m.iptables(t, family, strings.Fields(fmt.Sprintf("-I INPUT -p tcp -m multiport --dports 80,443 -m set --match-set bads%d src -j DROP", i))...)
+		}
+		for _, to := range m.Server.Both() {
+			m.wantReach(t, to, 8080, false, true)
+			m.wantReach(t, to, 80, true, false)
+		}
+		st := m.status(t, exitDrift)
+		if st.State != "exposed" || !strings.Contains(st.Why, "8080/tcp") || !strings.Contains(st.Why, m.Stranger.V4.String()) || strings.Contains(st.Why, "perhaps") {
+			t.Errorf("%s: %q", st.State, st.Why)
+		}
+		for _, from := range []struct {
+			addr netip.Addr
+			code int
+		}{{m.Client.V4, exitOK}, {m.Stranger.V4, exitDrift}, {m.Client.V6, exitOK}, {m.Stranger.V6, exitDrift}} {
+			says(t, m.must(t, from.code, "explain", "--from", from.addr.String(), "--to", "80/tcp").Stdout, "INPUT")
+		}
+	})
 }
 
 // TestRefusedForOtherRules checks that a change is refused, and everything is as before, if
