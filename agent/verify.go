@@ -41,7 +41,7 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (verify.Report, error) 
 		return verify.Report{}, lockErr
 	}
 	if repair {
-		a.UseCopy()
+		a.PrepareRepair(ctx)
 	}
 	r, err := a.Verifier.Verify(ctx, a.survey.Ports)
 	if err != nil {

@@ -1,6 +1,7 @@
 package apply
 
 import (
+	"context"
 	"errors"
 
 	"github.com/basicfw/basicfw-agent/agent/backend"
@@ -32,6 +33,15 @@ func (a *Applier) UseCopy() {
 		a.Log.WithError(err).Warnf("%s could not be restored", store.StateFile)
 	}
 	a.Store.UseCopy()
+}
+
+// PrepareRepair repairs what a repair of the rules reads: it restores a lost or unreadable
+// state, and rolls back a pending change that has expired or cannot be read.
+func (a *Applier) PrepareRepair(ctx context.Context) {
+	a.UseCopy()
+	if _, err := a.Expire(ctx); err != nil {
+		a.Log.WithError(err).Warn("the pending change could not be rolled back")
+	}
 }
 
 // Failsafe returns the failsafe state, with cause as its reason: the baseline, SSH from

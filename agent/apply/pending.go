@@ -28,10 +28,13 @@ func refuse(p *store.Pending) error {
 // RefusePending returns a [*PendingError] if a change is pending.
 func (a *Applier) RefusePending() error {
 	p, err := a.Pending()
-	if err != nil || p == nil {
-		return err
+	switch {
+	case err != nil:
+		return hint.Wrap(err, "basicfw-agent verify --repair rolls the change back")
+	case p != nil:
+		return refuse(p)
 	}
-	return refuse(p)
+	return nil
 }
 
 // Pending returns the pending change, or nil.

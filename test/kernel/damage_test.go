@@ -264,6 +264,10 @@ func TestPendingSpoiled(t *testing.T) {
 		if how == "a directory" { // it may hold the administrator's files and stays
 			return
 		}
+		m.must(t, exitOK, "verify", "--repair")
+		same(t, "rules after a repair", rules, m.rules(t))
+		m.must(t, exitOK, "verify")
+		try()
 		m.boots(t, true)
 		same(t, "rules after a boot", rules, m.rules(t))
 		m.must(t, exitOK, "verify")
