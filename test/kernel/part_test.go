@@ -26,7 +26,7 @@ var byBackend = []string{
 var slow = []string{
 	"TestDocker", "TestPodman", "TestFaults",
 	"TestBesidePolicy", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
-	"TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
+	"TestSequences", "TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
 }
 
 // single lists the tests that choose their variant themselves. The rest leaves them out.

@@ -181,6 +181,9 @@ func (p *Process) Stop(t testing.TB) Result {
 // Terminate asks the program to end and does not wait.
 func (p *Process) Terminate() error { return p.cmd.Process.Signal(unix.SIGTERM) }
 
+// Kill ends the program at once; it does not wait.
+func (p *Process) Kill() error { return p.cmd.Process.Kill() }
+
 // Run runs a program to its end.
 func (n *Namespace) Run(t testing.TB, c Command) Result {
 	t.Helper()
