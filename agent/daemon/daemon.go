@@ -67,6 +67,7 @@ type Daemon struct {
 	issue     string        // what agetty shows
 	said      bool          // the serial consoles have the login message of this boot
 	busy      bool          // a command held the lock
+	waits     int           // for how many checks in a row
 	retry     time.Time     // when to repeat a check that failed; zero is not
 	pause     time.Duration // before that
 	failed    string        // the last failure that was logged

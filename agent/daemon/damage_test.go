@@ -15,6 +15,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/lease"
 	"github.com/basicfw/basicfw-agent/agent/motd"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/system"
 	"github.com/basicfw/basicfw-agent/test/fake"
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -286,6 +287,26 @@ func TestCheckRepairsDespiteFailures(t *testing.T) {
 		if _, err := w.check(time.Second); !w.Kernel.Rules.Equal(good) {
 			t.Errorf("%s: the rules are not repaired: %v", name, err)
 		}
+	}
+}
+
+// A command that is suspended holds the lock for ever. After some minutes an open machine is
+// closed nevertheless.
+func TestCheckRepairsDespiteASuspendedCommand(t *testing.T) {
+	w, good := newWatched(t)
+	unlock, err := store.New(&system.System{Root: w.Root}).Lock(context.Background(), "a command")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unlock()
+	w.daemon.waits = maxWaits
+	w.Kernel.Rules = firewall.Ruleset{}
+	if changed, err := w.check(0); !errors.Is(err, errBusy) || changed || w.Kernel.Loads != 0 {
+		t.Errorf("a machine that is not open: changed %v, %v", changed, err)
+	}
+	w.Kernel.Open = true
+	if changed, err := w.check(0); !errors.Is(err, errBusy) || !changed || !w.Kernel.Rules.Equal(good) {
+		t.Errorf("an open machine: changed %v, %v", changed, err)
 	}
 }
 

@@ -37,8 +37,10 @@ func (d *Daemon) check(ctx context.Context) (changed bool, err error) {
 	case err == nil:
 		defer unlock()
 	case lockCtx.Err() != nil:
-		return false, fmt.Errorf("%w: %w", errBusy, err)
+		d.waits++
+		return d.withoutLock(ctx, fmt.Errorf("%w: %w", errBusy, err))
 	}
+	d.waits = 0
 	errs := []error{err}
 	defer func() { err = errors.Join(append(errs, err)...) }()
 	errs = append(errs, d.restoreState())
@@ -63,6 +65,29 @@ func (d *Daemon) check(ctx context.Context) (changed bool, err error) {
 		}
 	}
 	return changed || expired, err
+}
+
+// maxWaits is for how many checks, of lockWait each, a command may hold the lock: three
+// minutes, which no change needs. A suspended command would hold it for ever.
+const maxWaits = int(3 * time.Minute / lockWait)
+
+// withoutLock returns cause, which kept the lock from being taken. If that lasts, and the
+// rules let in what they should not or lock the administrator out, it loads them
+// nevertheless.
+func (d *Daemon) withoutLock(ctx context.Context, cause error) (changed bool, err error) {
+	if d.waits < maxWaits {
+		return false, cause
+	}
+	r, err := d.Verify(ctx, d.Ports)
+	if err != nil {
+		return false, errors.Join(cause, err)
+	}
+	in := r.Inspection
+	if len(in.Exposed)+len(in.LockedOut) == 0 || !d.repairs("rules", in.Drift, d.now()) {
+		return false, cause
+	}
+	d.Log.WithError(cause).Warn("repairing the rules without the lock")
+	return true, errors.Join(cause, d.repairRules(ctx, r))
 }
 
 // verify compares the machine with its desired state. Unlike other failures, missing
