@@ -586,6 +586,7 @@ func (s *sequence) uninstall(d draw) {
 	if s.bootstrapped != is {
 		return
 	}
+	s.stop(false) // as a service manager does
 	s.close(false)
 	switch r := s.command(d, "uninstall"); {
 	case r.Code < 0:
@@ -602,13 +603,6 @@ func (s *sequence) uninstall(d draw) {
 func (s *sequence) removed() {
 	s.bootstrapped, s.damaged = isNot, false
 	s.opened, s.stranger, s.unlocked, s.all, s.foreign = isNot, isNot, isNot, false, false
-	if s.service != nil {
-		lab.Poll(s.t, "the service to notice the uninstall", func() bool {
-			data, err := os.ReadFile(filepath.Join(s.m.root, publicStatus))
-			return err == nil && strings.Contains(string(data), "not-bootstrapped")
-		})
-		s.stop(false)
-	}
 	if now := s.m.everything(s.t); s.noBackup {
 		s.before, s.noBackup = now, false
 	} else {
