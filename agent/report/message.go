@@ -2,6 +2,7 @@ package report
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -70,6 +71,9 @@ func (s Status) Sentence(condition string) string {
 	case Pending:
 		return "pending: new rules roll back at " + firewall.FormatTime(s.Pending.Until) + " unless confirmed"
 	case NotBootstrapped:
+		if slices.ContainsFunc(s.Warnings, func(w Warning) bool { return w.Code == "state-missing" }) {
+			return "not bootstrapped: rules are loaded, but the desired state is not saved"
+		}
 		return "not bootstrapped: basicfw-agent does not filter this machine"
 	}
 	return "protected: profile " + s.Profile.Name

@@ -162,7 +162,7 @@ func (in Input) condition(name string, st store.State, differs exposure.Differen
 	case in.missing():
 		why = "no desired state exists on this machine"
 		if in.Inspection.Present {
-			why = "rules of basicfw-agent are loaded, but the desired state is lost"
+			why = "rules of basicfw-agent are loaded, but the desired state is lost or could not be saved"
 		}
 		return why, name == NotBootstrapped
 	case name == Unprotected && len(open) > 0:

@@ -191,6 +191,11 @@ func TestPrintStatus(t *testing.T) {
 			*s = report.Status{State: report.Drifted, Why: "reading /var/lib/basicfw/state.json: unexpected EOF", Next: []string{"basicfw-agent bootstrap"},
 				Listening: []report.ListeningStatus{{Proto: "tcp", Port: 22, Process: "sshd"}, {Proto: "tcp", Port: 80, Process: "nginx"}}}
 		},
+		"not-saved": func(s *report.Status) {
+			*s = report.Status{State: report.NotBootstrapped, Why: "rules of basicfw-agent are loaded, but the desired state is lost or could not be saved",
+				Next: []string{"basicfw-agent bootstrap"}, Backend: s.Backend, Warnings: []report.Warning{{Code: "state-missing", Severity: report.Critical,
+					Text: "rules of basicfw-agent are loaded, but /var/lib/basicfw/state.json does not exist"}}}
+		},
 		"not-bootstrapped": func(s *report.Status) {
 			*s = report.Status{State: report.NotBootstrapped, Why: "no desired state exists on this machine", Next: []string{"basicfw-agent bootstrap"}, Backend: s.Backend}
 		},

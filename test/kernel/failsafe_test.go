@@ -32,6 +32,9 @@ func TestOrFailsafeUnsaved(t *testing.T) {
 					r := m.must(t, exitFailed, append(asked, "--or-failsafe")...)
 					says(t, r.Stdout, "until a reboot", "SSH is open to any address")
 					says(t, r.Stderr, "hint: ")
+					if text := m.agent(t, "status").Stdout; strings.Contains(text, "does not filter") {
+						t.Errorf("status denies the rules:\n%s", text)
+					}
 					m.wantOpen(t, map[string]string{"22/tcp": everybody, "80/tcp": nobody})
 				}
 				undo()
