@@ -1,8 +1,11 @@
 package sshd
 
 import (
+	"net/netip"
+	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/system"
@@ -13,11 +16,11 @@ import (
 // command (sshd(8)). A terminal alone is no evidence: provisioning programs also request
 // one for their commands.
 func (p *Processes) Shells(sys *system.System, established []system.Socket) []host.Session {
-	servers := map[int]system.Socket{} // connections of sshd processes, by PID
+	servers := p.dropbears(established)
 	for _, s := range established {
 		if p.authenticated(s) {
 			for _, pid := range p.ssh[s.Inode].pids {
-				servers[pid] = s
+				servers[pid] = server{s.Remote.Addr(), p.ssh[s.Inode].began}
 			}
 		}
 	}
@@ -39,11 +42,39 @@ func (p *Processes) Shells(sys *system.System, established []system.Socket) []ho
 		if !may {
 			continue
 		}
-		if c, ok := newClient(s.Remote.Addr(), name+" has a shell in an SSH session from this address"); ok {
-			c.Began = p.ssh[s.Inode].began
+		if c, ok := newClient(s.remote, name+" has a shell in an SSH session from this address"); ok {
+			c.Began = s.began
 			clients = append(clients, c)
 		}
 	}
 	slices.SortStableFunc(clients, func(a, b host.Session) int { return a.Addr.Compare(b.Addr) })
 	return clients
+}
+
+// server is the connection of a process of an SSH server.
+type server struct {
+	remote netip.Addr
+	began  time.Duration
+}
+
+// dropbears returns the connections of root-owned dropbear processes, by PID. dropbear has
+// no titles, but starts a shell only once the peer has authenticated.
+func (p *Processes) dropbears(established []system.Socket) map[int]server {
+	servers := map[int]server{}
+	for _, proc := range p.list {
+		if !strings.HasPrefix(path.Base(proc.exe), "dropbear") || p.contained(proc.pid) {
+			continue
+		}
+		st, err := p.status(proc.pid)
+		if err != nil || !st.root || !p.rootOwned(proc.pid) {
+			continue
+		}
+		open := p.sockets(proc.pid)
+		for _, s := range established {
+			if s.Proto == "tcp" && slices.Contains(open, s.Inode) {
+				servers[proc.pid] = server{s.Remote.Addr(), p.began(proc.pid)}
+			}
+		}
+	}
+	return servers
 }
