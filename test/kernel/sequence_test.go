@@ -334,7 +334,7 @@ func (s *sequence) unlock(d draw) {
 
 // pending tries a change that opens one port and closes another, and mostly lets it expire.
 func (s *sequence) pending(d draw) {
-	if s.bootstrapped != is || s.damaged {
+	if s.bootstrapped != is || s.damaged || s.all {
 		return
 	}
 	s.settings("[open]\nhttp = closed\nx = 8082/tcp\n")
@@ -650,7 +650,7 @@ func (s *sequence) look() {
 			return
 		}
 		r := s.command(draw{}, "status")
-		if r.Code == exitOK && m.reached("22/tcp", "client4 client6", lab.Patient) == "client4 client6" {
+		if r.Code == exitOK && strings.HasPrefix(m.reached("22/tcp", "client4 client6", lab.Patient), "client4 client6") {
 			return // the service has repaired it meanwhile
 		}
 		if r.Code == exitOK || !strings.Contains(r.Stdout, "basicfw-agent") {
