@@ -3,6 +3,7 @@ package bootstrap
 import (
 	"bytes"
 	_ "embed"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,6 +20,17 @@ const MessageFile = "/etc/motd.d/basicfw-bootstrap"
 
 //go:embed user-data.tmpl
 var userDataTemplate string
+
+// userDataScript installs the package and runs bootstrap.
+//
+//go:embed user-data.sh.tmpl
+var userDataScript string
+
+// caFile is where user-data writes a private CA.
+const caFile = "/etc/pki/basicfw-ca.pem"
+
+// maxCA limits a CA: some clouds accept no user-data of more than 16 KiB.
+const maxCA = 4096
 
 // InvalidError reports invalid settings or flags, which the user has to change.
 type InvalidError struct {
@@ -39,6 +51,8 @@ type UserDataOptions struct {
 	KeyURL   string // the key that must have signed the package, https only; empty: not checked
 	ClientIP string // a list of addresses and networks that may log in over SSH; empty: detected by bootstrap
 	Profile  string // the profile's name; empty: chosen by bootstrap
+	CA       []byte // certificates in PEM: the only CA to trust for the URLs; empty: those of the image
+	MIME     bool   // a multipart message, to which other parts can be added
 }
 
 // Unchecked reports whether nothing proves that the package is the expected one.
@@ -68,6 +82,10 @@ func UserData(o UserDataOptions) ([]byte, error) {
 	if o.KeyURL != "" {
 		errs = append(errs, checkURL("--gpg-key", o.KeyURL, "", false))
 	}
+	ca, err := certificates(o.CA)
+	if err != nil {
+		errs = append(errs, fmt.Errorf("--ca-file: %w", err))
+	}
 	var flags []string
 	if o.Profile != "" && o.Profile != "auto" {
 		if err := firewall.CheckProfileName(o.Profile); err != nil {
@@ -84,10 +102,41 @@ func UserData(o UserDataOptions) ([]byte, error) {
 
 	// No value needs quoting: none contains a quote, white space or a brace, and
 	// each is in single quotes or free of the shell's special characters.
-	var b bytes.Buffer
-	err := template.Must(template.New("").Parse(userDataTemplate)).Execute(&b, map[string]string{"Message": MessageFile,
-		"RPM": o.RPMURL, "Repo": o.RepoURL, "Sum": sum, "Key": o.KeyURL, "Flags": strings.Join(flags, " ")})
-	return b.Bytes(), err
+	values := map[string]any{"Message": MessageFile, "RPM": o.RPMURL, "Repo": o.RepoURL, "Sum": sum, "Key": o.KeyURL,
+		"Flags": strings.Join(flags, " "), "CA": ca, "CAFile": caFile, "MIME": o.MIME}
+	var script, out bytes.Buffer
+	if err := template.Must(template.New("").Parse(userDataScript)).Execute(&script, values); err != nil {
+		return nil, err
+	}
+	form := "mime"
+	values["Script"] = strings.TrimSuffix(script.String(), "\n")
+	if !o.MIME {
+		form = "config"
+		values["Script"] = regexp.MustCompile(`(?m)^.`).ReplaceAllString(values["Script"].(string), "      $0")
+	}
+	err = template.Must(template.New("").Parse(userDataTemplate)).ExecuteTemplate(&out, form, values)
+	return out.Bytes(), err
+}
+
+// certificates returns the certificates in PEM, without what else the file contains.
+func certificates(file []byte) (string, error) {
+	var out bytes.Buffer
+	for block, rest := pem.Decode(file); block != nil; block, rest = pem.Decode(rest) {
+		if block.Type != "CERTIFICATE" {
+			return "", fmt.Errorf("contains %s: want certificates only", firewall.Quote(block.Type))
+		}
+		block.Headers = nil
+		if err := pem.Encode(&out, block); err != nil {
+			return "", err
+		}
+	}
+	switch {
+	case len(file) > 0 && out.Len() == 0:
+		return "", errors.New("contains no certificate in PEM form")
+	case out.Len() > maxCA:
+		return "", fmt.Errorf("contains more than %d bytes of certificates: want only that of the CA", maxCA)
+	}
+	return out.String(), nil
 }
 
 // checkURL returns an error if text is not an acceptable download URL. http is one if

@@ -143,3 +143,34 @@ func TestRedirectToHTTP(t *testing.T) {
 		})
 	}
 }
+
+// TestPrivateCA checks that curl and wget trust the given CA, and no other.
+func TestPrivateCA(t *testing.T) {
+	lab.NeedTools(t, "curl", "wget", "openssl", "/usr/bin/python3", "/etc/ssl/certs/ca-certificates.crt")
+	dir := t.TempDir()
+	for _, name := range []string{"ours", "other"} {
+		if out, err := exec.Command("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", filepath.Join(dir, name+".key"), "-out", filepath.Join(dir, name+".pem"),
+			"-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost").CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	ca, err := os.ReadFile(filepath.Join(dir, "ours.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, remove := range map[string]string{"curl": "", "wget": "rm /usr/bin/curl\n"} {
+		for server, want := range map[string]string{
+			"ours":  "guard\nserved 8443 /agent.rpm\nrpm -U package\n",
+			"other": "guard\nbootcmd: 1 ",
+		} {
+			t.Run(name+" "+server, func(t *testing.T) {
+				got := onStage(t, UserDataOptions{RPMURL: "https://localhost:8443/agent.rpm", CA: ca}, strings.Replace(redirecting, "python3 /run/fake/serve",
+					"cp "+filepath.Join(dir, server+".pem")+" /run/fake/cert; cp "+filepath.Join(dir, server+".key")+" /run/fake/key\npython3 /run/fake/serve", 1)+
+					remove+"say bootcmd\nkill -9 $server\n")
+				if !strings.HasPrefix(got, want) {
+					t.Errorf("got\n%s\nwant\n%s", got, want)
+				}
+			})
+		}
+	}
+}

@@ -60,6 +60,8 @@ fake /usr/local/bin/nft '[ ! -e /run/fake/nonft ] || exit 1
 case $1 in add*) echo guard;; *) echo "nft $*";; esac >>/run/fake/log'
 fake /usr/local/bin/iptables 'echo "iptables $*" >>/run/fake/log; [ ! -e /run/fake/noiptables ]'
 fake /usr/local/bin/ip6tables 'echo "ip6tables $*" >>/run/fake/log'
+fake /usr/local/bin/systemd-run 'echo "systemd-run $*" >>/run/fake/timers'
+fake /usr/local/bin/systemctl 'echo "systemctl $*" >>/run/fake/timers'
 fake /usr/sbin/sshd 'printf "port 2222\nport 22\nlistenaddress 0.0.0.0:22\n"'
 fake /usr/sbin/basicfw-agent 'echo "basicfw-agent $*" >>/run/fake/log
 [ ! -e /run/fake/broken ] || exit 1
@@ -85,9 +87,15 @@ func onStage(t *testing.T, o UserDataOptions, story string) string {
 	sys := &system.System{}
 	// The scripts that cloud-init itself makes of the lists of commands.
 	const program = `
-import sys, yaml
+import email, sys, yaml
 from cloudinit import util
-doc = yaml.safe_load(sys.stdin)
+text = sys.stdin.read()
+if text.startswith("Content-Type: multipart/"):
+    hook, config = email.message_from_string(text).get_payload()
+    with open(sys.argv[1] + "/boothook", "w") as f:
+        f.write(util.strip_prefix_suffix(hook.get_payload(), prefix="#cloud-boothook").lstrip())
+    text = config.get_payload()
+doc = yaml.safe_load(text)
 for name in ("bootcmd", "runcmd"):
     with open(sys.argv[1] + "/" + name, "w") as f:
         script = util.shellify(doc[name])
@@ -97,7 +105,7 @@ for name in ("bootcmd", "runcmd"):
 		t.Fatal(err)
 	}
 	res, err := sys.Run(context.Background(), system.Command{Name: "unshare", Args: []string{"-m", "-n", "--propagation", "private", "sh", "-c",
-		"cd " + dir + "\n" + stage + "cp bootcmd runcmd /run\n" + story + `
+		"cd " + dir + "\n" + stage + "cp * /run\n" + story + `
 echo END >/run/fake/console
 until grep -q END /run/fake/screen; do :; done
 kill $screen
@@ -263,6 +271,63 @@ say bootcmd`)
 	}
 }
 
+// TestTimer checks that a failed script is run again later in the same boot, until it has
+// succeeded.
+func TestTimer(t *testing.T) {
+	got := onStage(t, UserDataOptions{RPMURL: testRPM}, `
+touch /run/fake/offline
+say bootcmd
+until [ -e /run/fake/timers ]; do :; done
+rm /run/fake/offline
+say basicfw-bootstrap
+say basicfw-bootstrap
+cat /run/fake/timers >>/run/fake/log`)
+	const want = "bootcmd: 1 basicfw: the firewall is not active, and only SSH is open: its package\n" +
+		"guard\ncurl " + testRPM + "\nrpm -U package\nbasicfw-agent bootstrap --or-failsafe\nnft delete table inet basicfw-guard\n" +
+		"basicfw-bootstrap: 0 \nbasicfw-bootstrap: 0 \n" +
+		"systemd-run --unit=basicfw-bootstrap --on-active=2min --on-unit-inactive=2min sh /run/basicfw-bootstrap\n" +
+		"systemctl --no-block stop basicfw-bootstrap.timer\nsystemctl --no-block stop basicfw-bootstrap.timer\n"
+	if _, after, ok := strings.Cut(got, want); !ok || strings.Contains(after, "rpm -U") {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
+// TestOneAtATime checks that the timer and runcmd do not run at the same time.
+func TestOneAtATime(t *testing.T) {
+	got := onStage(t, UserDataOptions{RPMURL: testRPM}, `
+fake /usr/sbin/basicfw-agent 'echo begin >>/run/fake/log; until [ -e /run/fake/go ]; do :; done; mkdir -p /var/lib/basicfw; touch /var/lib/basicfw/state.json; echo end >>/run/fake/log'
+sh /run/bootcmd & first=$!
+until grep -q begin /run/fake/log; do :; done
+sh /run/runcmd & second=$!
+until grep -q -- "-> FLOCK" /proc/locks; do :; done
+touch /run/fake/go
+wait $first $second`)
+	if n := strings.Count(got, "begin"); n != 1 {
+		t.Errorf("bootstrap ran %d times:\n%s", n, got)
+	}
+}
+
+// TestMIMEStages runs the parts of the multipart message.
+func TestMIMEStages(t *testing.T) {
+	o := UserDataOptions{RPMURL: testRPM, MIME: true}
+	const (
+		install = "guard\ncurl " + testRPM + "\nrpm -U package\nbasicfw-agent bootstrap --or-failsafe\nnft delete table inet basicfw-guard\n"
+		failed  = ": 1 basicfw: the firewall is not active, and only SSH is open: its package\n"
+	)
+	for name, tt := range map[string]struct{ story, want string }{
+		"at once":                   {"say boothook; say bootcmd; say runcmd; say boothook", install + "boothook: 0 \nbootcmd: 0 \nruncmd: 0 \nboothook: 0 \n"},
+		"only the boothook is left": {"say boothook; rm -r /run/basicfw-bootstrap; say boothook", install + "boothook: 0 \nboothook: 0 \n"},
+		"at the end of the boot": {"touch /run/fake/offline; say boothook; rm /run/fake/offline; say runcmd",
+			"guard\n" + strings.Repeat("curl "+testRPM+"\n", 13) + "boothook" + failed + install + "runcmd: 0 \n"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := onStage(t, o, tt.story); !strings.HasPrefix(got, tt.want) {
+				t.Errorf("got\n%s\nwant\n%s", got, tt.want)
+			}
+		})
+	}
+}
+
 // TestShells checks the syntax with dash and bash: either may be sh.
 func TestShells(t *testing.T) {
 	lab.NeedTools(t, "/usr/bin/python3", "/bin/bash", "/bin/dash")
@@ -273,7 +338,7 @@ func TestShells(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "script")
 	sys := &system.System{}
 	if _, err := sys.Run(context.Background(), system.Command{Name: "/usr/bin/python3", Stdin: data, Args: []string{"-c",
-		"import sys, yaml; open(sys.argv[1], 'w').write(yaml.safe_load(sys.stdin)['runcmd'][0][2])", file}}); err != nil {
+		"import sys, yaml; open(sys.argv[1], 'w').write(yaml.safe_load(sys.stdin)['bootcmd'][1][2].replace('cat >', ': ').replace(\"<<'BASICFW'\", ''))", file}}); err != nil {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"/bin/dash", "-n"}, {"/bin/bash", "--posix", "-n"}} {

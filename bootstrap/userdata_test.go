@@ -206,6 +206,114 @@ func TestUserDataRefuses(t *testing.T) {
 	}
 }
 
+// testCA is a certificate, as far as this package reads one.
+const testCA = "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n"
+
+func TestCA(t *testing.T) {
+	for name, tt := range map[string]struct{ ca, want string }{
+		"text around it": {"CN = example\r\n" + strings.ReplaceAll(testCA, "\n", "\r\n") + "more $(reboot)\n" + testCA, testCA + testCA},
+		"none":           {"-----BEGIN NOTHING", "contains no certificate"},
+		"a private key":  {testCA + "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n", "certificates only"},
+		"a bundle":       {strings.Repeat(testCA, 100), "more than 4096 bytes"},
+	} {
+		data, err := UserData(UserDataOptions{RepoURL: "https://example.com/", CA: []byte(tt.ca)})
+		if err != nil {
+			if !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		in := "<<'END'\n" + tt.want + "END\n"
+		if !strings.Contains(strings.ReplaceAll(string(data), "\n      ", "\n"), in) {
+			t.Errorf("%s: not %q in\n%s", name, in, data)
+		}
+		if n := strings.Count(string(data), "sslcacert"); n != 2 {
+			t.Errorf("%s: dnf and cloud-init do not trust it:\n%s", name, data)
+		}
+		p := filepath.Join(t.TempDir(), "user-data")
+		if err := os.WriteFile(p, data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		checkSchema(t, p)
+	}
+}
+
+// TestMIME checks with cloud-init's own code that the multipart message and another
+// cloud-config, before or after it, both take effect.
+func TestMIME(t *testing.T) {
+	lab.NeedTools(t, "/usr/bin/python3", "/usr/bin/cloud-init")
+	data, err := UserData(UserDataOptions{RepoURL: "https://example.com/repo", KeyURL: "https://example.com/key", MIME: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{"{{", "{%", "{#", "${", "%{"} {
+		if bytes.Contains(data, []byte(text)) {
+			t.Errorf("it contains %q, which jinja or Terraform interprets", text)
+		}
+	}
+	const program = `
+import email, os, subprocess, sys, tempfile, yaml
+from email.mime.text import MIMEText
+from cloudinit import handlers, helpers, stages, user_data
+from cloudinit.handlers.boot_hook import BootHookPartHandler
+from cloudinit.handlers.cloud_config import CloudConfigPartHandler
+
+OWN = """#cloud-config
+bootcmd: [echo own boot]
+runcmd: [echo own run]
+packages: [nginx]
+yum_repos: {own: {baseurl: "https://example.com/own"}}
+"""
+HOW = "merge_how: 'list(append)+dict(recurse_list)+str()'\n"
+ours = sys.stdin.read()
+script = ["sh", "/run/basicfw-bootstrap"]
+
+def merged(first, own, ends):
+    message = email.message_from_string(ours)
+    part = MIMEText(own, "cloud-config")
+    message.get_payload().insert(0 if first else 2, part)
+    blob = message.as_string().replace("\n", ends)
+    dir = tempfile.mkdtemp()
+    paths = helpers.Paths({"cloud_dir": dir, "run_dir": dir})
+    paths.get_ipath = lambda name=None: os.path.join(dir, name)
+    os.mkdir(os.path.join(dir, "boothooks"))
+    config = CloudConfigPartHandler(paths)
+    hooks = BootHookPartHandler(paths, None)
+    ran = []
+    import cloudinit.handlers.boot_hook as module
+    module.subp.subp = lambda args, env=None: ran.append(open(args[0]).read())
+    config.handle_part(None, handlers.CONTENT_START, None, None, None, None)
+    for n, part in enumerate(user_data.UserDataProcessor(paths).process(blob.encode()).walk()):
+        payload, kind = part.get_payload(decode=True), part.get_content_type()
+        if kind == "text/cloud-config":
+            config.handle_part(None, kind, str(n), payload.decode(), None, part)
+        elif kind == "text/cloud-boothook":
+            hooks.handle_part(None, kind, str(n), payload.decode(), None)
+        else:
+            assert kind == "multipart/mixed", kind
+    config.handle_part(None, handlers.CONTENT_END, None, None, None, None)
+    assert len(ran) == 1 and ran[0].startswith("#!/bin/sh\n") and "\r" not in ran[0], ran
+    subprocess.run(["sh", "-n"], input=ran[0], text=True, check=True)
+    return os.path.join(dir, "cloud_config")
+
+for ends in "\n", "\r\n":
+    for first in True, False:
+        for how in "", HOW:
+            file = merged(first, OWN + how, ends)
+            doc = yaml.safe_load(open(file))
+            assert "echo own boot" in doc["bootcmd"] and "echo own run" in doc["runcmd"] and "nginx" in doc["packages"] and "own" in doc["yum_repos"], doc
+            # The last part without merge_how replaces lists: the boothook remains.
+            if first or how:
+                assert script in doc["bootcmd"] and script in doc["runcmd"] and "basicfw-agent" in doc["packages"] and "basicfw" in doc["yum_repos"], doc
+                assert len(doc["bootcmd"]) == len(doc["runcmd"]) == len(doc["packages"]) == 2, doc
+            
+            subprocess.run(["cloud-init", "schema", "--config-file", file], check=True)
+`
+	if res, err := (&system.System{}).Run(context.Background(), system.Command{Name: "/usr/bin/python3", Args: []string{"-c", program}, Stdin: data}); err != nil {
+		t.Errorf("%v\n%s%s", err, res.Stdout, res.Stderr)
+	}
+}
+
 // values matches the lines that hold the options; all other lines are the same
 // for all options.
 var values = regexp.MustCompile(`(?m)^ {4,6}(rpm=|sha256=|key=|repo=|set -- |baseurl: |gpgkey: )([^\n]*)$`)
@@ -287,10 +395,12 @@ for r in json.load(sys.stdin):
     doc = yaml.safe_load(r["UserData"])
     assert sorted(doc) == ["bootcmd", "runcmd"], doc
     assert doc["bootcmd"][0][:5] == ["cloud-init-per", "instance", "basicfw", "sh", "-c"] and len(doc["bootcmd"]) == 2, doc
-    assert doc["runcmd"] == doc["bootcmd"][1:], doc
-    script = doc["runcmd"][0]
+    assert doc["runcmd"] == [["sh", "/run/basicfw-bootstrap"]], doc
+    script = doc["bootcmd"][1]
     assert script[:2] == ["sh", "-c"] and len(script) == 3, script
-    head = script[2].split("tell()")[0].replace("[ -e", ": [ -e")
+    begin, end = "cat >/run/basicfw-bootstrap <<'BASICFW'\n", "\nBASICFW\nexec sh /run/basicfw-bootstrap\n"
+    assert script[2].startswith(begin) and script[2].endswith(end), script
+    head = script[2][len(begin):-len(end)].split("tell()")[0].split('[ -e "$message" ] || finish')[1]
     out = subprocess.run(["sh", "-c", head + "printf '%s\\n' \"$rpm\" \"$sha256\" \"$@\""], capture_output=True, text=True, check=True).stdout
     assert out == "".join(w + "\n" for w in r["Want"]), (out, r["Want"])
 print("fine")

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -12,6 +14,7 @@ import (
 // userDataCmd returns the command user-data, which works on every system.
 func userDataCmd(out io.Writer, warn func(...any)) *cobra.Command {
 	var o bootstrap.UserDataOptions
+	var caFile string
 	cmd := &cobra.Command{
 		Use:   "user-data",
 		Short: "Print cloud-init user data that bootstraps a new server",
@@ -23,6 +26,15 @@ machine before sshd answers. This command does not require root.`,
     --client-ip 203.0.113.9 --profile web+mail`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			if caFile != "" {
+				var err error
+				if o.CA, err = os.ReadFile(caFile); err != nil {
+					return fmt.Errorf("--ca-file: %w", err)
+				}
+				if len(o.CA) == 0 {
+					return fmt.Errorf("--ca-file: %s is empty", caFile)
+				}
+			}
 			data, err := bootstrap.UserData(o)
 			if err != nil {
 				return err
@@ -44,6 +56,8 @@ machine before sshd answers. This command does not require root.`,
 	cmd.Flags().StringVar(&o.RepoURL, "repo", "", "URL of a dnf repository with the package, instead of --rpm: https, or http with --gpg-key")
 	cmd.Flags().StringVar(&o.SHA256, "sha256", "", "SHA-256 checksum of the package")
 	cmd.Flags().StringVar(&o.KeyURL, "gpg-key", "", "https URL of the key that must have signed the package")
+	cmd.Flags().StringVar(&caFile, "ca-file", "", "file with the certificate of a private CA, the only one to trust for the URLs")
+	cmd.Flags().BoolVar(&o.MIME, "mime", false, "print a multipart message, to which parts of your own can be added")
 	cmd.Flags().StringVar(&o.ClientIP, "client-ip", "", "addresses and CIDRs that may log in over SSH, separated by commas")
 	cmd.Flags().StringVar(&o.Profile, "profile", "", "auto, web-only, web+mail, or a profile of your own")
 	return cmd
