@@ -6,7 +6,7 @@ LDFLAGS   := -s -w -buildid= -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help build demo demo-record test test-all test-vm test-matrix rpm repo lint bench fuzz clean
+.PHONY: help build demo demo-record test test-all test-vm test-matrix rpm repo release lint bench fuzz clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
@@ -48,6 +48,10 @@ rpm: ## build RPMs for x86_64 and aarch64 in dist/
 repo: ## build the RPMs, and a dnf repository of them in dist/repo
 	test/install createrepo-c gpg gpg-agent rpm
 	packaging/repo/build $(VERSION)
+
+release: ## make all files of the release VERSION=x in dist/release: packages, repository, checksums, notes
+	test/install createrepo-c gpg gpg-agent rpm
+	packaging/release/build $(if $(filter command line,$(origin VERSION)),$(VERSION))
 
 lint: ## run gofmt, go vet, staticcheck and govulncheck
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; exit 1; }
