@@ -124,6 +124,7 @@ func until(t *testing.T, value string) time.Time {
 	t.Helper()
 	_, text, _ := strings.Cut(value, "until ")
 	text, _, _ = strings.Cut(text, ",")
+	text, _, _ = strings.Cut(text, "\n")
 	end, err := time.Parse("2006-01-02T15:04:05Z", strings.TrimSpace(text))
 	if err != nil {
 		t.Fatalf("no end in %q: %v", value, err)
