@@ -25,6 +25,7 @@ type Facts struct {
 	Instance      string
 	LoginWarnings []string // sentences about logins that may surprise the administrator
 	Conntrack     Conntrack
+	Hazards       Hazards
 	// TakeOver is set if other firewalls are to be taken over.
 	TakeOver bool
 	// Profiles are the available ones.

@@ -309,6 +309,9 @@ func (t *translator) statement(w *way, name string, a attributes) bool {
 		if name == "objref" && number(a[unix.NFTA_OBJREF_IMM_TYPE]) == unix.NFT_OBJECT_SYNPROXY {
 			return undecided("synproxy")
 		}
+		if name == "objref" && number(a[unix.NFTA_OBJREF_IMM_TYPE]) == unix.NFT_OBJECT_CT_HELPER {
+			name = "ct helper set " + text(a[unix.NFTA_OBJREF_IMM_NAME])
+		}
 		w.say(name)
 	case "notrack":
 		w.untracked, w.changed = true, true

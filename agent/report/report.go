@@ -103,7 +103,9 @@ func New(in Input) Status {
 	s.Listening = in.listening(st, s)
 	s.Conditions, s.Why = in.conditions(st, differs)
 	s.State = s.Conditions[0]
-	s.Warnings, s.Next, s.publicNext = in.warnings(st, s, differs).sorted()
+	w := in.warnings(st, s, differs)
+	in.warnHazards(&w, situation, s)
+	s.Warnings, s.Next, s.publicNext = w.sorted()
 	s.fill()
 	return s
 }

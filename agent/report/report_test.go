@@ -405,6 +405,11 @@ func TestWarnings(t *testing.T) {
 	in.State.Desired.SSH, in.State.Client.Source, in.State.Desired.Published = firewall.SSH{Mode: firewall.SSHLimited}, "none", ""
 	use(in)
 	use(Input{LiveErr: errors.New("x"), Err: store.ErrNone, Report: verify.Report{Inspection: backend.Inspection{Present: true}}, InspectionErr: errors.New("x")})
+	for _, h := range hazards(t) {
+		in := ordinary(t)
+		h.make(&in)
+		use(in)
+	}
 	codes := map[string]bool{}
 	for _, r := range rows {
 		if codes[r.code] || strings.Trim(r.code, "abcdefghijklmnopqrstuvwxyz-") != "" {

@@ -93,6 +93,7 @@ func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Fac
 	if c, err := host.ReadConntrack(); err == nil {
 		f.Conntrack = c
 	}
+	f.Hazards = host.ReadHazards(f.Interfaces)
 	return h, f, nil
 }
 

@@ -20,6 +20,7 @@ var files = regexp.MustCompile(`^(os\.(Chdir|Chmod|Chown|Chtimes|CopyFS|Create|C
 var past = map[string]string{
 	"agent/iptables/backend.go":     "filepath.EvalSymlinks",        // the links of a program
 	"agent/host/conntrack.go":       "os.ReadFile os.Stat",          // /proc/sys/net/netfilter, /sys/module
+	"agent/host/hazards.go":         "os.ReadFile os.Stat",          // /proc/net, /proc/sys/net, /sys/module
 	"agent/host/ipv6.go":            "os.Stat",                      // /proc/net, /proc/sys/net/ipv6
 	"agent/host/sockets.go":         "os.ReadFile",                  // /proc/net
 	"agent/sshd/process.go":         "os.Open os.Readlink os.Stat",  // /proc/PID
