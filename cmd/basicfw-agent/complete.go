@@ -3,12 +3,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
 	"slices"
-	"time"
 
+	"github.com/sirupsen/logrus"
 	"github.com/spf13/cobra"
 
+	"github.com/basicfw/basicfw-agent/agent"
+	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/settings"
@@ -108,17 +112,32 @@ func (a *app) openPorts() []string {
 
 // closedListeners returns the ports of listeners that are not reachable from outside.
 func (a *app) closedListeners() []string {
-	listening, _, err := host.Sockets()
-	here, hostErr := host.Detect()
-	if err != nil || hostErr != nil {
+	silent := logrus.New()
+	silent.SetOutput(io.Discard)
+	machine, err := agent.New(a.system(), a.config, version, silent)
+	if err != nil {
 		return nil
 	}
-	st, _ := store.New(a.system()).Load()
-	reachable := st.Ruleset.Reachable(here.Interfaces, firewall.Families[:], time.Now())
-	var words []string
-	for _, l := range host.Listeners(listening, nil) {
-		if !reachable(l.Proto, l.Port) {
-			words = append(words, fmt.Sprintf("%d/%s", l.Port, l.Proto))
+	situation, err := machine.Situation(context.Background())
+	if err != nil {
+		return nil
+	}
+	situation.Interfaces = slices.DeleteFunc(slices.Clone(situation.Interfaces), func(i firewall.Interface) bool { return i.Zone == firewall.TrustedZone })
+	return closedIn(situation)
+}
+
+// closedIn returns the ports of listeners to which no packet comes.
+func closedIn(situation exposure.Situation) (words []string) {
+	open := map[string]bool{}
+	of := func(proto firewall.Proto, port uint16) string { return fmt.Sprintf("%d/%s", port, proto) }
+	for _, e := range situation.Report().Exposure {
+		if e.Verdict != exposure.Closed {
+			open[of(e.Proto, e.Port)] = true
+		}
+	}
+	for _, p := range situation.Ports {
+		if word := of(p.Proto, p.Number); p.Process != "" && !open[word] && !slices.Contains(words, word+"\t"+p.Process) {
+			words = append(words, word+"\t"+p.Process)
 		}
 	}
 	return words
