@@ -95,7 +95,7 @@ COMMIT
 func withoutOurs(rules string) string {
 	rules, _, _ = strings.Cut(rules, "table inet basicfw {")
 	// A table that has no other rules.
-	rules = regexp.MustCompile(`(?m)^\*mangle\n(:[A-Z]+ ACCEPT\n|:BASICFW-\S+ -\n|-A FORWARD -j BASICFW-FORWARD\n|-A BASICFW-.*\n)+([^-:]|\z)`).ReplaceAllString(rules, "$2")
+	rules = regexp.MustCompile(`(?m)^\*mangle\n(:[A-Z]+ ACCEPT\n|.*BASICFW-.*\n)+COMMIT\n?`).ReplaceAllString(rules, "")
 	return strings.Join(slices.DeleteFunc(strings.Split(rules, "\n"), func(l string) bool {
 		return strings.Contains(l, "BASICFW-") || strings.HasPrefix(l, ":INPUT ") || strings.HasPrefix(l, ":OUTPUT ")
 	}), "\n")
