@@ -12,7 +12,8 @@ import (
 )
 
 // Forwarded returns the ports at which packets from outside get another destination and
-// reach it: on another host, such as a container, which bypasses INPUT, or on this one.
+// reach it: on another host, such as a container, which bypasses INPUT, or on this one. Those
+// that only the settings close are among them.
 func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 	type group struct {
 		family string
@@ -20,15 +21,17 @@ func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 		via    Reference
 		to     string
 		local  bool
+		closed bool
 	}
 	var groups []group
 	ports := map[group][]uint16{}
 	for _, e := range r.Exposure {
-		if e.Via.Table == "" || e.Verdict == Closed || !s.outside(e) {
+		closed := e.held()
+		if e.Via.Table == "" || e.Verdict == Closed && !closed || !s.outside(e) {
 			continue
 		}
 		rule, _ := s.Rules.rule(e.Via)
-		g := group{e.Family, e.Proto, e.Via, rule.Translate.text(e.Via.Text, e.Container), e.Container == ""}
+		g := group{e.Family, e.Proto, e.Via, rule.Translate.text(e.Via.Text, e.Container), e.Container == "" && !closed, closed}
 		if ports[g] == nil {
 			groups = append(groups, g)
 		}
@@ -38,7 +41,7 @@ func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 	for _, g := range groups {
 		rule, _ := s.Rules.rule(g.via)
 		b := firewall.ForwardedPort{Family: g.family, Proto: string(g.proto), On: networkOf(rule.Matches), To: g.to,
-			By: g.via.Table + " " + g.via.Chain, Local: g.local, Program: firewall.ProgramOf(g.via.Table, g.via.Chain, commentOf(g.via.Text))}
+			By: g.via.Table + " " + g.via.Chain, Local: g.local, Held: s.Held && !g.local, Closed: g.closed, Program: firewall.ProgramOf(g.via.Table, g.via.Chain, commentOf(g.via.Text))}
 		for _, b.Port = range rule.spans(ports[g], ranges, edges) {
 			if !slices.Contains(out, b) { // two rules may do the same
 				out = append(out, b)

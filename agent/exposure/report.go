@@ -35,6 +35,7 @@ type Situation struct {
 	// in its comment ("http", "ssh") and a source that it matches. It is nil if no
 	// desired state exists.
 	Origin func(name string, from netip.Addr) string
+	Held   bool       // published ports are held to the settings
 	From   netip.Addr // the only source, if valid
 	On     string     // the only interface, if not empty
 }
@@ -506,6 +507,9 @@ func (r *reporter) entries(res Result, f firewall.Family) []Entry {
 	if len(out) == 0 {
 		piece, _ := largest(res.Dropped, all)
 		out = []Entry{{Verdict: Closed, By: r.decision(piece.By, all)}}
+		if out[0].held() {
+			out[0].Via = r.translating(res)
+		}
 	}
 	if r.From.IsValid() {
 		for i := range out {
@@ -697,6 +701,12 @@ func (r Ruleset) rule(ref Reference) (Rule, bool) {
 
 // ourComment is compiled when it is needed: other commands start without it.
 var ourComment = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`comment "?basicfw-([a-z0-9-]+)`) })
+
+// held reports whether the rule that closes published ports decides about an entry.
+func (e Entry) held() bool {
+	comment := ourComment().FindStringSubmatch(e.By.Rule)
+	return e.Verdict == Closed && comment != nil && comment[1] == "published"
+}
 
 // BuiltIn is the source of a rule of the baseline.
 const BuiltIn = "built in"

@@ -24,6 +24,10 @@ type ForwardedPort struct {
 	Program string `json:"program"`
 	// Local is set if the new destination is this host: INPUT decides about the packets.
 	Local bool `json:"local,omitempty"`
+	// Held is set if the settings decide who reaches the port from public interfaces, and
+	// Closed if nobody does.
+	Held   bool `json:"held,omitempty"`
+	Closed bool `json:"closed,omitempty"`
 }
 
 // Span returns the port range, which is all ports for AnyPort.

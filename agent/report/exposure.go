@@ -23,7 +23,7 @@ func Situation(f host.Facts, families []firewall.Family, rules exposure.Ruleset,
 	if st == nil {
 		return out
 	}
-	out.Origin = st.Origin
+	out.Origin, out.Held = st.Origin, st.Desired.Published == firewall.PublishedProfile
 	for _, s := range st.Desired.Services() {
 		out.Add(s.Proto, "", s.Ports.First, s.Ports.Last)
 	}

@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -8,9 +9,24 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Bypassing returns the forwarded ports that bypass INPUT.
+// Bypassing returns the forwarded ports that bypass the settings.
 func (s Status) Bypassing() []firewall.ForwardedPort {
-	return slices.DeleteFunc(slices.Clone(s.Forwarded), func(b firewall.ForwardedPort) bool { return b.Local })
+	return slices.DeleteFunc(slices.Clone(s.Forwarded), func(b firewall.ForwardedPort) bool { return b.Local || b.Held })
+}
+
+// ClosedPorts returns a sentence about each published port that the settings close, whatever
+// its families and addresses, with the command that opens it.
+func ClosedPorts(list []firewall.ForwardedPort) (out []string) {
+	for _, b := range list {
+		text := fmt.Sprintf("%s published by %s: closed", PortText(b), cmp.Or(b.Program, "another program"))
+		if b.Port != firewall.AnyPort && b.Proto != firewall.AnyPort {
+			text += "; open it: basicfw-agent open " + PortText(b)
+		}
+		if b.Closed && !slices.Contains(out, text) {
+			out = append(out, text)
+		}
+	}
+	return out
 }
 
 // howToClose returns what the administrator can do to close forwarded ports.

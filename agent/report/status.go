@@ -216,7 +216,7 @@ func (s Status) Redacted() Status {
 		out.Listening = append(out.Listening, l)
 	}
 	for _, f := range s.Forwarded {
-		out.Forwarded = append(out.Forwarded, firewall.ForwardedPort{Family: f.Family, Proto: f.Proto, Port: f.Port, Program: f.Program, Local: f.Local})
+		out.Forwarded = append(out.Forwarded, firewall.ForwardedPort{Family: f.Family, Proto: f.Proto, Port: f.Port, Program: f.Program, Local: f.Local, Held: f.Held, Closed: f.Closed})
 	}
 	for _, d := range s.Drift {
 		out.Drift = append(out.Drift, firewall.Drift{Family: d.Family, Kind: d.Kind})

@@ -50,6 +50,7 @@ before that, in a session that is newer than the change.`,
 				return err
 			}
 			a.showOutcome(res)
+			a.showClosed(ctx, machine, res)
 			if r.Confirm > 0 && res.Changed {
 				fmt.Fprintf(a.stdout, "Rolling back in %s (or on reboot). To keep the change, log in with a new session and run: basicfw-agent confirm\n", firewall.FormatDuration(r.Confirm))
 			}

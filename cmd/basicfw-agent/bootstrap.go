@@ -56,6 +56,7 @@ in /etc/basicfw/local.ini, which overrides agent.ini.`,
 			}
 			if !r.DryRun {
 				a.showOutcome(res)
+				a.showClosed(ctx, machine, res)
 			}
 			a.warnLockout(res.Lockout)
 			return nil
@@ -101,6 +102,21 @@ In a chroot, such as a rescue system's, the rules in the kernel stay.`,
 			_, err := fmt.Fprintln(a.stdout, done)
 			return err
 		}),
+	}
+}
+
+// showClosed prints the ports that containers publish and that the settings close.
+func (a *app) showClosed(ctx context.Context, machine *agent.Agent, res agent.Result) {
+	if !res.Changed || !res.State.Ruleset.Forwards() {
+		return
+	}
+	s, err := machine.Situation(ctx)
+	if err != nil {
+		a.log.WithError(err).Warn("it is not known which published ports are closed")
+		return
+	}
+	for i, text := range report.ClosedPorts(s.Forwarded(s.Report())) {
+		fmt.Fprintf(a.stdout, "  %-9s %s\n", map[bool]string{true: "published"}[i == 0], text)
 	}
 }
 

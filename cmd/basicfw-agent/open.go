@@ -173,7 +173,7 @@ func (a *app) editPort(proto firewall.Proto, ports firewall.PortRange, do func(c
 		}
 		s, err := machine.Situation(ctx)
 		for _, b := range s.Forwarded(s.Report()) {
-			if !b.Local && (b.Proto == string(proto) || b.Proto == firewall.AnyPort) && b.Span().Overlaps(ports) {
+			if !b.Local && !b.Held && (b.Proto == string(proto) || b.Proto == firewall.AnyPort) && b.Span().Overlaps(ports) {
 				fmt.Fprintf(a.stdout, "note: %s bypasses this firewall: it is open whatever the settings say, until it is no longer forwarded\n", forwardedLine(b))
 			}
 		}

@@ -181,8 +181,11 @@ func contentOf(st report.Status) content {
 		}
 	}
 	c.reached = strings.TrimPrefix(c.reached, "; ")
+	c.forwarded = report.ClosedPorts(st.Forwarded)
 	for _, b := range st.Forwarded {
-		c.forwarded = append(c.forwarded, forwardedLine(b))
+		if !b.Closed {
+			c.forwarded = append(c.forwarded, forwardedLine(b))
+		}
 	}
 	for _, d := range st.Drift {
 		c.drift = append(c.drift, d.String())
@@ -233,7 +236,11 @@ func layOut(st report.Status, c content, now time.Time, room, wide int) screen {
 	default:
 		s.list(label, c.closedCut, room)
 	}
-	s.list("forwarded", c.forwarded, room)
+	if wide > 2 && len(c.forwarded) <= room {
+		s.wrapAll("forwarded", c.forwarded, 2)
+	} else {
+		s.list("forwarded", c.forwarded, room)
+	}
 	s.wrap("interfaces", interfacesLine(st.Interfaces), 2)
 	if st.Backend.Reason != "" {
 		s.add("backend", st.Backend.Reason)

@@ -66,6 +66,12 @@ func TestPrintStatus(t *testing.T) {
 			s.Forwarded = []firewall.ForwardedPort{{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2:5432", By: "nat DOCKER", Program: "Docker"},
 				{Family: "ipv6", Proto: "tcp", Port: "5432", To: "[fd00:d0c::242:ac11:2]:5432", By: "nat DOCKER", Program: "Docker"}}
 		},
+		"forwarded-held": func(s *report.Status) {
+			s.Forwarded = []firewall.ForwardedPort{
+				{Family: "ipv4", Proto: "tcp", Port: "5432", To: "172.17.0.2:5432", By: "nat DOCKER", Program: "Docker", Held: true, Closed: true},
+				{Family: "ipv6", Proto: "tcp", Port: "5432", To: "[fd00::2]:5432", By: "nat DOCKER", Program: "Docker", Held: true, Closed: true},
+				{Family: "ipv4", Proto: "tcp", Port: "8080", To: "172.17.0.2:80", By: "nat DOCKER", Program: "Docker", Held: true}}
+		},
 		"forwarded-here": func(s *report.Status) {
 			s.Forwarded = []firewall.ForwardedPort{{Family: "ipv4", Proto: "tcp", Port: "8080", To: "port 80", By: "nat PREROUTING", Local: true}}
 		},

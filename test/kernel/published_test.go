@@ -59,10 +59,11 @@ func TestPublished(t *testing.T) {
 			}
 		}
 		want("before bootstrap", true, true, true)
-		m.bootstrap(t)
+		const closed = "published by Docker: closed; open it: basicfw-agent"
+		says(t, m.bootstrap(t).Stdout, "5432/tcp "+closed+" open 5432/tcp\n", "8080/tcp "+closed+" open 8080/tcp\n")
 		want("after bootstrap", false, false, false)
 		m.must(t, exitOK, "verify")
-		m.must(t, exitOK, "status")
+		says(t, m.must(t, exitOK, "status").Stdout, "protected: profile web+mail on IPv4 and IPv6\n", "5432/tcp "+closed)
 
 		session, err := m.Outsider.Dial(m.Stranger.V4, m.Server.V4, 443, lab.Patient)
 		if err != nil {
@@ -73,6 +74,11 @@ func TestPublished(t *testing.T) {
 			m.must(t, exitOK, "open", "8080/tcp", "--name", fmt.Sprint("web", i), "--from", from.String())
 		}
 		want("open to the client", false, true, false)
+		screen := m.must(t, exitOK, "status").Stdout
+		says(t, screen, "protected: profile web+mail on IPv4 and IPv6\n", "ipv4 8080/tcp to 172.17.0.2:80 by Docker")
+		if strings.Contains(screen, "8080/tcp "+closed) {
+			t.Errorf("8080/tcp is open to the client:\n%s", screen)
+		}
 
 		away := hand{"-t mangle -F; -t mangle -X", "delete chain inet basicfw forward"}
 		m.by(t, away, families()[:1]...)
