@@ -362,6 +362,20 @@ func testRules(t *testing.T, binary string) {
 	}
 }
 
+// TestAudit checks that the rules that audit.md names are in the manual.
+func TestAudit(t *testing.T) {
+	man := page(t, "basicfw-agent.8")
+	names := regexp.MustCompile("`(basicfw-[a-z-]+)`").FindAllStringSubmatch(read(t, "audit.md"), -1)
+	if len(names) < 5 {
+		t.Errorf("only %d rules", len(names))
+	}
+	for _, m := range names {
+		if !has(man["THE RULES"], m[1]) && m[1] != "basicfw-agent" {
+			t.Errorf("the manual does not explain %s", m[1])
+		}
+	}
+}
+
 // TestPages checks that groff reports no warning about any page.
 func TestPages(t *testing.T) {
 	lab.NeedTools(t, "groff")
