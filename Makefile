@@ -27,7 +27,7 @@ test: ## run the tests that take minutes, with one backend where one is enough
 	BASICFW_TESTS=quick go test -count=1 -timeout 20m $$(go list ./... | grep -v /packaging/)
 
 test-all: ## run what make test leaves out: all backends, container engines, the RPM, the fault walk
-	test/install iproute2 iptables nftables nmap procps openssh-server docker.io containerd podman netavark rpm rpmlint systemd gpg gpg-agent createrepo-c dnf curl prometheus prometheus-node-exporter ansible-core
+	test/install iproute2 iptables nftables nmap procps openssh-server docker.io containerd podman netavark rpm rpmlint systemd gpg gpg-agent createrepo-c dnf curl prometheus prometheus-node-exporter ansible-core fail2ban
 	BASICFW_TESTS=rest go test -count=1 -timeout 30m -skip '^TestFaults$$' ./test/kernel ./packaging/...
 	go test -count=1 -v -timeout 45m -run '^TestFaults$$' ./test/kernel
 

@@ -48,8 +48,7 @@ func (a *Agent) Close(ctx context.Context, r settings.CloseRequest) (Edited, err
 // Block blocks networks on public interfaces, for a time or for good.
 func (a *Agent) Block(ctx context.Context, r settings.BlockRequest, length time.Duration, force bool) (Edited, error) {
 	res, err := a.edit(ctx, "block", force, length, func(e settings.Editor, until time.Time) (settings.Edit, error) {
-		b := bootstrap.NewBlocker(a.System, a.host, a.found.Session, settings.Settings{ForceBlocks: force})
-		r.Networks = b.Blockable(r.Networks, e.SSH, a.Log.Warn)
+		r.Networks = bootstrap.NewBlocker(a.System, a.host, a.found.Session, settings.Settings{ForceBlocks: force}).Blockable(r.Networks, e.SSH, a.Log.Warn)
 		return e.Block(r, until)
 	})
 	if refused := new(bootstrap.BlockError); errors.As(err, &refused) {

@@ -8,6 +8,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/report"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
+	"github.com/basicfw/basicfw-agent/agent/survey"
 )
 
 // Situation returns what this machine's exposure depends on: the live rules of all
@@ -18,7 +19,7 @@ func (a *Agent) Situation(ctx context.Context) (s exposure.Situation, err error)
 	if err != nil {
 		return s, err
 	}
-	rules, err := a.Live(ctx)
+	rules, err := a.Live(survey.WithBans(ctx))
 	if err != nil {
 		return s, err
 	}

@@ -26,7 +26,7 @@ type Block struct {
 	// Name is as a service's, but may be a reserved one.
 	Name string `json:"name"`
 	// Networks are in order, and none contains or completes another: see [MergePrefixes].
-	Networks []netip.Prefix `json:"networks,omitempty"`
+	Networks Prefixes `json:"networks,omitempty"`
 	// File is the file from which they were read.
 	File string `json:"file,omitempty"`
 	// Forced are networks that are blocked only because the administrator insisted.
@@ -40,8 +40,38 @@ type Block struct {
 // Networks is a list of networks of one family that a rule matches: in order, and none
 // contains another. Rulesets with the same name have the same list.
 type Networks struct {
-	Name string         `json:"name"` // of the kernel's set
-	List []netip.Prefix `json:"list"`
+	Name string   `json:"name"` // of the kernel's set
+	List Prefixes `json:"list"`
+}
+
+// Prefixes is a list of networks, which is one string in JSON: a hundred thousand strings
+// take a second to read.
+type Prefixes []netip.Prefix
+
+// MarshalText returns the networks, separated by spaces.
+func (l Prefixes) MarshalText() ([]byte, error) {
+	b := make([]byte, 0, 20*len(l))
+	for i, p := range l {
+		if i > 0 {
+			b = append(b, ' ')
+		}
+		b = p.AppendTo(b)
+	}
+	return b, nil
+}
+
+// UnmarshalText parses what MarshalText returns.
+func (l *Prefixes) UnmarshalText(text []byte) error {
+	words := strings.Fields(string(text))
+	*l = make(Prefixes, len(words))
+	for i, w := range words {
+		p, err := netip.ParsePrefix(w)
+		if err != nil {
+			return err
+		}
+		(*l)[i] = p
+	}
+	return nil
 }
 
 // Contains reports whether an address is in one of the networks.

@@ -14,7 +14,7 @@ import (
 
 func readLive(t testing.TB, n *lab.Namespace, saved ...exposure.Table) (tables []exposure.Table) {
 	t.Helper()
-	if err := n.Do(func() (err error) { tables, err = Live(saved); return err }); err != nil {
+	if err := n.Do(func() (err error) { tables, err = Live(saved, true); return err }); err != nil {
 		t.Fatal(err)
 	}
 	return tables

@@ -63,6 +63,7 @@ func New(in Input) Status {
 		SSH:        SSHOf(st),
 		Interfaces: in.Facts.Interfaces,
 		Open:       OpenOf(st.Desired),
+		Block:      blockStatus(st.Desired.Blocks),
 		Families:   in.families(),
 		Drift:      slices.Clone(in.Drift), Foreign: in.Inspection.Foreign,
 		Persisted: in.Persisted, Service: in.Service,

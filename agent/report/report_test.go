@@ -307,7 +307,7 @@ func TestRedactedKeeps(t *testing.T) {
 	if err := json.Unmarshal(data, &decoded); err != nil {
 		t.Fatal(err)
 	}
-	want := []string{"backend.name", "conditions", "conflicts", "drift.family", "drift.kind", "families.ipv4", "families.ipv6",
+	want := []string{"backend.name", "block.name", "conditions", "conflicts", "drift.family", "drift.kind", "families.ipv4", "families.ipv6",
 		"foreign.chain", "foreign.effect", "foreign.family", "forwarded.family", "forwarded.port", "forwarded.program", "forwarded.proto",
 		"interfaces.ipv4", "interfaces.kind", "interfaces.mac", "interfaces.master", "interfaces.name", "interfaces.zone", "listening.open_command", "listening.proto",
 		"open.limit", "open.name", "open.ports", "open.proto", "open.zone", "persisted.path", "profile.name", "rolled_back", "ssh.limit", "ssh.mode", "ssh.source", "state", "version"}

@@ -67,9 +67,10 @@ type Status struct {
 	Warnings     []Warning                `json:"warnings"`
 	Next         []string                 `json:"next"` // commands to run, most useful first
 
-	RolledBack   string   `json:"rolled_back,omitempty"`   // which change was rolled back, and why
-	RepairPaused []string `json:"repair_paused,omitempty"` // parts whose repairs fail or do not last
-	Why          string   `json:"why,omitempty"`           // an explanation of State, if it needs one
+	RolledBack   string        `json:"rolled_back,omitempty"`   // which change was rolled back, and why
+	RepairPaused []string      `json:"repair_paused,omitempty"` // parts whose repairs fail or do not last
+	Block        []BlockStatus `json:"block,omitempty"`         // the lists of blocked networks
+	Why          string        `json:"why,omitempty"`           // an explanation of State, if it needs one
 
 	publicNext       []string // Next as all users may read it
 	exposed, blocked int      // how many ports other programs' rules open or block
@@ -120,6 +121,26 @@ type OpenStatus struct {
 	Limit  string     `json:"limit,omitempty"` // of new connections per source, if there is one
 	Source string     `json:"source"`
 	Until  *time.Time `json:"until,omitempty"` // when it expires, if it does
+}
+
+// BlockStatus is a list of blocked networks.
+type BlockStatus struct {
+	Name     string     `json:"name"`
+	Networks int        `json:"networks"`
+	Source   string     `json:"source"`
+	Until    *time.Time `json:"until,omitempty"` // when it expires, if it does
+}
+
+// blockStatus returns the lists, without the networks.
+func blockStatus(blocks []firewall.Block) (out []BlockStatus) {
+	for _, b := range blocks {
+		s := BlockStatus{Name: b.Name, Networks: len(b.Networks), Source: b.Source}
+		if !b.Until.IsZero() {
+			s.Until = &b.Until
+		}
+		out = append(out, s)
+	}
+	return out
 }
 
 // ListeningStatus is a listening socket.
@@ -203,6 +224,10 @@ func (s Status) Redacted() Status {
 		SSH:      SSHStatus{Ports: s.SSH.Ports, Mode: s.SSH.Mode, Source: s.SSH.Source, ConfirmBy: s.SSH.ConfirmBy, Limit: s.SSH.Limit},
 		Families: s.Families, Persisted: s.Persisted, Service: s.Service, LastVerified: s.LastVerified,
 		Conntrack: s.Conntrack, Pending: s.Pending, Conflicts: s.Conflicts, Next: s.publicNext, RolledBack: s.RolledBack,
+	}
+	for _, b := range s.Block {
+		b.Source = ""
+		out.Block = append(out.Block, b)
 	}
 	for _, i := range s.Interfaces {
 		i.Reason = ""

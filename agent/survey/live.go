@@ -9,6 +9,12 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/nftables"
 )
 
+type bans struct{}
+
+// WithBans returns a context with which Live also reads our own rules for blocked sources,
+// which are not needed to know what is open.
+func WithBans(ctx context.Context) context.Context { return context.WithValue(ctx, bans{}, true) }
+
 // Live returns a function that reads the rules of all programs in the kernel. With an error
 // it returns those that could be read.
 func Live(kernel *iptables.Backend) func(context.Context) (exposure.Ruleset, error) {
@@ -23,7 +29,7 @@ func Live(kernel *iptables.Backend) func(context.Context) (exposure.Ruleset, err
 				unread = err
 			}
 		}
-		tables, err := nftables.Live(saved)
+		tables, err := nftables.Live(saved, ctx.Value(bans{}) != nil)
 		return exposure.Ruleset{Tables: tables}, errors.Join(err, unread)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/lists"
+	"github.com/basicfw/basicfw-agent/agent/report"
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
@@ -252,4 +253,16 @@ func (a *app) blockedWords() []string {
 		}
 	}
 	return words
+}
+
+// blockLine returns the number of blocked networks, and the names of their lists.
+func blockLine(list []report.BlockStatus) string {
+	var names []string
+	n := 0
+	for _, b := range list {
+		if n += b.Networks; !slices.Contains(names, b.Name) {
+			names = append(names, b.Name)
+		}
+	}
+	return fmt.Sprintf("%d networks: %s", n, strings.Join(names, ", "))
 }

@@ -222,6 +222,9 @@ func layOut(st report.Status, c content, now time.Time, room, wide int) screen {
 			s.wrap("your session", fmt.Sprintf("%s, %s (%s)", caller.Address, map[bool]string{true: "allowed", false: "NOT allowed"}[caller.Allowed], caller.Reason), wide-1)
 		}
 		s.wrap("open", openLine(st.Open), wide)
+		if len(st.Block) > 0 {
+			s.add("block", blockLine(st.Block))
+		}
 	}
 	s.wrap("listening", c.reached, wide-1)
 	label := "listening"

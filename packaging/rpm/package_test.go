@@ -111,6 +111,9 @@ func contents(t *testing.T, dist string, packages [2]string) {
 		want := `/etc/basicfw drwxr-xr-x root 
 /etc/basicfw/agent.ini -rw------- root cn
 /etc/basicfw/profiles.d drwxr-xr-x root 
+/etc/fail2ban drwxr-xr-x root 
+/etc/fail2ban/action.d drwxr-xr-x root 
+/etc/fail2ban/action.d/basicfw.conf -rw-r--r-- root c
 /usr/sbin/basicfw-agent -rwxr-xr-x root 
 /usr/share/licenses/basicfw-agent drwxr-xr-x root 
 /usr/share/licenses/basicfw-agent/LICENSE -rw-r--r-- root l

@@ -135,7 +135,7 @@ func live(ctx context.Context, sys *system.System) ([]exposure.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	return nftables.Live(saved)
+	return nftables.Live(saved, true)
 }
 
 var counter = regexp.MustCompile(`(?m)^\[(\d+):\d+\] .*--comment (r\d+)\b|counter packets (\d+) .*comment "(r\d+)"`)

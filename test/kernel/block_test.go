@@ -223,3 +223,36 @@ func TestBlockFollowed(t *testing.T) {
 		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6", "8080/tcp": nobody})
 	})
 }
+
+// TestBlockMany blocks 100,000 networks with nftables, in one set.
+func TestBlockMany(t *testing.T) {
+	on(t, variants[2:], func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 80)
+		m.bootstrap(t)
+		var text strings.Builder
+		for i := range 100_000 { // with gaps, so that they do not merge
+			fmt.Fprintf(&text, "%d.%d.%d.%d/30\n", 20+i>>16, i>>8&255, i&255, i%31*8)
+		}
+		text.WriteString(m.Stranger.String())
+		m.write(t, "/var/many", strings.ReplaceAll(text.String(), ",", "\n"), 0o644)
+		begin := time.Now()
+		m.must(t, exitOK, "block", m.root+"/var/many")
+		t.Logf("block: %v", time.Since(begin))
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6"})
+		for _, args := range [][]string{{"verify"}, {"status"}, {"open", "81/tcp"}, {"exposure"}, {"block", "203.0.113.9"}} {
+			begin = time.Now()
+			m.must(t, exitOK, args...)
+			t.Logf("%v: %v", args, time.Since(begin))
+		}
+		m.nft(t, "flush set inet basicfw ipv4-block-many")
+		m.must(t, exitDrift, "verify")
+		begin = time.Now()
+		m.must(t, exitOK, "verify", "--repair")
+		t.Logf("repair: %v", time.Since(begin))
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6"})
+		begin = time.Now()
+		m.must(t, exitOK, "unblock", "many")
+		t.Logf("unblock: %v", time.Since(begin))
+		m.wantOpen(t, map[string]string{"80/tcp": everybody})
+	})
+}

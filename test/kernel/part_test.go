@@ -24,7 +24,7 @@ var byBackend = []string{
 // slow lists the tests that only the rest has: container engines, the fault walk, files
 // damaged in every way, and waits of half a minute and more.
 var slow = []string{
-	"TestDocker", "TestPodman", "TestFaults",
+	"TestDocker", "TestPodman", "TestFaults", "TestFail2ban",
 	"TestBesidePolicy", "TestAnsible", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
 	"TestSequences", "TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
 }
