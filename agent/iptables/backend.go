@@ -33,6 +33,8 @@ type Backend struct {
 	held bool
 	last snapshot
 	hung error
+	// removed are the sets that Remove removed, as ipset saves them.
+	removed string
 }
 
 // New returns a backend for the kernel's families.
@@ -253,6 +255,7 @@ func (b *Backend) Inspect(ctx context.Context, want firewall.Ruleset) (backend.I
 		return backend.Inspection{}, err
 	}
 	in := inspect(snap, b.families, texts(want))
+	in.Drift = append(in.Drift, b.setDrift(ctx, setsOf(want, b.families))...)
 	t, err := b.tools(ctx, snap)
 	if err != nil {
 		return backend.Inspection{}, err
@@ -283,7 +286,7 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	if err := want.Check(); err != nil {
 		return err
 	}
-	if err := errors.Join(checkNetworks(want), checkLists(want)); err != nil {
+	if err := checkNetworks(want); err != nil {
 		return err
 	}
 	b, chains := s.b, texts(want)
@@ -301,6 +304,9 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	if !t.atLeast(1, 4, 11) && has(want, func(r firewall.Rule) bool { return r.Dialled && r.DstPort.First != r.DstPort.Last }) {
 		return hint.Wrap(fmt.Errorf("%v does not support ranges of published ports, which need 1.4.11", t), "open each port by itself, or set \"published = leave\" in [containers]")
 	}
+	if err := b.createSets(ctx, setsOf(want, b.families), s.snap); err != nil {
+		return err
+	}
 	for i, f := range b.families {
 		old := s.snap[f].table(filter)
 		more := forwardLines(s.snap[f].table(mangle), chains[f].forward)
@@ -316,8 +322,9 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	if err != nil {
 		return b.rollBack(ctx, s.snap, backend.Backup{}, fmt.Errorf("reading back the loaded rules: %w", err))
 	}
-	if in := inspect(now, b.families, chains); len(in.Drift) > 0 {
-		return b.rollBack(ctx, s.snap, backend.Backup{}, loadError(in.Drift[0], now))
+	drift := append(inspect(now, b.families, chains).Drift, b.setDrift(ctx, setsOf(want, b.families))...)
+	if len(drift) > 0 {
+		return b.rollBack(ctx, s.snap, backend.Backup{}, loadError(drift[0], now))
 	}
 	return nil
 }
@@ -409,7 +416,7 @@ func (s seen) Restore(ctx context.Context, added backend.Backup) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
+	errs := []error{b.restoreSets(ctx)}
 	for _, f := range b.families {
 		same := sameForward(now[f].table(mangle), snap[f].table(mangle))
 		if same && sameParts(now[f].table(filter), snap[f].table(filter)) {
@@ -475,6 +482,9 @@ func (b *Backend) Remove(ctx context.Context, before backend.Backup) error {
 		if left := append(now[f].table(filter).ours(), now[f].table(mangle).ours()...); len(left) > 0 {
 			return b.rollBack(ctx, snap, before, fmt.Errorf("%v: chain %s still exists", f, left[0].Name))
 		}
+	}
+	if err := b.removeSets(ctx, snap); err != nil {
+		return b.rollBack(ctx, snap, before, err)
 	}
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"strings"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
-	"github.com/basicfw/basicfw-agent/agent/hint"
 )
 
 // expand returns a chain's rules with one rule for each network of a list, as long as they
@@ -62,21 +61,6 @@ func rulesOf(r firewall.Ruleset, f firewall.Family, name string) []firewall.Rule
 	for _, c := range r.Chains(f) {
 		if c.Name == name {
 			return c.Rules
-		}
-	}
-	return nil
-}
-
-// checkLists returns an error if the lists of blocked networks are too long for rules.
-func checkLists(r firewall.Ruleset) error {
-	for _, f := range firewall.Families {
-		for _, c := range r.Chains(f) {
-			for _, rule := range expand(c.Rules) {
-				if rule.Sources != nil {
-					return hint.Wrap(fmt.Errorf("[block] has more than %d networks, and iptables needs a rule for each", maxNetworks),
-						"set \"backend = nftables\" in [agent]: nftables stores them in one set")
-				}
-			}
 		}
 	}
 	return nil

@@ -256,3 +256,62 @@ func TestBlockMany(t *testing.T) {
 		m.wantOpen(t, map[string]string{"80/tcp": everybody})
 	})
 }
+
+// TestBlockSets blocks more networks than iptables may have rules for. They are a set of
+// ipset, which no persisted file names. Without ipset, the list is refused.
+func TestBlockSets(t *testing.T) {
+	onBoth(t, func(t *testing.T, m *machine) {
+		lab.NeedTools(t, "ipset")
+		m.Host.Listen(t, 80)
+		m.write(t, agentINI, "[agent]\nbackend = iptables\n", 0o640)
+		m.bootstrap(t)
+		ipset := func(args ...string) string { return m.Host.MustRun(t, append([]string{"ipset"}, args...)...) }
+		list := func(n int) {
+			var text strings.Builder
+			for i := range n {
+				fmt.Fprintf(&text, "10.%d.%d.0/25\n", i>>8, i&255)
+			}
+			m.write(t, "/var/many", text.String()+strings.ReplaceAll(m.Stranger.String(), ",", "\n")+"\n", 0o644)
+		}
+		list(2000)
+		m.must(t, exitOK, "block", m.root+"/var/many")
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6"})
+		set := strings.Fields(ipset("list", "-n"))
+		if len(set) != 1 {
+			t.Fatalf("sets %v", set)
+		}
+		if text := m.kept(t); strings.Contains(text, "match-set") || !strings.Contains(text, "# basicfw-agent: the 2001 networks of block-many") {
+			t.Errorf("the persisted files:\n%s", text)
+		}
+		m.must(t, exitOK, "verify")
+		if s := m.status(t, exitOK); s.State != "protected" {
+			t.Errorf("the state is %s", s.State)
+		}
+		m.must(t, exitOK, "open", "81/tcp")
+		ipset("flush", set[0])
+		m.must(t, exitDrift, "verify")
+		m.must(t, exitOK, "verify", "--repair")
+		m.wantOpen(t, map[string]string{"80/tcp": "client4 client6"})
+		list(1000)
+		m.must(t, exitOK, "block", m.root+"/var/many")
+		m.must(t, exitOK, "block", "203.0.113.9")
+		if now := strings.Fields(ipset("list", "-n")); len(now) != 1 || now[0] == set[0] {
+			t.Errorf("sets %v", now)
+		}
+		m.must(t, exitOK, "unblock", "many")
+		m.wantOpen(t, map[string]string{"80/tcp": everybody})
+		m.must(t, exitOK, "block", m.root+"/var/many")
+		m.must(t, exitOK, "uninstall")
+		if now := ipset("list", "-n"); now != "" {
+			t.Errorf("after uninstall, sets %s", now)
+		}
+
+		m.write(t, agentINI, "[agent]\nbackend = iptables\n", 0o640)
+		m.bootstrap(t)
+		m.broken(t, "ipset")
+		before := m.everything(t)
+		r := m.must(t, exitFailed, "block", m.root+"/var/many")
+		says(t, r.Stderr, "ipset", "backend = nftables")
+		same(t, "after the refusal", before, m.everything(t))
+	})
+}
