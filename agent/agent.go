@@ -150,7 +150,7 @@ func (a *Agent) decide(s settings.Settings, redetect bool) (st store.State, prev
 	}
 	facts.Interfaces = a.host.Interfaces
 	st, warnings, err = bootstrap.Decide(bootstrap.Input{Settings: s, Local: a.localPath(), Profiles: set, Facts: facts, Blocker: bootstrap.NewBlocker(a.System, a.host, facts.Session, s),
-		CheckClient: a.host.CheckNamed, Previous: previous, Redetect: redetect, Now: a.Moment()})
+		CheckClient: a.host.CheckNamed, ReadList: a.survey.ReadList, Previous: previous, Redetect: redetect, Now: a.Moment()})
 	a.found.Interfaces = st.Desired.Interfaces
 	return st, previous, warnings, err
 }

@@ -136,7 +136,7 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 	ssh := now.Desired.SSH
 	editor := settings.Editor{Settings: s, Local: a.localPath(), Now: a.Moment(), Timers: previous.Desired.Timers,
 		Profile: now.Desired.Profile, Clients: now.Client.Allow, SSHPorts: ssh.Ports, Blocked: previous.Desired.Blocks, SSH: ssh,
-		Unsure: lease.Detected(now), SSHOpen: ssh.Mode == firewall.SSHLimited}
+		Unsure: lease.Detected(now), SSHOpen: ssh.Mode == firewall.SSHLimited, Listed: ssh.File}
 	res.Edit, err = what(editor, until)
 	switch {
 	case errors.Is(err, settings.ErrLast), errors.Is(err, ErrNoSession):

@@ -30,11 +30,11 @@ func (a *Agent) Run(ctx context.Context, s settings.Settings, ready func(status 
 	a.Rehearse = nil // the sandbox forbids namespaces
 	d := &daemon.Daemon{Verifier: a.Verifier, Options: daemon.Options{
 		CommandLine: string(commandLine),
-		Interfaces:  a.survey.Interfaces,
-		Dropped:     survey.Dropped(a.kernel),
-		Named:       survey.Naming(s),
-		Blocks:      lists.Blocks,
-		Instance:    a.survey.Instance,
+		Interfaces:  a.survey.Interfaces, ReadList: a.survey.ReadList,
+		Dropped:  survey.Dropped(a.kernel),
+		Named:    survey.Naming(s),
+		Blocks:   lists.Blocks,
+		Instance: a.survey.Instance,
 		Prune: func(timers []firewall.Timer) (*files.Change, error) {
 			return bootstrap.Prune(a.System, a.config, timers, a.Moment())
 		},

@@ -31,9 +31,11 @@ type Input struct {
 	// CheckClient checks a named client against this host's networks.
 	CheckClient func(netip.Prefix) (warning string, err error)
 	Blocker     Blocker
-	Previous    *store.State    // the state on disk, or nil
-	Redetect    bool            // repeat earlier detection
-	Now         firewall.Moment // entries that have expired by then are left out
+	// ReadList reads a file of addresses: SSH sources, or those of services.
+	ReadList func(path string, ssh bool) ([]netip.Prefix, error)
+	Previous *store.State    // the state on disk, or nil
+	Redetect bool            // repeat earlier detection
+	Now      firewall.Moment // entries that have expired by then are left out
 }
 
 // OnlyClient reports whether only the named client was refused.
@@ -57,6 +59,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 			in.Previous = nil
 		}
 	}
+	lists := newLists(in)
 	st = store.State{Schema: store.Schema, InstanceID: in.Facts.Instance}
 	if in.Previous != nil {
 		p := in.Previous.At(in.Now)
@@ -70,8 +73,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	st.Backend = chooseBackend(in)
 
 	d := &st.Desired
-	d.Open, d.Closed = s.Open, s.Closed
-	d.Trusted, d.LogDrops = s.Trusted, s.LogDrops
+	d.Open, d.Closed, d.Trusted, d.LogDrops, d.SSH.Limit = s.Open, s.Closed, s.Trusted, s.LogDrops, s.Limit
 	d.Published = published(in)
 	st.Named = &host.Naming{Public: s.Public, Private: s.Private, Trusted: s.Trusted}
 	if p := in.Previous; p != nil && !in.Redetect {
@@ -93,7 +95,6 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	}
 	st.Profile.Name = d.Profile.Name
 
-	d.SSH.Limit = s.Limit
 	d.SSH.Ports, st.SSHPorts = in.sshPorts()
 	st.SSHFixed = s.SSHPorts != nil
 	client, more, err := chooseClient(in)
@@ -101,7 +102,11 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 		return st, warnings, &InvalidError{err: err, OnlyClient: true}
 	}
 	st.Client, warnings = client, append(warnings, more...)
-	allow(&st, in)
+	allow(&st, in, lists)
+	lists.fill(d)
+	if warnings = append(warnings, lists.warnings...); len(lists.errs) > 0 {
+		return st, warnings, &InvalidError{err: errors.Join(lists.errs...)}
+	}
 	for _, name := range s.Closed {
 		is := func(o firewall.Service) bool { return o.Name == name }
 		if !slices.ContainsFunc(d.Profile.Services, is) && !slices.ContainsFunc(s.Replaced, is) {
@@ -186,7 +191,7 @@ func LoginWarnings(st store.State, f host.Facts) []string {
 
 // allow sets the sources that may log in: the client and those in the settings.
 // Temporary sources alone do not pin SSH: no source would be left after them.
-func allow(st *store.State, in Input) {
+func allow(st *store.State, in Input, lists *addressLists) {
 	s, ssh := in.Settings, &st.Desired.SSH
 	named := st.Client.Reason
 	if st.Client.Source == "any" {
@@ -203,13 +208,20 @@ func allow(st *store.State, in Input) {
 			st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: why})
 		}
 	}
+	if s.Allow.File != "" {
+		ssh.File = &firewall.ListFile{Path: s.Allow.File, Others: ssh.Allow}
+		f := firewall.ListFile{Path: s.Allow.File, SSH: true}
+		f.From = lists.list(settings.Label(s.Sources["ssh.allow"], "ssh.allow"), f.Path, true)
+		*st = st.WithList(f)
+		ssh = &st.Desired.SSH
+	}
 	ssh.Timed = s.Allow.Timed // expired ones too, until the end of Decide
 	for _, t := range ssh.Timed {
 		st.Allowed = append(st.Allowed, store.Allowed{From: t.From, Until: t.Until, Reason: why})
 	}
 	ssh.Nobody = s.Allow.Mode == settings.AllowNone
 	ssh.Mode = firewall.SSHPinned
-	known := len(s.Allow.List) > 0 // listed in addition to the client
+	known := len(s.Allow.List) > 0 || s.Allow.File != "" // listed in addition to the client
 	if s.Allow.Mode == settings.AllowAny || len(ssh.Allow) == 0 && !ssh.Nobody || st.Client.Source == store.Unconfirmed && !known {
 		ssh.Mode = firewall.SSHLimited
 	}

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"reflect"
 	"runtime/debug"
 	"slices"
@@ -29,7 +30,9 @@ type Options struct {
 	Interfaces func() ([]firewall.Interface, error) // as detected
 	Named      host.Naming                          // by the settings, for a state of a version that did not record it
 	// Blocks returns the lists of blocked networks with the present content of their files.
-	Blocks      func(firewall.Desired) []firewall.Block
+	Blocks func(firewall.Desired) []firewall.Block
+	// ReadList reads a file of addresses: SSH sources, or those of services.
+	ReadList    func(path string, ssh bool) ([]netip.Prefix, error)
 	Instance    func() string // cloud-init's instance-id, "" if not known yet
 	CommandLine string        // the kernel's
 	// Prune returns the settings that commands wrote without expired entries; nil if
@@ -64,13 +67,14 @@ type Daemon struct {
 	shown     string // what the published status was made from
 	urgent    bool   // the status must be published soon
 	published time.Time
-	issue     string        // what agetty shows
-	said      bool          // the serial consoles have the login message of this boot
-	busy      bool          // a command held the lock
-	waits     int           // for how many checks in a row
-	retry     time.Time     // when to repeat a check that failed; zero is not
-	pause     time.Duration // before that
-	failed    string        // the last failure that was logged
+	issue     string          // what agetty shows
+	said      bool            // the serial consoles have the login message of this boot
+	busy      bool            // a command held the lock
+	waits     int             // for how many checks in a row
+	unread    map[string]bool // sentences about lists that cannot be used
+	retry     time.Time       // when to repeat a check that failed; zero is not
+	pause     time.Duration   // before that
+	failed    string          // the last failure that was logged
 	failedAt  time.Time
 }
 

@@ -109,6 +109,7 @@ type followed struct {
 	interfaces []firewall.Interface
 	changed    bool // the rules differ
 	zones      bool // what the state keeps of zones differs
+	lists      bool // lists in files differ
 	expired    bool // something temporary has expired
 	retimed    bool // the clock was set, and rules have other times
 	timers     []firewall.Timer
@@ -147,6 +148,7 @@ func (d *Daemon) follow(r verify.Report) (f followed, err error) {
 		next.Client.Source = "clone"
 		next.Client.Reason = fmt.Sprintf("this is a clone of instance %q, which may have another owner; \"basicfw-agent bootstrap\" detects the client again", st.InstanceID)
 	}
+	next, f.lists = d.followLists(next)
 	next.Desired.Interfaces, next.Named, next.Zones = f.interfaces, zoned.Named, zoned.Zones
 	if d.Blocks != nil {
 		next.Desired.Blocks = d.Blocks(next.Desired)
@@ -185,7 +187,7 @@ func (d *Daemon) repair(ctx context.Context, r verify.Report, f followed) (chang
 	if files && !r.Moved {
 		d.list("another program changed a persisted file; writing it again", r.Files)
 	}
-	if more := len(r.Guard) > 0 || r.Moved || f.changed || f.zones || f.expired || f.retimed; files || more {
+	if more := len(r.Guard) > 0 || r.Moved || f.changed || f.zones || f.lists || f.expired || f.retimed; files || more {
 		if err := d.applyFollowed(ctx, f, !more); err != nil {
 			if files {
 				d.postpone("persisted files", err)
@@ -232,7 +234,7 @@ func (d *Daemon) repairRules(ctx context.Context, r verify.Report) error {
 
 // applyFollowed applies f. filesOnly is set if only persisted files differ.
 func (d *Daemon) applyFollowed(ctx context.Context, f followed, filesOnly bool) error {
-	if f.changed {
+	if f.changed && !f.lists {
 		d.Log.WithField("client", f.next.Client.Source).Info("this machine has changed; updating the rules")
 	}
 	var options apply.Options

@@ -76,6 +76,9 @@ func check(d Desired) error {
 		if err := CheckServiceName(s.Name); err != nil {
 			errs = append(errs, fmt.Errorf("%s%w", at(s), err))
 		}
+		if s.File != "" && len(s.From) == 0 {
+			errs = append(errs, fmt.Errorf("%s%s: %s contains no address", at(s), s.Name, s.File)) // not any address
+		}
 		if !s.Limit.IsZero() && s.Limit.check() != nil {
 			errs = append(errs, fmt.Errorf("%s%s: %w", at(s), s.Name, s.Limit.check()))
 		}

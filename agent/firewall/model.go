@@ -112,6 +112,8 @@ type Service struct {
 	// From lists the allowed source networks; empty means any. Their host bits
 	// are zero.
 	From []netip.Prefix `json:"from,omitempty"`
+	// File is the file from which From was read; "" if the settings list it.
+	File string `json:"file,omitempty"`
 	// Limit applies to new connections per source, an IPv4 address or an IPv6 /64. Zero is
 	// no limit.
 	Limit Rate `json:"limit,omitzero"`
@@ -129,7 +131,9 @@ func (s Service) String() string {
 	if s.On != "" && s.On != string(AnyZone) {
 		fmt.Fprintf(&b, " on %s", s.On)
 	}
-	if len(s.From) > 0 {
+	if s.File != "" {
+		b.WriteString(" from " + filePrefix + s.File)
+	} else if len(s.From) > 0 {
 		b.WriteString(" from " + strings.Join(FormatPrefixes(s.From), ", "))
 	}
 	if !s.Limit.IsZero() {
@@ -214,6 +218,8 @@ type SSH struct {
 	Ports []uint16       `json:"ports"`
 	Mode  SSHMode        `json:"mode"`
 	Allow []netip.Prefix `json:"allow,omitempty"`
+	// File is the file from which some of Allow were read; nil if there is none.
+	File *ListFile `json:"file,omitempty"`
 	// Timed are temporary Allow entries. They alone do not pin SSH: no source
 	// would be left after the last one expires.
 	Timed []TimedSource `json:"timed,omitempty"`

@@ -11,7 +11,7 @@ import (
 )
 
 const (
-	serviceForm = "PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]] [limit RATE]"
+	serviceForm = "PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]|file:PATH] [limit RATE]"
 	zonesForm   = "any, public, private, virtual or an interface name"
 )
 
@@ -20,8 +20,8 @@ var clauses = []string{"on", "from", "limit", "until"}
 
 // ParseService parses a service in the syntax of settings and profiles:
 //
-//	PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]]
-//		[limit RATE] [until TIME]
+//	PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE]
+//		[from CIDR[, CIDR...]|file:PATH] [limit RATE] [until TIME]
 //
 // PROTOCOL is one of ProtocolNames, or proto and its number. RATE is in the format of
 // ParseRate. TIME is in the format of ParseTime, and allowed in settings only. The error
@@ -82,6 +82,11 @@ func (s *Service) parse(clause string, words []string) (errs []error) {
 		}
 		s.On, err = value, CheckOn(value)
 	case "from":
+		if len(words) == 1 {
+			if s.File, err = ParseFile(value); s.File != "" || err != nil {
+				break
+			}
+		}
 		s.From, errs = parseFrom(words)
 		return errs
 	case "limit":

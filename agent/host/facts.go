@@ -24,6 +24,7 @@ type Facts struct {
 	// Instance is cloud-init's instance-id, or empty if there is none.
 	Instance      string
 	LoginWarnings []string // sentences about logins that may surprise the administrator
+	KeptLists     []string // sentences about lists in files that cannot be used now
 	Conntrack     Conntrack
 	Hazards       Hazards
 	// TakeOver is set if other firewalls are to be taken over.

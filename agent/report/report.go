@@ -208,6 +208,9 @@ func (in Input) warnings(st store.State, s Status, differs exposure.Difference) 
 	for _, text := range in.Inspection.Warnings {
 		w.add("backend", text)
 	}
+	for _, text := range in.Facts.KeptLists {
+		w.add("list-kept", text)
+	}
 	if in.BackupLost {
 		w.add("backup-lost")
 	}

@@ -385,7 +385,7 @@ func TestWarnings(t *testing.T) {
 	stranger := host.Session{Addr: netip.MustParseAddr("198.51.100.7")}
 	in := ordinary(t)
 	in.Version = "2"
-	in.Facts.Session, in.Facts.LoginWarnings = &stranger, []string{"x"}
+	in.Facts.Session, in.Facts.LoginWarnings, in.Facts.KeptLists = &stranger, []string{"x"}, []string{"x"}
 	in.Facts.Conntrack = host.Conntrack{Count: 9, Max: 10}
 	beside(t, &in, "nat", "-A PREROUTING -p tcp -m tcp --dport 1 -j DNAT --to-destination 172.17.0.2")
 	beside(t, &in, "filter", "-A INPUT -p tcp -m tcp --dport 8080 -j ACCEPT\n-A INPUT -p tcp -m tcp --dport 8081 -m limit --limit 3/min -j ACCEPT")

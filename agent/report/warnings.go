@@ -85,6 +85,7 @@ var rows = []row{
 	{code: "port-untracked", severity: Info, text: "%s is exempt from conntrack, so its open connections end when it is closed: %s", fix: "remove this rule unless the server is busy", action: true, brief: "ports are exempt from conntrack"},
 	{code: "transparent-proxy", severity: Info, text: "packets for a proxy pass INPUT with the port that the client dials: %s", fix: "open that port, such as: basicfw-agent open 80/tcp", action: true, brief: "packets are handed to a proxy"},
 	{code: "sshd-port", severity: Warn, text: "%s", action: true},
+	{code: "list-kept", severity: Warn, text: "%s", fix: "repair the file", action: true, brief: "a file of addresses cannot be used; the list that was read last stays in effect"},
 	{code: "no-interface", severity: Warn, text: "no %[2]s interface exists; %[1]s will open when one appears", public: true},
 	{code: "interface-absent", severity: Warn, text: "%s in [interfaces]: no such interface exists", public: true},
 	{code: "conntrack-nearly-full", severity: Critical, text: "the conntrack table is nearly full: %d of %d entries", public: true},

@@ -35,7 +35,8 @@ type Editor struct {
 	// Clients are the named or detected provisioning clients, which may log in over
 	// SSH without being listed in ssh.allow.
 	Clients  []netip.Prefix
-	Unsure   bool // they were detected, and may not be the administrator's
+	Unsure   bool               // they were detected, and may not be the administrator's
+	Listed   *firewall.ListFile // the file of ssh.allow, or nil
 	SSHPorts []uint16
 	SSHOpen  bool // to any address
 	Now      firewall.Moment
@@ -176,7 +177,7 @@ func (e Editor) isKnown(name string) bool {
 // sameReach reports whether two services open the same ports to the same sources, within
 // whatever limits.
 func sameReach(a, b firewall.Service) bool {
-	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && sameSet(a.From, b.From)
+	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && a.File == b.File && sameSet(a.From, b.From)
 }
 
 func zone(s firewall.Service) string { return cmp.Or(s.On, string(firewall.AnyZone)) }
@@ -187,7 +188,7 @@ func sameSet(a, b []netip.Prefix) bool {
 
 // covers reports whether s opens everything that want does, for at least as long.
 func covers(s, want firewall.Service) bool {
-	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last || !s.Limit.IsZero() && s.Limit != want.Limit {
+	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last || s.File != "" || !s.Limit.IsZero() && s.Limit != want.Limit {
 		return false
 	}
 	if zone(s) != string(firewall.AnyZone) && zone(s) != zone(want) {
@@ -398,6 +399,11 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 					return out, hint.Wrap(fmt.Errorf("only a part of %s is allowed", name), "basicfw-agent ssh remove %s", firewall.FormatPrefix(o))
 				}
 			}
+			if l := e.Listed; l != nil {
+				if by, ok := container(p, l.From); ok {
+					return out, hint.Wrap(fmt.Errorf("%s may log in by %s in %s", name, firewall.FormatPrefix(by), l.Path), "remove the line from that file")
+				}
+			}
 			why := "was not allowed to log in"
 			if e.SSHOpen {
 				why = "is not listed, but SSH is open to any address"
@@ -425,7 +431,7 @@ func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 		return out, hint.Wrap(fmt.Errorf("%s names the last client, and %s opens SSH to any address", e.Settings.Sources["ssh.client_ip"], e.Settings.Sources["ssh.allow"]), "edit these lines, then run: basicfw-agent apply")
 	}
 	had := len(e.Clients)+len(e.Settings.Allow.List) > 0
-	if (a.Mode == AllowList || a.Mode == AllowClient) && had && len(clients)+len(a.List) == 0 {
+	if (a.Mode == AllowList && a.File == "" || a.Mode == AllowClient) && had && len(clients)+len(a.List) == 0 {
 		if !force {
 			return out, hint.Wrap(ErrLast, "allow another address first; or use --force, which blocks SSH for all and leaves only the console")
 		}

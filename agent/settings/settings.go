@@ -43,7 +43,8 @@ const (
 // Allow is who may log in over SSH: the clients of the mode, and the listed ones.
 type Allow struct {
 	Mode AllowMode
-	List []netip.Prefix // not empty if Mode is AllowList, nil if it is AllowNone
+	List []netip.Prefix // nil if Mode is AllowNone, not empty if it is AllowList without File
+	File string         // has more of them; "" if there is none
 	// Timed may log in until a time. If List is empty, Mode is not AllowList.
 	Timed []firewall.TimedSource
 }
@@ -55,6 +56,9 @@ func (a Allow) String() string {
 		words = append(words, string(a.Mode))
 	}
 	words = append(words, firewall.FormatPrefixes(a.List)...)
+	if a.File != "" {
+		words = append(words, "file:"+a.File)
+	}
 	for _, t := range a.Timed {
 		words = append(words, firewall.FormatPrefix(t.From)+" "+until+" "+firewall.FormatTime(t.Until))
 	}
@@ -396,7 +400,7 @@ func parsePortList(value string) ([]uint16, error) {
 }
 
 func parseAllow(value string) (Allow, error) {
-	const want = "want client, any or none, and addresses and CIDRs, each with \"until TIME\" if temporary"
+	const want = "want client, any or none, addresses and CIDRs, each with \"until TIME\" if temporary, and file:PATH"
 	words := strings.Fields(strings.ReplaceAll(value, ",", " "))
 	if len(words) == 0 {
 		return Allow{}, fmt.Errorf("%s contains no address", firewall.Quote(value))
@@ -410,6 +414,14 @@ func parseAllow(value string) (Allow, error) {
 				errs = append(errs, fmt.Errorf("%s: %s and %s exclude each other: %s", firewall.Quote(value), a.Mode, mode, want))
 			}
 			a.Mode = mode
+			continue
+		}
+		file, err := firewall.ParseFile(words[i])
+		if file != "" && a.File != "" {
+			err = fmt.Errorf("%s: want one file", firewall.Quote(value))
+		}
+		if file != "" || err != nil {
+			a.File, errs = file, append(errs, err)
 			continue
 		}
 		p, err := firewall.ParseSource(words[i])
@@ -435,10 +447,10 @@ func parseAllow(value string) (Allow, error) {
 		}
 	}
 	switch {
-	case len(errs) > 0:
-	case a.Mode == AllowNone && len(a.List) > 0:
+	case errors.Join(errs...) != nil:
+	case a.Mode == AllowNone && (len(a.List) > 0 || a.File != ""):
 		errs = append(errs, fmt.Errorf("%s: none allows only temporary addresses: leave it out", firewall.Quote(value)))
-	case a.Mode == AllowList && len(a.List) == 0:
+	case a.Mode == AllowList && len(a.List) == 0 && a.File == "":
 		errs = append(errs, fmt.Errorf("%s: all addresses are temporary: want also client, any, none or a permanent address", firewall.Quote(value)))
 	}
 	return a, errors.Join(errs...)

@@ -198,6 +198,24 @@ func (st State) KeepPorts(now []uint16, why []string, all bool) ([]uint16, []str
 	return now, why
 }
 
+// WithList returns the state with the list of a file that it follows.
+func (st State) WithList(f firewall.ListFile) State {
+	st.Desired = st.Desired.WithList(f)
+	if f.SSH && st.Desired.SSH.File != nil && st.Desired.SSH.File.Path == f.Path {
+		others := map[netip.Prefix]bool{}
+		for _, p := range st.Desired.SSH.File.Others {
+			others[p] = true
+		}
+		st.Allowed = slices.DeleteFunc(slices.Clone(st.Allowed), func(a Allowed) bool { return a.Until.IsZero() && !others[a.From] })
+		for _, p := range f.From {
+			if !others[p] {
+				st.Allowed = append(st.Allowed, Allowed{From: p, Reason: "listed in " + f.Path})
+			}
+		}
+	}
+	return st
+}
+
 // WhyAllowed returns why SSH from a network is allowed until a time.
 func (st State) WhyAllowed(from netip.Prefix, until time.Time) string {
 	for _, a := range st.Allowed {

@@ -90,6 +90,7 @@ func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Fac
 	f.Listeners = host.Listeners(listening, name)
 	f.Instance = v.Instance()
 	f.LoginWarnings = sshd.LoginWarnings(v.System)
+	f.KeptLists = v.keptLists()
 	if c, err := host.ReadConntrack(); err == nil {
 		f.Conntrack = c
 	}
@@ -178,6 +179,9 @@ func (v Surveyor) Watch(ctx context.Context, notify func()) {
 				if v.Lists != nil { // new ones come with new settings
 					paths = append(append(paths, "/etc/basicfw"), v.Lists()...)
 				}
+				for _, f := range v.listFiles() {
+					paths = append(paths, f.Path)
+				}
 				return paths
 			})
 		},
@@ -189,9 +193,10 @@ func (v Surveyor) Watch(ctx context.Context, notify func()) {
 	}
 }
 
-// watchedDirs hold the persisted rules and our own unit. sshd's configuration is elsewhere,
+// watchedDirs hold the persisted rules, the copy of the state, which names the lists to
+// follow, and our own unit. sshd's configuration is elsewhere,
 // too: see [sshd.ConfigPaths].
-var watchedDirs = []string{"/etc/sysconfig", "/etc/iptables", "/etc/nftables", "/etc/systemd/system", "/etc/systemd/system/sysinit.target.wants"}
+var watchedDirs = []string{"/etc/sysconfig", "/etc/iptables", "/etc/nftables", "/etc/basicfw", "/etc/systemd/system", "/etc/systemd/system/sysinit.target.wants"}
 
 // watchSSHD calls notify when sshd has begun to listen: it then writes its process ID.
 func (v Surveyor) watchSSHD(ctx context.Context, notify func()) error {

@@ -1,0 +1,34 @@
+package daemon
+
+import (
+	"slices"
+
+	"github.com/basicfw/basicfw-agent/agent/store"
+)
+
+// followLists returns st with the lists of the files that it follows, as they are now. A
+// file that cannot be used keeps its last list, which is logged once.
+func (d *Daemon) followLists(st store.State) (next store.State, changed bool) {
+	if d.ReadList == nil {
+		return st, false
+	}
+	unread := map[string]bool{}
+	for _, f := range st.Desired.ListFiles() {
+		list, err := d.ReadList(f.Path, f.SSH)
+		switch {
+		case err != nil:
+			text := f.Keeping(err)
+			if unread[text] = true; !d.unread[text] {
+				d.Log.Warn(text)
+				d.urgent = true
+			}
+		case !slices.Equal(list, f.From):
+			d.Log.Infof("%s has changed; it has %d entries now", f.Path, len(list))
+			f.From = list
+			st, changed = st.WithList(f), true
+		}
+	}
+	d.urgent = d.urgent || len(unread) != len(d.unread)
+	d.unread = unread
+	return st, changed
+}
