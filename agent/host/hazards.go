@@ -47,9 +47,10 @@ func (k kernelFiles) hazards(interfaces []firewall.Interface, outgoing func(from
 		}
 	}
 	// The higher of two settings counts (linux/inetdevice.h, IN_DEV_RPFILTER). 1 is strict.
+	// A VRF has a routing table of its own.
 	all := k.setting("net/ipv4/conf/all/rp_filter")
 	for _, i := range interfaces {
-		if i.Zone != firewall.PublicZone || max(all, k.setting("net/ipv4/conf/"+i.Name+"/rp_filter")) != "1" {
+		if i.Zone != firewall.PublicZone || i.Master != "" || i.Kind == "vrf" || max(all, k.setting("net/ipv4/conf/"+i.Name+"/rp_filter")) != "1" {
 			continue
 		}
 		for _, a := range i.Addresses {

@@ -19,6 +19,8 @@ func TestHazards(t *testing.T) {
 	interfaces := []firewall.Interface{
 		{Name: "eth0", Zone: firewall.PublicZone, Addresses: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/24")}},
 		{Name: "eth1", Zone: firewall.PublicZone, Addresses: []netip.Prefix{netip.MustParsePrefix("2001:db8::1/64"), netip.MustParsePrefix("198.51.100.1/24")}},
+		{Name: "eth3", Zone: firewall.PublicZone, Master: "blue", Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.1/24")}},
+		{Name: "blue", Zone: firewall.PublicZone, Kind: "vrf", Addresses: []netip.Prefix{netip.MustParsePrefix("203.0.113.2/24")}},
 		{Name: "eth2", Zone: firewall.PrivateZone, Addresses: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/24")}},
 	}
 	by := func(netip.Addr) string { return "eth0" }
