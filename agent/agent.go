@@ -135,7 +135,7 @@ func (a *Agent) facts(s settings.Settings, names bool) (f host.Facts, err error)
 
 // decide computes the desired state from the settings and the facts. previous is the
 // state on disk. It is nil if that cannot be read and is to be replaced; Apply logs it.
-func (a *Agent) decide(s settings.Settings, redetect bool) (st store.State, previous *store.State, warnings []string, err error) {
+func (a *Agent) decide(ctx context.Context, s settings.Settings, redetect bool) (st store.State, previous *store.State, warnings []string, err error) {
 	set, err := profiles.Load(a.System)
 	if err != nil {
 		return st, nil, nil, err
@@ -150,7 +150,7 @@ func (a *Agent) decide(s settings.Settings, redetect bool) (st store.State, prev
 	}
 	facts.Interfaces = a.host.Interfaces
 	st, warnings, err = bootstrap.Decide(bootstrap.Input{Settings: s, Local: a.localPath(), Profiles: set, Facts: facts, Blocker: bootstrap.NewBlocker(a.System, a.host, facts.Session, s),
-		CheckClient: a.host.CheckNamed, ReadList: a.survey.ReadList, Previous: previous, Redetect: redetect, Now: a.Moment()})
+		CheckClient: a.host.CheckNamed, ReadList: a.survey.ReadList, Direct: a.ContainerPorts(ctx, a.host.Interfaces, previous), Previous: previous, Redetect: redetect, Now: a.Moment()})
 	a.found.Interfaces = st.Desired.Interfaces
 	return st, previous, warnings, err
 }

@@ -113,7 +113,7 @@ type job struct {
 // change computes the desired state and applies it; a dry run only plans it.
 func (a *Agent) change(ctx context.Context, s settings.Settings, r Request, j job) (res Result, err error) {
 	s.ForceBlocks = r.Force
-	st, previous, warnings, err := a.decide(s, r.Redetect)
+	st, previous, warnings, err := a.decide(ctx, s, r.Redetect)
 	for _, w := range warnings {
 		a.Log.Warn(w)
 	}
@@ -190,7 +190,7 @@ func (a *Agent) closeAnyway(ctx context.Context, f bootstrap.Flags, r Request, c
 	o := apply.Options{Clear: true, Service: !r.NoService, Choose: true, Files: files.Optional(local), Record: []string{a.localPath()}, Refuse: refuse, TakeOver: !refuse}
 	if locked && bootstrap.OnlyClient(cause) {
 		s.ClientIP, s.Allow = nil, settings.Allow{Mode: settings.AllowAny}
-		st, _, _, err := a.decide(s, false)
+		st, _, _, err := a.decide(ctx, s, false)
 		if err == nil {
 			st.Failsafe, st.Retry = cause.Error(), retry
 			st.Client = store.Client{Source: "none", Reason: "the named client was refused"}
@@ -229,7 +229,7 @@ func (a *Agent) Desired() (store.State, error) {
 	if err != nil {
 		return store.State{}, err
 	}
-	st, _, _, err := a.decide(s, false)
+	st, _, _, err := a.decide(context.Background(), s, false)
 	return st, err
 }
 

@@ -127,7 +127,7 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 	if err != nil {
 		return res, err
 	}
-	now, last, _, err := a.decide(s, false)
+	now, last, _, err := a.decide(ctx, s, false)
 	var overlap *firewall.SSHPortError // "close" removes it
 	var blocks *bootstrap.BlockError   // "unblock" does
 	if err != nil && !errors.As(err, &overlap) && !errors.As(err, &blocks) {

@@ -33,6 +33,7 @@ type Input struct {
 	Blocker     Blocker
 	// ReadList reads a file of addresses: SSH sources, or those of services.
 	ReadList func(path string, ssh bool) ([]netip.Prefix, error)
+	Direct   []firewall.ContainerPort
 	Previous *store.State    // the state on disk, or nil
 	Redetect bool            // repeat earlier detection
 	Now      firewall.Moment // entries that have expired by then are left out
@@ -74,7 +75,9 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 
 	d := &st.Desired
 	d.Open, d.Closed, d.Trusted, d.LogDrops, d.SSH.Limit = s.Open, s.Closed, s.Trusted, s.LogDrops, s.Limit
-	d.Published = published(in)
+	if d.Published = published(in); d.Published == firewall.PublishedProfile {
+		d.Direct = in.Direct
+	}
 	st.Named = &host.Naming{Public: s.Public, Private: s.Private, Trusted: s.Trusted}
 	if p := in.Previous; p != nil && !in.Redetect {
 		if st.Zones = p.Zones; p.Named == nil {

@@ -54,7 +54,7 @@ func (d *Daemon) check(ctx context.Context) (changed bool, err error) {
 		changed, err = d.unreadable(ctx, err)
 		return changed || expired, err
 	}
-	f, err := d.follow(r)
+	f, err := d.follow(ctx, r)
 	errs = append(errs, err)
 	changed, err = d.repair(ctx, r, f)
 	d.seen = fingerprint(r, f.interfaces)
@@ -119,7 +119,7 @@ type followed struct {
 // follow adapts the desired state to the machine's interfaces, instance and time. While
 // a change is pending it follows nothing: that would be another change. What cannot be
 // followed stays as it was; the error says why.
-func (d *Daemon) follow(r verify.Report) (f followed, err error) {
+func (d *Daemon) follow(ctx context.Context, r verify.Report) (f followed, err error) {
 	f.next = r.State
 	zoned := r.Wanted()
 	links, err := d.Interfaces()
@@ -152,6 +152,9 @@ func (d *Daemon) follow(r verify.Report) (f followed, err error) {
 	next.Desired.Interfaces, next.Named, next.Zones = f.interfaces, zoned.Named, zoned.Zones
 	if d.Blocks != nil {
 		next.Desired.Blocks = d.Blocks(next.Desired)
+	}
+	if next.Desired.Published == firewall.PublishedProfile {
+		next.Desired.Direct = d.ContainerPorts(ctx, f.interfaces, &st)
 	}
 	f.zones = err == nil && (!reflect.DeepEqual(next.Zones, st.Zones) || st.Named == nil)
 	// Compile both with this version, so that an upgrade alone changes no rule.

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -346,7 +347,7 @@ func (s *socket) askOf(subsystem, kind, flags uint16, data []byte, each func([]b
 }
 
 // Watch calls notify on each change of our table, or of the IPv4 and IPv6 tables
-// "filter", which the nft variant of iptables uses, until the context ends. The kernel
+// "filter", "mangle" and "nat", which the nft variant of iptables uses, until the context ends. The kernel
 // does not report changes of the legacy variant's tables.
 func Watch(ctx context.Context, notify func()) error {
 	if err := system.Multicast(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, relevant, notify); err != nil {
@@ -356,7 +357,7 @@ func Watch(ctx context.Context, notify func()) error {
 }
 
 // relevant reports whether a message is about our table and its contents, or about a
-// table "filter" and its chains and rules. Sets there are ignored: they belong to other
+// table of iptables and its chains and rules. Sets there are ignored: they belong to other
 // programs, and may change often. The kernel does not report elements that packets add
 // to our sets. A message begins with the family (struct nfgenmsg), and the first
 // attribute of these kinds is the table's name (linux/netfilter/nf_tables.h).
@@ -376,8 +377,9 @@ func relevant(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < nfgenmsg+attr {
 		return true
 	}
-	name := map[byte]string{unix.NFPROTO_INET: TableName, unix.NFPROTO_IPV4: "filter", unix.NFPROTO_IPV6: "filter"}[m.Data[0]]
-	if name == "" || sets && name != TableName {
+	xtables := []string{"filter", "mangle", "nat"}
+	names := map[byte][]string{unix.NFPROTO_INET: {TableName}, unix.NFPROTO_IPV4: xtables, unix.NFPROTO_IPV6: xtables}[m.Data[0]]
+	if names == nil || sets && names[0] != TableName {
 		return false
 	}
 	first := m.Data[nfgenmsg:]
@@ -385,5 +387,5 @@ func relevant(m syscall.NetlinkMessage) bool {
 	if kind := binary.NativeEndian.Uint16(first[2:]); kind != unix.NFTA_TABLE_NAME || end < attr || end > len(first) {
 		return true
 	}
-	return string(bytes.TrimRight(first[attr:end], "\x00")) == name
+	return slices.Contains(names, string(bytes.TrimRight(first[attr:end], "\x00")))
 }

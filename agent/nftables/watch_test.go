@@ -25,7 +25,7 @@ func TestWatch(t *testing.T) {
 		args []string
 		news bool
 	}{
-		{"a chain of another table", []string{"nft", "add table ip nat; add chain ip nat c"}, false},
+		{"a chain of another table", []string{"nft", "add table ip raw; add chain ip raw c"}, false},
 		{"a set of another family", []string{"nft", "add table inet filter; add set inet filter s { type ipv4_addr; }; add element inet filter s { 192.0.2.1 }"}, false},
 		{"our table", []string{"nft", "add table inet basicfw; add chain inet basicfw c; add set inet basicfw s { type ipv4_addr; }"}, true},
 		{"a rule of ours", []string{"nft", "add rule inet basicfw c accept"}, true},
@@ -34,6 +34,8 @@ func TestWatch(t *testing.T) {
 		{"a chain", []string{"xtables-nft-multi", "iptables", "-N", "X"}, true},
 		{"a rule", []string{"xtables-nft-multi", "ip6tables", "-A", "INPUT", "-j", "ACCEPT"}, true},
 		{"a policy", []string{"xtables-nft-multi", "iptables", "-P", "INPUT", "DROP"}, true},
+		{"a published port", []string{"xtables-nft-multi", "iptables", "-t", "nat", "-N", "DOCKER"}, true},
+		{"forwarded packets", []string{"xtables-nft-multi", "ip6tables", "-t", "mangle", "-A", "FORWARD", "-j", "ACCEPT"}, true},
 		{"a table", []string{"nft", "delete table ip6 filter"}, true},
 		{"more messages than the buffer holds", []string{"sh", "-c", "(echo '*filter'; i=0; while [ $i -lt 3000 ]; do echo -A X -p tcp --dport $i -j ACCEPT; i=$((i+1)); done; echo COMMIT) | xtables-nft-multi iptables-restore --noflush"}, true},
 		{"a rule after that", []string{"xtables-nft-multi", "iptables", "-F", "X"}, true},

@@ -17,7 +17,7 @@ var part = os.Getenv("BASICFW_TESTS")
 var byBackend = []string{
 	"TestBesideOverridden", "TestBesideReject", "TestBesideStock", "TestBootPrograms", "TestBootstrapAgain", "TestBrokenIptablesAtBoot",
 	"TestConfirm", "TestErased", "TestFiles", "TestFlags", "TestInputOfAllKinds", "TestManyNetworks", "TestMetrics", "TestOpen", "TestOthersRules",
-	"TestPersistedFiles", "TestSelftest", "TestServices", "TestStatus", "TestStatusReachable", "TestStockRules", "TestToLoopback", "TestUninstall", "TestUntracked", "TestVarWiped",
+	"TestPersistedFiles", "TestPublished", "TestSelftest", "TestServices", "TestStatus", "TestStatusReachable", "TestStockRules", "TestToLoopback", "TestUninstall", "TestUntracked", "TestVarWiped",
 	"TestWideOpen",
 }
 
@@ -33,7 +33,7 @@ var slow = []string{
 var single = []string{
 	"TestAutoProfile", "TestBadFlags", "TestBadInputCorners", "TestBare", "TestDirectoryOfAnother", "TestFileOfAnother",
 	"TestFollowMessage", "TestForgedEnviron", "TestForgedSSHD", "TestForgedUtmp", "TestHandWritten", "TestIptablesBackWhileRunning",
-	"TestLockHeld", "TestNoIptables", "TestNotRoot", "TestOpenRefused", "TestOtherManagers", "TestRulesDirectory", "TestSelftestRefuses",
+	"TestLockHeld", "TestNoIptables", "TestNotRoot", "TestOpenRefused", "TestOtherManagers", "TestPublishedLater", "TestRulesDirectory", "TestSelftestRefuses",
 	"TestSSHDetected", "TestSSHForced", "TestSSHRefused", "TestTextOfOthers", "TestWatchChurn",
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
@@ -42,21 +43,37 @@ func TestPublished(t *testing.T) {
 		guest.Listen(t, 5432)
 		guest.ListenAs(t, 80, 8080)
 		guest.ListenAs(t, 444, 443)
+		guest.Listen(t, 9999)
+		for _, to := range m.Server.Both() { // a route of the neighbours to the container's network
+			network := at.Like(to)
+			m.Outsider.MustRun(t, "ip", "route", "add", network.String(), "via", to.String())
+		}
 		m.publish(t, at, map[uint16]uint16{5432: 5432, 8080: 80, 443: 444})
 		before := m.rules(t)
 		// want checks who reaches the published ports, and that the container reaches others.
 		want := func(when string, db, client, stranger bool) {
 			t.Helper()
 			t.Log(when)
+			var all sync.WaitGroup
+			reach := func(to netip.Addr, port uint16, client, stranger bool) {
+				all.Add(1)
+				go func() {
+					defer all.Done()
+					m.wantReach(t, to, port, client, stranger)
+				}()
+			}
 			for _, to := range m.Server.Both() {
-				m.wantReach(t, to, 443, true, true)
-				m.wantReach(t, to, 5432, db, db)
-				m.wantReach(t, to, 8080, client, stranger)
-				from, to := at.Like(to), m.Client.Like(to)
-				if err := guest.Reach(from, to, 7, lab.Patient); err != nil {
-					t.Errorf("from the container to %v: %v", to, err)
+				reach(to, 443, true, true)
+				reach(to, 5432, db, db)
+				reach(to, 8080, client, stranger)
+				direct := at.Like(to)
+				reach(direct, 5432, db, db)
+				reach(direct, 9999, true, true) // which is not published
+				if err := guest.Reach(direct, m.Client.Like(to), 7, lab.Patient); err != nil {
+					t.Errorf("from the container %v: %v", direct, err)
 				}
 			}
+			all.Wait()
 		}
 		want("before bootstrap", true, true, true)
 		const closed = "published by Docker: closed; open it: basicfw-agent"
@@ -108,6 +125,25 @@ func TestPublished(t *testing.T) {
 		m.must(t, exitOK, "uninstall")
 		want("after uninstall", true, true, true)
 		same(t, "the rules after uninstall", before, m.rules(t))
+	})
+}
+
+// TestPublishedLater publishes a port while the service runs: it closes the direct route to
+// the container, too.
+func TestPublishedLater(t *testing.T) {
+	on(t, variants[:1], func(t *testing.T, m *machine) {
+		guest, at := m.Guest(t)
+		guest.Listen(t, 5432)
+		m.Outsider.MustRun(t, "ip", "route", "add", at.V4.String(), "via", m.Server.V4.String())
+		m.bootstrap(t)
+		m.wantReach(t, at.V4, 5432, true, true)
+		m.serve(t)
+		m.publish(t, at, map[uint16]uint16{5432: 5432})
+		lab.Poll(t, "the direct route to be closed", func() bool { return m.Outsider.Reach(m.Stranger.V4, at.V4, 5432, lab.Brief) != nil })
+		m.wantReach(t, m.Server.V4, 5432, false, false)
+		if !m.hasRule(t, "basicfw-direct") {
+			t.Error("no rule closes it")
+		}
 	})
 }
 
