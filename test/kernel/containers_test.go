@@ -264,6 +264,7 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	db := []forwarded{{ipv4, "tcp", "5432", "", e.address[ipv4], e.program}, {ipv6, "tcp", "5432", "", e.address[ipv6], e.program}}
 
 	works("before bootstrap")
+	m.write(t, agentINI, "[containers]\npublished = leave\n", 0o640)
 	m.bootstrap(t)
 	works("after bootstrap")
 	for _, to := range m.Server.Both() {
@@ -311,10 +312,39 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 		m.wantReach(t, to, 5432, false, false)
 	}
 
+	testHeld(t, m, e)
 	e.start(t, "db", "5432", "-p", "5432:5432")
 	others = m.rules(t)
 	m.must(t, exitOK, "uninstall")
 	works("after uninstall")
+	e.must(t, "rm", "-f", "db")
+}
+
+// testHeld holds the ports of an engine to the profile.
+func testHeld(t *testing.T, m *machine, e *engine) {
+	t.Log("held to the profile")
+	m.write(t, agentINI, "[containers]\npublished = profile\n", 0o640)
+	m.must(t, exitOK, "apply")
+	e.start(t, "db", "5432", "-p", "5432:5432")
+	want := func(client bool) {
+		t.Helper()
+		for _, to := range m.Server.Both() {
+			m.wantReach(t, to, 5432, client, false)
+		}
+		for _, to := range m.Client.Both() {
+			says(t, e.must(t, "exec", "db", "/guest", "dial", netip.AddrPortFrom(to, 7).String()), "port 7")
+		}
+		m.must(t, exitOK, "verify")
+	}
+	want(false)
+	says(t, m.must(t, exitOK, "status").Stdout, "protected: profile web+mail", "5432/tcp published by "+e.program+": closed; open it: basicfw-agent")
+	m.must(t, exitOK, "open", "5432/tcp", "--from", m.Client.String())
+	want(true)
+	e.must(t, "rm", "-f", "db")
+	e.start(t, "db", "5432", "-p", "5432:5432")
+	want(true)
+	m.must(t, exitOK, "close", "5432/tcp")
+	want(false)
 	e.must(t, "rm", "-f", "db")
 }
 
