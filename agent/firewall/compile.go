@@ -332,7 +332,7 @@ func (c *compiler) service(s Service) []Rule {
 		return nil // no source of this family is allowed
 	}
 	comment := "basicfw-" + s.Name
-	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateOpen, Until: s.Until, Comment: comment, Target: Accept}
+	rule := Rule{Proto: s.Proto, DstPort: s.Ports, State: StateOpen, IPsec: s.IPsec, Until: s.Until, Comment: comment, Target: Accept}
 	switch {
 	case len(sources) > 1:
 		chain := Chain{Name: ChainPrefix + s.Name}

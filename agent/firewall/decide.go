@@ -45,6 +45,7 @@ type Packet struct {
 	DNAT     bool   // Dst is not the original destination
 	Dialled  uint16 // with DNAT, the original DstPort
 	Reply    bool   // of a connection that this host opened
+	IPsec    bool   // it came by IPsec
 }
 
 // Family returns the IP version of the packet.
@@ -124,6 +125,7 @@ func (r Rule) matches(p Packet, now time.Time) bool {
 		r.State == StateNotDNAT && p.DNAT,
 		r.State == StateReply && !p.Reply,
 		r.State != "" && r.State != StateNotDNAT && r.State != StateReply && !slices.Contains(strings.Split(string(r.State), ","), string(p.State)),
+		r.IPsec && !p.IPsec,
 		r.DstType != "" && r.DstType != p.DstType,
 		r.HopLimit != 0 && r.HopLimit != p.HopLimit,
 		// Both ends are included (xt_time.c).

@@ -101,7 +101,7 @@ func (c *compiler) published(s Service) (rules []Rule) {
 		in = ""
 	}
 	for _, p := range sources {
-		r := Rule{In: in, Proto: s.Proto, DstPort: s.Ports, Dialled: s.Proto.HasPorts(), Limit: c.limit(s), Until: s.Until, Comment: "basicfw-" + s.Name, Target: Return}
+		r := Rule{In: in, Proto: s.Proto, DstPort: s.Ports, Dialled: s.Proto.HasPorts(), IPsec: s.IPsec, Limit: c.limit(s), Until: s.Until, Comment: "basicfw-" + s.Name, Target: Return}
 		if p.IsValid() {
 			r.Src = source(p)
 		}

@@ -117,6 +117,8 @@ type Service struct {
 	// Limit applies to new connections per source, an IPv4 address or an IPv6 /64. Zero is
 	// no limit.
 	Limit Rate `json:"limit,omitzero"`
+	// IPsec is set if only connections whose first packet came by IPsec are accepted.
+	IPsec bool `json:"ipsec,omitempty"`
 	// Until is when the service expires, in whole seconds of UTC; zero is never.
 	Until time.Time `json:"until,omitzero"`
 	// Source is where the service is configured: "profile web-only" for a
@@ -138,6 +140,9 @@ func (s Service) String() string {
 	}
 	if !s.Limit.IsZero() {
 		b.WriteString(" limit " + s.Limit.format())
+	}
+	if s.IPsec {
+		b.WriteString(" via ipsec")
 	}
 	if !s.Until.IsZero() {
 		b.WriteString(" until " + FormatTime(s.Until))

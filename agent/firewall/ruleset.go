@@ -113,6 +113,7 @@ type Rule struct {
 	Flags    *FlagMatch   `json:"flags,omitempty"`
 	ICMPType *uint8       `json:"icmp_type,omitempty"`
 	State    State        `json:"state,omitempty"`
+	IPsec    bool         `json:"ipsec,omitempty"`    // the packet came by IPsec
 	DstType  string       `json:"dst_type,omitempty"` // "BROADCAST" or "MULTICAST"
 	Limit    *Limit       `json:"limit,omitempty"`
 	HopLimit uint8        `json:"hop_limit,omitempty"` // IPv6 only

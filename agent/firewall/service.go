@@ -11,17 +11,17 @@ import (
 )
 
 const (
-	serviceForm = "PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]|file:PATH] [limit RATE]"
+	serviceForm = "PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE] [from CIDR[, CIDR...]|file:PATH] [limit RATE] [via ipsec]"
 	zonesForm   = "any, public, private, virtual or an interface name"
 )
 
 // clauses are the words after the port of a service that begin a part of it, in order.
-var clauses = []string{"on", "from", "limit", "until"}
+var clauses = []string{"on", "from", "limit", "via", "until"}
 
 // ParseService parses a service in the syntax of settings and profiles:
 //
 //	PORT[-PORT]/tcp|udp|sctp|PROTOCOL [on any|public|private|virtual|INTERFACE]
-//		[from CIDR[, CIDR...]|file:PATH] [limit RATE] [until TIME]
+//		[from CIDR[, CIDR...]|file:PATH] [limit RATE] [via ipsec] [until TIME]
 //
 // PROTOCOL is one of ProtocolNames, or proto and its number. RATE is in the format of
 // ParseRate. TIME is in the format of ParseTime, and allowed in settings only. The error
@@ -92,6 +92,10 @@ func (s *Service) parse(clause string, words []string) (errs []error) {
 	case "limit":
 		if s.Limit, err = ParseRate(value); err != nil {
 			err = fmt.Errorf("limit: %w", err)
+		}
+	case "via":
+		if s.IPsec = value == "ipsec"; !s.IPsec {
+			err = fmt.Errorf("via: %s: want ipsec", Quote(value))
 		}
 	case "until":
 		if s.Until, err = ParseTime(value); err != nil {

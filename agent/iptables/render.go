@@ -78,6 +78,9 @@ func spec(f firewall.Family, r firewall.Rule) string {
 	} else if state != "" {
 		arg("-m", "conntrack", "--ctstate", state)
 	}
+	if r.IPsec {
+		arg("-m", "policy", "--dir", "in", "--pol", "ipsec")
+	}
 	if r.DstType != "" {
 		arg("-m", "addrtype", "--dst-type", r.DstType)
 	}

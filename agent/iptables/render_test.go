@@ -62,7 +62,7 @@ func TestRender(t *testing.T) {
 	grammar := webMail()
 	grammar.Profile.Services = nil
 	for i, text := range []string{"443/tcp limit 50/second", "53/udp on eth0 limit 600/minute", "5432/tcp from 10.0.0.0/8, 192.168.7.0/24, 2001:db8::/32 limit 5/hour",
-		"9-11/sctp", "vrrp", "ah from 192.0.2.7, 2001:db8::7", "proto 99 limit 10/second"} {
+		"9-11/sctp", "vrrp", "ah from 192.0.2.7, 2001:db8::7", "proto 99 limit 10/second", "1701/udp from 192.0.2.7, 192.0.2.9 via ipsec", "8080/tcp limit 5/second via ipsec"} {
 		s, err := firewall.ParseService(fmt.Sprintf("s%d", i), text)
 		if err != nil {
 			t.Fatal(err)

@@ -56,7 +56,16 @@ func desiredStates() map[string]firewall.Desired {
 	anybody.Unlock = &firewall.Unlock{Window: window}
 	quiet := all(client)
 	quiet.LogDrops, quiet.Profile.Ping, quiet.SSH = false, false, firewall.SSH{Ports: []uint16{22}, Mode: firewall.SSHPinned, Nobody: true}
-	return map[string]firewall.Desired{"every": every, "failsafe": firewall.Failsafe([]uint16{22}), "limited": limited,
+	grammar := all(client)
+	for i, text := range []string{"443/tcp limit 50/second", "53/udp on eth0 limit 600/minute", "5432/tcp from 10.0.0.0/8, 192.168.7.0/24, 2001:db8::/32, fd00::/8 limit 5/hour",
+		"9-11/sctp", "vrrp", "ah from 192.0.2.7, 2001:db8::7", "proto 99 limit 10/second", "1701/udp via ipsec", "8081/tcp limit 6/second via ipsec"} {
+		s, err := firewall.ParseService(fmt.Sprintf("s%d", i), text)
+		if err != nil {
+			panic(err)
+		}
+		grammar.Open = append(grammar.Open, s)
+	}
+	return map[string]firewall.Desired{"grammar": grammar, "every": every, "failsafe": firewall.Failsafe([]uint16{22}), "limited": limited,
 		"unlocked": unlocked, "unlock all": open, "unlock for anybody": anybody, "quiet": quiet}
 }
 
@@ -91,7 +100,8 @@ func (k kernel) load(t testing.TB, want firewall.Ruleset) {
 func (k kernel) list(t testing.TB) string {
 	t.Helper()
 	text := k.MustRun(t, "nft", "list", "table", "inet", TableName)
-	return strings.ReplaceAll(text, "meta l4proto igmp", "meta l4proto 2") // a name from /etc/protocols
+	// Names from /etc/protocols.
+	return strings.NewReplacer("meta l4proto igmp", "meta l4proto 2", "meta l4proto vrrp", "meta l4proto 112", "meta l4proto ah", "meta l4proto 51").Replace(text)
 }
 
 // inSeconds converts the times that nft prints to the rendered form.

@@ -260,6 +260,9 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 		w.add("ct state "+stateNames[r.State], &expr.Ct{Key: expr.CtKeySTATE, Register: 1})
 		w.masked(binaryutil.NativeEndian.PutUint32(states[r.State]), expr.CmpOpNeq, make([]byte, 4))
 	}
+	if r.IPsec {
+		w.add("meta ipsec exists", &expr.Meta{Key: metaSecpath, Register: 1}, equal(1))
+	}
 	if r.DstType != "" {
 		w.add("fib daddr type "+strings.ToLower(r.DstType), &expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 			equal(binaryutil.NativeEndian.PutUint32(addressTypes[r.DstType])...))
@@ -556,8 +559,12 @@ func (w *writer) clock(words string, op expr.CmpOp, t time.Time) {
 		&expr.Cmp{Op: op, Register: 1, Data: binary.BigEndian.AppendUint64(nil, uint64(t.UnixNano()))})
 }
 
-// metaTime is NFT_META_TIME_NS (linux/netfilter/nf_tables.h, since 5.4).
-const metaTime expr.MetaKey = 30
+// Keys of linux/netfilter/nf_tables.h: NFT_META_TIME_NS (since 5.4) and NFT_META_SECPATH
+// (since 4.16).
+const (
+	metaTime    expr.MetaKey = 30
+	metaSecpath expr.MetaKey = 25
+)
 
 func (w *writer) masked(mask []byte, op expr.CmpOp, data []byte) {
 	w.silent(and(mask), &expr.Cmp{Op: op, Register: 1, Data: data})

@@ -91,7 +91,8 @@ func (d *description) expression(e expression) {
 	switch x := x.(type) {
 	case *expr.Meta:
 		d.mask = nil
-		names := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyOIFNAME: "oifname", expr.MetaKeyNFPROTO: "meta nfproto", expr.MetaKeyL4PROTO: "meta l4proto", metaTime: "meta time"}
+		names := map[expr.MetaKey]string{expr.MetaKeyIIFNAME: "iifname", expr.MetaKeyOIFNAME: "oifname", expr.MetaKeyNFPROTO: "meta nfproto",
+			expr.MetaKeyL4PROTO: "meta l4proto", metaTime: "meta time", metaSecpath: "meta ipsec"}
 		d.load = cmp.Or(names[x.Key], fmt.Sprintf("meta key %d", x.Key))
 	case *expr.Payload:
 		d.mask, d.load = nil, d.field(x)
@@ -199,6 +200,8 @@ func (d *description) compare(c *expr.Cmp) {
 			d.proto = "icmpv6"
 		}
 		d.say("meta l4proto %s", d.proto)
+	case d.load == "meta ipsec" && len(c.Data) == 1 && c.Data[0] == 1 && c.Op == expr.CmpOpEq:
+		d.say("meta ipsec exists")
 	case d.load == "ct state" && d.mask != nil:
 		var names []string
 		for bit, name := range map[uint32]string{expr.CtStateBitINVALID: "invalid", expr.CtStateBitESTABLISHED: "established", expr.CtStateBitRELATED: "related", expr.CtStateBitNEW: "new", expr.CtStateBitUNTRACKED: "untracked"} {

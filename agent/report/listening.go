@@ -24,6 +24,9 @@ func OpenOf(d firewall.Desired) []OpenStatus {
 		if !o.Limit.IsZero() {
 			open.Limit = o.Limit.String()
 		}
+		if o.IPsec {
+			open.Via = "ipsec"
+		}
 		if !o.Until.IsZero() {
 			open.Until = &o.Until
 		}

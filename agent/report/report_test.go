@@ -310,7 +310,7 @@ func TestRedactedKeeps(t *testing.T) {
 	want := []string{"backend.name", "block.name", "conditions", "conflicts", "drift.family", "drift.kind", "families.ipv4", "families.ipv6",
 		"foreign.chain", "foreign.effect", "foreign.family", "forwarded.family", "forwarded.port", "forwarded.program", "forwarded.proto",
 		"interfaces.ipv4", "interfaces.kind", "interfaces.mac", "interfaces.master", "interfaces.name", "interfaces.zone", "listening.open_command", "listening.proto",
-		"open.limit", "open.name", "open.ports", "open.proto", "open.zone", "persisted.path", "profile.name", "rolled_back", "ssh.limit", "ssh.mode", "ssh.source", "state", "version"}
+		"open.limit", "open.name", "open.ports", "open.proto", "open.via", "open.zone", "persisted.path", "profile.name", "rolled_back", "ssh.limit", "ssh.mode", "ssh.source", "state", "version"}
 	if diff := cmp.Diff(want, holding(decoded, secret)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

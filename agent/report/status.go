@@ -120,6 +120,7 @@ type OpenStatus struct {
 	From   []string   `json:"from"`
 	Limit  string     `json:"limit,omitempty"` // of new connections per source, if there is one
 	Source string     `json:"source"`
+	Via    string     `json:"via,omitempty"`   // "ipsec" if only connections by IPsec are accepted
 	Until  *time.Time `json:"until,omitempty"` // when it expires, if it does
 }
 
@@ -234,7 +235,7 @@ func (s Status) Redacted() Status {
 		out.Interfaces = append(out.Interfaces, i)
 	}
 	for _, o := range s.Open {
-		out.Open = append(out.Open, OpenStatus{Name: o.Name, Proto: o.Proto, Ports: o.Ports, Zone: o.Zone, From: []string{}, Limit: o.Limit, Until: o.Until})
+		out.Open = append(out.Open, OpenStatus{Name: o.Name, Proto: o.Proto, Ports: o.Ports, Zone: o.Zone, From: []string{}, Limit: o.Limit, Via: o.Via, Until: o.Until})
 	}
 	for _, l := range s.Listening {
 		l.Process = ""

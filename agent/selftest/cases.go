@@ -250,7 +250,7 @@ func (c *caser) admits(proto firewall.Proto, port uint16, from netip.Addr) bool 
 		return c.mayLogIn(from)
 	}
 	return slices.ContainsFunc(c.offered, func(s firewall.Service) bool {
-		return s.Proto == proto && (s.Ports.Contains(port) || !proto.HasPorts()) && !ended(c.d.RuleEnd(s.Until), c.now) && c.isOn(s.On) &&
+		return s.Proto == proto && !s.IPsec && (s.Ports.Contains(port) || !proto.HasPorts()) && !ended(c.d.RuleEnd(s.Until), c.now) && c.isOn(s.On) &&
 			(len(s.From) == 0 || contains(s.From, from))
 	})
 }

@@ -177,7 +177,7 @@ func (e Editor) isKnown(name string) bool {
 // sameReach reports whether two services open the same ports to the same sources, within
 // whatever limits.
 func sameReach(a, b firewall.Service) bool {
-	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && a.File == b.File && sameSet(a.From, b.From)
+	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && a.File == b.File && a.IPsec == b.IPsec && sameSet(a.From, b.From)
 }
 
 func zone(s firewall.Service) string { return cmp.Or(s.On, string(firewall.AnyZone)) }
@@ -188,7 +188,7 @@ func sameSet(a, b []netip.Prefix) bool {
 
 // covers reports whether s opens everything that want does, for at least as long.
 func covers(s, want firewall.Service) bool {
-	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last || s.File != "" || !s.Limit.IsZero() && s.Limit != want.Limit {
+	if s.Proto != want.Proto || s.Ports.First > want.Ports.First || s.Ports.Last < want.Ports.Last || s.File != "" || s.IPsec && !want.IPsec || !s.Limit.IsZero() && s.Limit != want.Limit {
 		return false
 	}
 	if zone(s) != string(firewall.AnyZone) && zone(s) != zone(want) {

@@ -369,6 +369,9 @@ func openLine(open []report.OpenStatus) string {
 		if o.Limit != "" {
 			item += " limit " + o.Limit
 		}
+		if o.Via != "" {
+			item += " via " + o.Via
+		}
 		if o.Until != nil {
 			item += " until " + firewall.FormatTime(*o.Until)
 		}

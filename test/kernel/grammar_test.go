@@ -67,6 +67,7 @@ func (m *machine) raw(t *testing.T, from, to netip.Addr, proto int, body []byte,
 func TestProtocols(t *testing.T) {
 	onEach(t, func(t *testing.T, m *machine) {
 		m.Host.Listen(t, 22, 80)
+		m.write(t, agentINI, "", 0o644)
 		m.bootstrap(t)
 		before := m.settled(t)
 		for _, step := range []struct {
@@ -102,6 +103,20 @@ func TestProtocols(t *testing.T) {
 		}
 		m.must(t, exitOK, "open", "proto 112", "--on", "private")
 		m.must(t, exitOK, "close", "proto 112")
+		// Packets without IPsec do not get through.
+		m.Host.ListenUDP(t, 1701)
+		m.write(t, agentINI, "[open]\nl2tp = 1701/udp via ipsec\n", 0o644)
+		m.must(t, exitOK, "apply")
+		m.must(t, exitOK, "verify")
+		m.wantOpen(t, map[string]string{"1701/udp": nobody, "80/tcp": everybody})
+		if s := m.status(t, exitOK); s.State != "protected" {
+			t.Errorf("with via ipsec: state %q", s.State)
+		}
+		m.write(t, agentINI, "[open]\nl2tp = 1701/udp\n", 0o644)
+		m.must(t, exitOK, "apply")
+		m.wantOpen(t, map[string]string{"1701/udp": everybody})
+		m.write(t, agentINI, "", 0o644)
+		m.must(t, exitOK, "apply")
 		m.must(t, exitOK, "open", "9/sctp")
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "plan", "--exit-code")

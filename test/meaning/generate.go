@@ -23,7 +23,7 @@ type generator struct {
 var Settings = []string{
 	"ping = yes", "ping = no", "drops = yes", "drops = no",
 	"permanent address", "closed", "trusted", "trusted glob", "guests", "no address",
-	"tcp", "udp", "sctp", "protocol", "range", "limit", "from one", "from several", "from IPv4 only", "from IPv6 only", "from any address of a family",
+	"tcp", "udp", "sctp", "protocol", "range", "limit", "via ipsec", "from one", "from several", "from IPv4 only", "from IPv6 only", "from any address of a family",
 	"on any", "on public", "on private", "on virtual", "on a name", "on a glob", "until", "until, expired",
 	"pinned", "pinned to one family", "limited", "no limit", "SSH blocked", "timed", "timed, expired", "two ports",
 	"probation", "probation, expired", "probation without a rule",
@@ -207,6 +207,10 @@ func (g *generator) service(name string, sshPorts []uint16) *firewall.Service {
 	}
 	if g.one(4) {
 		text += " limit " + g.pick("6/second", "20/minute", "100/hour")
+	}
+	if g.one(8) {
+		text += " via ipsec"
+		g.note("via ipsec")
 	}
 	s, err := firewall.ParseService(name, text)
 	if err != nil {
