@@ -204,14 +204,35 @@ func lines(data []byte) []string {
 	return strings.Split(strings.TrimRight(string(data), "\n"), "\n")
 }
 
-// Repair brings the machine to the state that r wants.
+// PartialError reports that only the rules were repaired.
+type PartialError struct{ Err error }
+
+func (e *PartialError) Error() string { return fmt.Sprintf("only the rules were repaired: %v", e.Err) }
+func (e *PartialError) Unwrap() error { return e.Err }
+
+// Temporary reports that the rules need no second attempt, whatever the cause.
+func (e *PartialError) Temporary() bool { return false }
+
+// Repair brings the machine to the state that r wants. If that fails, it loads the rules
+// alone: a full disk must not prevent that. The error is then a [*PartialError].
 func (v Verifier) Repair(ctx context.Context, r Report) (apply.Outcome, error) {
 	if r.Pending != nil {
 		// The files are repaired when it is confirmed or rolled back.
 		return apply.Outcome{Inspection: r.Inspection, Changed: true}, v.LoadRules(ctx, r)
 	}
 	r.State.Held = r.State.Held && r.State.Failsafe != "" // save it
-	return v.Apply(ctx, r.State, apply.Options{Service: r.State.Service && r.serviceKnown})
+	out, err := v.Apply(ctx, r.State, apply.Options{Service: r.State.Service && r.serviceKnown})
+	if err == nil || len(r.Inspection.Drift) == 0 || ctx.Err() != nil {
+		return out, err
+	}
+	var e error
+	if r.Inspection, e = v.Backend(r.State.Backend.Name).Inspect(ctx, r.State.Ruleset); e == nil {
+		e = v.LoadRules(ctx, r)
+	}
+	if e == nil {
+		err = &PartialError{err}
+	}
+	return out, err
 }
 
 // LoadRules loads the rules that r wants and repairs nothing else.

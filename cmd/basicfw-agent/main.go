@@ -23,6 +23,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/settings"
 	"github.com/basicfw/basicfw-agent/agent/store"
 	"github.com/basicfw/basicfw-agent/agent/system"
+	"github.com/basicfw/basicfw-agent/agent/verify"
 	"github.com/basicfw/basicfw-agent/bootstrap"
 )
 
@@ -82,12 +83,15 @@ func exitCode(err error) int {
 		refused *agent.UsageError
 		wrong   settings.Errors
 		invalid *bootstrap.InvalidError
+		partial *verify.PartialError
 	)
 	switch {
 	case errors.As(err, &silent):
 		return silent.code
 	case errors.As(err, &usage), errors.As(err, &refused), errors.As(err, &wrong), errors.As(err, &invalid):
 		return exitUsage
+	case errors.As(err, &partial):
+		return exitDrift
 	case errors.Is(err, store.ErrNone):
 		return exitNotBootstrapped
 	}

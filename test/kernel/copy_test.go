@@ -158,6 +158,30 @@ func TestStateRestoredByCommand(t *testing.T) {
 	})
 }
 
+// TestRepairReadOnly repairs the rules on a machine on which no file can be written.
+func TestRepairReadOnly(t *testing.T) {
+	onEach(t, func(t *testing.T, m *machine) {
+		m.Host.Listen(t, 22, 8080)
+		m.bootstrap(t)
+		rules := m.rules(t)
+		for _, dir := range []string{"etc", "var"} {
+			if err := os.Remove(filepath.Join(m.root, m.persisted()[0])); err != nil {
+				t.Fatal(err)
+			}
+			m.reboot(t)
+			undo := m.Host.ReadOnly(t, filepath.Join(m.root, dir))
+			says(t, m.must(t, exitDrift, "verify", "--repair").Stderr, "only the rules were repaired", "read-only")
+			same(t, "rules with a read-only /"+dir, rules, m.rules(t))
+			m.wantOpen(t, map[string]string{"22/tcp": "client4 client6", "8080/tcp": nobody})
+			undo()
+			m.must(t, exitDrift, "verify")
+			m.must(t, exitOK, "verify", "--repair")
+			m.must(t, exitOK, "verify")
+			same(t, "rules", rules, m.rules(t))
+		}
+	})
+}
+
 // TestVarWipedUninstall uninstalls on a machine that has lost its backup, before
 // and after the service has restored the state.
 func TestVarWipedUninstall(t *testing.T) {
