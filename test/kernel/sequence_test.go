@@ -484,10 +484,13 @@ func (s *sequence) instance(d draw) {
 	s.m.write(s.t, "/run/cloud-init/.instance-id", []string{"iid-1\n", "iid-2\n", "iid-datasource-none\n", ""}[d.n%4], 0o644)
 }
 
-// spoil damages files.
+// spoil damages files. One of the two copies of the state is whole, except in one kind.
 func (s *sequence) spoil(d draw) {
 	if s.bootstrapped != is {
 		return
+	}
+	if s.damaged {
+		s.repair(draw{})
 	}
 	cut := func(path string) {
 		data, _ := os.ReadFile(filepath.Join(s.m.root, path))
