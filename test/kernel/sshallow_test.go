@@ -392,7 +392,7 @@ LogLevel ERROR
 		t.Fatal(err)
 	}
 	path := strings.TrimSpace(m.Host.MustRun(t, "sh", "-c", "command -v sshd"))
-	p := m.Host.Start(t, lab.Command{Args: []string{path, "-D", "-e", "-f", file("config")}})
+	p := m.Host.Start(t, lab.Command{Args: []string{path, "-D", "-e", "-f", file("config")}, Limit: 5 * time.Minute})
 	s := &sshServer{m, file("key"), sync.OnceFunc(func() {
 		if r := p.Stop(t); t.Failed() {
 			t.Logf("sshd printed:\n%s", r.Stderr)

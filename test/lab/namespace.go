@@ -2,6 +2,7 @@ package lab
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,6 +101,8 @@ type Command struct {
 	NoNamespaces bool
 	// UID is the user and group of the program; 0 is root.
 	UID uint32
+	// Limit bounds how long the program runs; 0 is maxRun.
+	Limit time.Duration
 }
 
 // Process is a program that runs in a namespace.
@@ -110,13 +113,13 @@ type Process struct {
 	cancel   context.CancelFunc
 }
 
-// maxRun bounds every program that a test runs.
+// maxRun bounds every program that a test runs, unless it has a Limit.
 const maxRun = 90 * time.Second
 
 // Start starts a program in the namespace.
 func (n *Namespace) Start(t testing.TB, c Command) *Process {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), maxRun)
+	ctx, cancel := context.WithTimeout(context.Background(), cmp.Or(c.Limit, maxRun))
 	p := &Process{cmd: exec.CommandContext(ctx, c.Args[0], c.Args[1:]...), late: ctx, cancel: cancel}
 	p.cmd.Env, p.cmd.Dir = c.Env, c.Dir
 	p.cmd.Stdin = bytes.NewBufferString(c.Stdin)
