@@ -26,6 +26,7 @@ const (
 	groups      = "broadcast, multicast"
 	others      = "other protocols"
 	loopback    = "loopback"
+	blocked     = "blocked sources"
 )
 
 // probe is a packet and its expected result.
@@ -101,6 +102,7 @@ func cases(d firewall.Desired, interfaces []firewall.Interface, families []firew
 			c.replies()
 			c.leases()
 			c.rest()
+			c.lists()
 		}
 		c.family, c.on = f, firewall.Interface{Name: "lo", Zone: firewall.LoopbackZone}
 		c.to = loopbackOf(f)
@@ -164,7 +166,37 @@ func (c *caser) add(kind, what string, p firewall.Packet, passes bool) {
 	if p.State == "" {
 		p.State = netsim.Unprovoked(p)
 	}
-	c.list = append(c.list, probe{kind, what, p, passes || c.everything()})
+	// Those of all cases are about connections of this host.
+	p.Reply = p.State == firewall.TrackedEstablished || p.State == firewall.TrackedRelated
+	c.list = append(c.list, probe{kind, what, p, passes && !c.blocks(p) || c.everything()})
+}
+
+// blocks reports whether a packet is from a blocked source, and no reply.
+func (c *caser) blocks(p firewall.Packet) bool {
+	if c.on.Zone != firewall.PublicZone || p.Reply {
+		return false
+	}
+	u := c.d.Unlock
+	if u != nil && !ended(u.Until, c.now) && p.Proto == firewall.TCP && slices.Contains(c.d.SSH.Ports, p.DstPort) && (len(u.From) == 0 || contains(u.From, p.Src)) {
+		return false
+	}
+	return slices.ContainsFunc(c.d.Blocks, func(b firewall.Block) bool {
+		return !ended(c.d.RuleEnd(b.Until), c.now) && firewall.Networks{List: b.Networks}.Contains(p.Src)
+	})
+}
+
+// lists adds cases for blocked sources: the ends of the first networks of each list.
+func (c *caser) lists() {
+	for _, b := range c.d.Blocks {
+		for _, p := range b.Networks[:min(len(b.Networks), sampled)] {
+			for _, a := range []netip.Addr{p.Addr(), lastOf(p)} {
+				if firewall.FamilyOf(p) == c.family && usable(a) && !contains(c.known, a) {
+					q := firewall.Packet{Src: a, Proto: firewall.TCP, DstPort: 443, Flags: syn}
+					c.add(blocked, "443/tcp from "+b.Name, q, c.admits(firewall.TCP, 443, a))
+				}
+			}
+		}
+	}
 }
 
 // begin adds a case of a packet that opens a connection to a port.

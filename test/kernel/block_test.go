@@ -63,6 +63,9 @@ func TestBlock(t *testing.T) {
 			t.Errorf("the state is %s", s.State)
 		}
 		m.must(t, exitOK, "verify")
+		m.must(t, exitOK, "block", "198.18.0.0/15", "212.0.0.0/6", "2000::/4", "--name", "wide", "--force")
+		says(t, m.must(t, exitOK, "selftest").Stdout, "blocked sources")
+		m.must(t, exitOK, "unblock", "wide")
 		for _, f := range families() {
 			if !strings.Contains(m.keptOf(f)+m.read(t, m.keptOf(f)), m.Stranger.V4.String()) && f == ipv4 {
 				t.Errorf("the persisted file does not block %v", m.Stranger.V4)

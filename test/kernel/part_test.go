@@ -15,7 +15,7 @@ var part = os.Getenv("BASICFW_TESTS")
 // comparing, repairing and removing rules. In the quick part these run with all their
 // variants, and the others with the first only.
 var byBackend = []string{
-	"TestBesideOverridden", "TestBesideReject", "TestBesideStock", "TestBootPrograms", "TestBootstrapAgain", "TestBrokenIptablesAtBoot",
+	"TestBesideOverridden", "TestBesideReject", "TestBesideStock", "TestBlock", "TestBlockSets", "TestBootPrograms", "TestBootstrapAgain", "TestBrokenIptablesAtBoot",
 	"TestConfirm", "TestErased", "TestFiles", "TestFlags", "TestInputOfAllKinds", "TestManyNetworks", "TestMetrics", "TestOpen", "TestOthersRules",
 	"TestPersistedFiles", "TestPublished", "TestSelftest", "TestServices", "TestStatus", "TestStatusReachable", "TestStockRules", "TestToLoopback", "TestUninstall", "TestUntracked", "TestVarWiped",
 	"TestWideOpen",
@@ -24,7 +24,7 @@ var byBackend = []string{
 // slow lists the tests that only the rest has: container engines, the fault walk, files
 // damaged in every way, and waits of half a minute and more.
 var slow = []string{
-	"TestDocker", "TestPodman", "TestFaults", "TestFail2ban",
+	"TestDocker", "TestPodman", "TestFaults", "TestFail2ban", "TestBlockFor", "TestBlockMany",
 	"TestBesidePolicy", "TestAnsible", "TestAnsibleLockedOut", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
 	"TestSequences", "TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
 }
