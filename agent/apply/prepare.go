@@ -203,8 +203,11 @@ func addRemoved(org *store.Backup, in backend.Inspection, o Options) (changed bo
 		return false
 	}
 	for _, f := range firewall.Families {
-		if more := in.Backup.Family(f).Removed; len(more) > 0 {
-			to := org.Rules.Family(f)
+		to := org.Rules.Family(f)
+		more := slices.DeleteFunc(slices.Clone(in.Backup.Family(f).Removed), func(r string) bool {
+			return slices.Contains(to.Removed, r) // an interrupted uninstall has restored it
+		})
+		if len(more) > 0 {
 			to.Removed, to.Places = append(to.Removed, more...), nil
 			changed = true
 		}
