@@ -52,7 +52,11 @@ func (e Editor) Block(r BlockRequest, end time.Time) (Edit, error) {
 		}
 		out.Lists = map[string]NewList{b.File: {Text: r.Text, From: r.From}}
 		out.change("block", r.Name, b.String())
-		out.say("%d networks are blocked%s: block.%s", r.Entries, untilWords(end), r.Name)
+		what := "1 network is"
+		if r.Entries > 1 {
+			what = fmt.Sprintf("%d networks are", r.Entries)
+		}
+		out.say("%s blocked%s: block.%s", what, untilWords(end), r.Name)
 		return out, nil
 	}
 	if i >= 0 && e.Settings.Blocks[i].File != "" {

@@ -6,12 +6,19 @@ import (
 )
 
 // Origin returns where the settings ask for one of our own rules: the file and line of a
-// service, or why a source may log in over SSH. name is what follows "basicfw-" in the
+// service or of a list of blocked networks, or why a source may log in over SSH. name is what follows "basicfw-" in the
 // rule's comment. It returns "" for a rule of the baseline.
 func (st State) Origin(name string, from netip.Addr) string {
 	for _, s := range st.Desired.Services() {
 		if s.Name == name {
 			return s.Source
+		}
+	}
+	if list, ok := strings.CutPrefix(name, "block-"); ok {
+		for _, b := range st.Desired.Blocks {
+			if b.Name == list {
+				return b.Source
+			}
 		}
 	}
 	if by, ok := st.Desired.SSH.AllowedBy(from); ok && name == "ssh" {

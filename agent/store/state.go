@@ -259,8 +259,9 @@ var ErrNone = errors.New("not bootstrapped")
 // the copy first, and never leaves this behind.
 var ErrLost = errors.New("its copy is " + CopyFile)
 
-// maxState limits what is read, in bytes. A state with five hundred sources takes 200 KB.
-const maxState = 16 << 20
+// maxState limits what is read, in bytes. A state with five hundred sources takes 200 KB, and
+// one with the most blocked networks 25 MB.
+const maxState = 64 << 20
 
 // UseCopy makes Load fall back to the copy. It is for the service, which must
 // not leave the machine open, and for a rescue; other commands refuse a state that they

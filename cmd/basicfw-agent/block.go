@@ -264,5 +264,8 @@ func blockLine(list []report.BlockStatus) string {
 			names = append(names, b.Name)
 		}
 	}
+	if n == 1 {
+		return "1 network: " + strings.Join(names, ", ")
+	}
 	return fmt.Sprintf("%d networks: %s", n, strings.Join(names, ", "))
 }

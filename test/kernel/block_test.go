@@ -62,6 +62,7 @@ func TestBlock(t *testing.T) {
 		if s := m.status(t, exitOK); s.State != "protected" {
 			t.Errorf("the state is %s", s.State)
 		}
+		says(t, m.must(t, exitDrift, "explain", "--from", m.Stranger.V4.String(), "--to", "80/tcp").Stdout, ": drop (/etc/basicfw/local.", "dropped")
 		m.must(t, exitOK, "verify")
 		m.must(t, exitOK, "block", "198.18.0.0/15", "212.0.0.0/6", "2000::/4", "--name", "wide", "--force")
 		says(t, m.must(t, exitOK, "selftest").Stdout, "blocked sources")
