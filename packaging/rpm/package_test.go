@@ -113,7 +113,7 @@ func contents(t *testing.T, dist string, packages [2]string) {
 /etc/basicfw/profiles.d drwxr-xr-x root 
 /etc/fail2ban drwxr-xr-x root 
 /etc/fail2ban/action.d drwxr-xr-x root 
-/etc/fail2ban/action.d/basicfw.conf -rw-r--r-- root c
+/etc/fail2ban/action.d/basicfw.conf -rw-r--r-- root cn
 /usr/sbin/basicfw-agent -rwxr-xr-x root 
 /usr/share/licenses/basicfw-agent drwxr-xr-x root 
 /usr/share/licenses/basicfw-agent/LICENSE -rw-r--r-- root l
