@@ -23,7 +23,7 @@ func (d *Daemon) followLists(st store.State) (next store.State, changed bool) {
 				d.urgent = true
 			}
 		case !slices.Equal(list, f.From):
-			d.Log.Infof("%s has changed; it has %d entries now", f.Path, len(list))
+			d.Log.Infof("%s has changed; entries: %d", f.Path, len(list))
 			f.From = list
 			st, changed = st.WithList(f), true
 		}

@@ -135,5 +135,5 @@ func (f ListFile) Keeping(err error) string {
 	if f.SSH {
 		what = "SSH"
 	}
-	return fmt.Sprintf("%v; the list that was read last stays in effect for %s (%d entries)", err, what, len(f.From))
+	return fmt.Sprintf("%v; the list that was read last stays in effect for %s (entries: %d)", err, what, len(f.From))
 }

@@ -88,3 +88,21 @@ func TestWithList(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+func FuzzParseList(f *testing.F) {
+	f.Add([]byte("192.0.2.1\n2001:db8::/32 # x\n"), true)
+	f.Add([]byte("0.0.0.0/0\n\xff"), false)
+	f.Fuzz(func(t *testing.T, data []byte, ssh bool) {
+		list, err := ParseList("/etc/x", data, ssh)
+		if (len(list) == 0) != (err != nil) {
+			t.Fatalf("%v, %v", list, err)
+		}
+		again, err := ParseList("/etc/x", []byte(strings.Join(FormatPrefixes(list), "\n")), ssh)
+		if len(list) > 0 && (err != nil || !slices.Equal(again, list)) {
+			t.Fatalf("%v, %v, want %v", again, err, list)
+		}
+		if err != nil && strings.ContainsAny(err.Error(), "\n") {
+			t.Fatalf("%q", err)
+		}
+	})
+}

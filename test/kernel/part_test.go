@@ -17,7 +17,7 @@ var part = os.Getenv("BASICFW_TESTS")
 var byBackend = []string{
 	"TestBesideOverridden", "TestBesideReject", "TestBesideStock", "TestBlock", "TestBlockSets", "TestBootPrograms", "TestBootstrapAgain", "TestBrokenIptablesAtBoot",
 	"TestConfirm", "TestErased", "TestFiles", "TestFlags", "TestInputOfAllKinds", "TestManyNetworks", "TestMetrics", "TestOpen", "TestOthersRules",
-	"TestPersistedFiles", "TestPublished", "TestSelftest", "TestServices", "TestStatus", "TestStatusReachable", "TestStockRules", "TestToLoopback", "TestUninstall", "TestUntracked", "TestVarWiped",
+	"TestPersistedFiles", "TestProtocols", "TestPublished", "TestSelftest", "TestServiceLimit", "TestServices", "TestStatus", "TestStatusReachable", "TestStockRules", "TestToLoopback", "TestUninstall", "TestUntracked", "TestVarWiped",
 	"TestWideOpen",
 }
 
