@@ -312,6 +312,9 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 		more := forwardLines(s.snap[f].table(mangle), chains[f].forward)
 		if err := b.change(ctx, t, f, old, func(rewrite bool) []string { return append(loadLines(old, chains[f].input, clear, rewrite), more...) }); err != nil {
 			err = fmt.Errorf("loading the %v rules: %w", f, err)
+			if strings.Contains(err.Error(), "`"+mangle+"'") {
+				err = hint.Wrap(err, "if this kernel has no table mangle, set \"published = leave\" in [containers]")
+			}
 			if i > 0 || len(more) > 0 { // the tables are loaded one after the other
 				err = b.rollBack(ctx, s.snap, backend.Backup{}, err)
 			}

@@ -40,6 +40,7 @@ func TestDrift(t *testing.T) {
 		} else {
 			for _, family := range families() {
 				all = append(all, ruleDamages(m.filter(t, family), family)...)
+				all = append(all, forwardDamages(family)...)
 			}
 		}
 		if len(all) < 150 {
@@ -148,6 +149,28 @@ func ruleDamages(lines []string, family string) []damage {
 	return all
 }
 
+// forwardDamages returns damages to the rules for forwarded packets.
+func forwardDamages(family string) (all []damage) {
+	for _, d := range []struct{ commands, where, what string }{
+		{"-F", "mangle FORWARD", "BASICFW-FORWARD"},
+		{"-F; -X", "BASICFW-PUBLISHED", "the chain"},
+		{"-D FORWARD -j BASICFW-FORWARD", "mangle FORWARD", "BASICFW-FORWARD"},
+		{"-I FORWARD -j BASICFW-FORWARD", "mangle FORWARD", "BASICFW-FORWARD"},
+		{"-I FORWARD -p tcp -j BASICFW-PUBLISHED", "mangle FORWARD", "BASICFW-PUBLISHED"},
+		{"-I BASICFW-FORWARD -j RETURN", "BASICFW-FORWARD", "RETURN"},
+		{"-D BASICFW-PUBLISHED -m comment --comment basicfw-published -j DROP", "BASICFW-PUBLISHED", "basicfw-published"},
+		{"-N BASICFW-OLD", "BASICFW-OLD", "the chain"},
+	} {
+		all = append(all, damage{name: family + ": mangle " + d.commands, where: []string{family, d.where}, what: []string{d.what}, do: func(t *testing.T, m *machine) {
+			t.Helper()
+			for _, args := range strings.Split(d.commands, "; ") {
+				m.iptables(t, family, append([]string{"-t", "mangle"}, strings.Fields(args)...)...)
+			}
+		}})
+	}
+	return all
+}
+
 // altered changes a rule.
 func altered(rule string) string {
 	for _, change := range [][2]string{
@@ -248,7 +271,8 @@ func tableDamages(text string) []damage {
 // alteredInTable is altered for a rule as nft prints it.
 func alteredInTable(rule string) string {
 	for _, change := range [][2]string{
-		{" accept comment", " drop comment"}, {" drop comment", " accept comment"}, {"jump ipv4-ssh", "accept"}, {"jump ipv6-ssh", "accept"}, {"rate 1/second", "rate 6/second"},
+		{" accept comment", " drop comment"}, {" drop comment", " accept comment"}, {"jump ipv4-ssh", "accept"}, {"jump ipv6-ssh", "accept"}, {" return comment", " accept comment"},
+		{"jump ipv4-published", "accept"}, {"jump ipv6-published", "accept"}, {"rate 1/second", "rate 6/second"},
 	} {
 		if strings.Contains(rule, change[0]) {
 			return strings.Replace(rule, change[0], change[1], 1)

@@ -21,7 +21,7 @@ type generator struct {
 // Settings lists everything that a generated firewall can have: each occurs among some
 // dozens of firewalls.
 var Settings = []string{
-	"ping = yes", "ping = no", "drops = yes", "drops = no",
+	"ping = yes", "ping = no", "drops = yes", "drops = no", "published = yes", "published = no",
 	"permanent address", "closed", "trusted", "trusted glob", "guests", "no address",
 	"tcp", "udp", "sctp", "protocol", "range", "limit", "via ipsec", "from one", "from several", "from IPv4 only", "from IPv6 only", "from any address of a family",
 	"on any", "on public", "on private", "on virtual", "on a name", "on a glob", "until", "until, expired",
@@ -124,6 +124,9 @@ func (g *generator) desired() firewall.Desired {
 		d.Unlock = u
 	}
 	d.Interfaces[1].IPv4 = g.pick("", firewall.Leased, firewall.Permanent)
+	if g.yes("published") {
+		d.Published, d.Direct = firewall.PublishedProfile, []firewall.ContainerPort{{Out: "br9", Proto: firewall.TCP, Ports: firewall.Port(80)}}
+	}
 	return d
 }
 
