@@ -153,7 +153,7 @@ func ruleDamages(lines []string, family string) []damage {
 func forwardDamages(family string) (all []damage) {
 	for _, d := range []struct{ commands, where, what string }{
 		{"-F", "mangle FORWARD", "BASICFW-FORWARD"},
-		{"-F; -X", "BASICFW-PUBLISHED", "the chain"},
+		{"-F; -X", "BASICFW-FORWARD", "the chain"},
 		{"-D FORWARD -j BASICFW-FORWARD", "mangle FORWARD", "BASICFW-FORWARD"},
 		{"-I FORWARD -j BASICFW-FORWARD", "mangle FORWARD", "BASICFW-FORWARD"},
 		{"-I FORWARD -p tcp -j BASICFW-PUBLISHED", "mangle FORWARD", "BASICFW-PUBLISHED"},
