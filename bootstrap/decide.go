@@ -110,12 +110,7 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 	if warnings = append(warnings, lists.warnings...); len(lists.errs) > 0 {
 		return st, warnings, &InvalidError{err: errors.Join(lists.errs...)}
 	}
-	for _, name := range s.Closed {
-		is := func(o firewall.Service) bool { return o.Name == name }
-		if !slices.ContainsFunc(d.Profile.Services, is) && !slices.ContainsFunc(s.Replaced, is) {
-			warnings = append(warnings, fmt.Sprintf("%s: open.%s = closed has no effect: no profile or other setting opens this service", s.Sources["open."+name], name))
-		}
-	}
+	warnings = append(warnings, closesNothing(s, d.Profile)...)
 	more, errs := overlaps(*d)
 	warnings = append(warnings, more...)
 	d.Unlock = unlock
@@ -131,6 +126,17 @@ func Decide(in Input) (st store.State, warnings []string, err error) {
 		return st, warnings, &InvalidError{err: errors.Join(append(errs, err)...)}
 	}
 	return st, warnings, nil
+}
+
+// closesNothing returns a warning for each service that is closed but opened nowhere.
+func closesNothing(s settings.Settings, profile firewall.Profile) (warnings []string) {
+	for _, name := range s.Closed {
+		is := func(o firewall.Service) bool { return o.Name == name }
+		if !slices.ContainsFunc(profile.Services, is) && !slices.ContainsFunc(s.Replaced, is) {
+			warnings = append(warnings, fmt.Sprintf("%s: open.%s = closed has no effect: no profile or other setting opens this service", s.Sources["open."+name], name))
+		}
+	}
+	return warnings
 }
 
 // published returns what happens to ports that containers publish. A state of an earlier

@@ -40,34 +40,7 @@ func spec(f firewall.Family, r firewall.Rule) string {
 	if r.Out != "" {
 		arg("-o", strings.Replace(r.Out, "*", "+", 1))
 	}
-	switch {
-	case f == firewall.IPv6 && r.Proto == "51": // ip6tables skips this header to find the protocol
-		arg("-m", "ah")
-	case r.Proto != "":
-		arg("-p", string(r.Proto))
-	}
-	switch {
-	case r.Dialled:
-		arg("-m", "conntrack", "--ctorigdstport", ports(r.DstPort))
-	case !r.SrcPort.IsZero() || !r.DstPort.IsZero() || r.Flags != nil:
-		arg("-m", string(r.Proto))
-		if !r.SrcPort.IsZero() {
-			arg("--sport", ports(r.SrcPort))
-		}
-		if !r.DstPort.IsZero() {
-			arg("--dport", ports(r.DstPort))
-		}
-		if r.Flags != nil {
-			if r.Flags.Invert {
-				arg("!")
-			}
-			arg("--tcp-flags", flags(r.Flags.Mask), flags(r.Flags.Set))
-		}
-	case r.ICMPType != nil && f == firewall.IPv4:
-		arg("-m", "icmp", "--icmp-type", strconv.Itoa(int(*r.ICMPType)))
-	case r.ICMPType != nil:
-		arg("-m", "icmp6", "--icmpv6-type", strconv.Itoa(int(*r.ICMPType)))
-	}
+	arg(transport(f, r)...)
 	if r.Sources != nil {
 		arg("-m", "set", "--match-set", setName(f, r.Sources), "src")
 	}
@@ -106,6 +79,40 @@ func spec(f firewall.Family, r firewall.Rule) string {
 		arg("--log-prefix", `"`+r.LogPrefix+`"`, "--log-level", "7")
 	}
 	return strings.Join(words, " ")
+}
+
+// transport returns the matches of the protocol, and of what its header contains.
+func transport(f firewall.Family, r firewall.Rule) (words []string) {
+	arg := func(more ...string) { words = append(words, more...) }
+	switch {
+	case f == firewall.IPv6 && r.Proto == "51": // ip6tables skips this header to find the protocol
+		arg("-m", "ah")
+	case r.Proto != "":
+		arg("-p", string(r.Proto))
+	}
+	switch {
+	case r.Dialled:
+		arg("-m", "conntrack", "--ctorigdstport", ports(r.DstPort))
+	case !r.SrcPort.IsZero() || !r.DstPort.IsZero() || r.Flags != nil:
+		arg("-m", string(r.Proto))
+		if !r.SrcPort.IsZero() {
+			arg("--sport", ports(r.SrcPort))
+		}
+		if !r.DstPort.IsZero() {
+			arg("--dport", ports(r.DstPort))
+		}
+		if r.Flags != nil {
+			if r.Flags.Invert {
+				arg("!")
+			}
+			arg("--tcp-flags", flags(r.Flags.Mask), flags(r.Flags.Set))
+		}
+	case r.ICMPType != nil && f == firewall.IPv4:
+		arg("-m", "icmp", "--icmp-type", strconv.Itoa(int(*r.ICMPType)))
+	case r.ICMPType != nil:
+		arg("-m", "icmp6", "--icmpv6-type", strconv.Itoa(int(*r.ICMPType)))
+	}
+	return words
 }
 
 // limit returns the match of a rate limit.
