@@ -1,21 +1,11 @@
 package firewall
 
 import (
-	"bytes"
-	"errors"
 	"fmt"
 	"net/netip"
 	"path"
 	"slices"
 	"strings"
-	"unicode/utf8"
-)
-
-// MaxListSize is the maximum number of bytes in a file of addresses, and maxListed that of
-// addresses: in iptables, each is a rule.
-const (
-	MaxListSize = 1 << 20
-	maxListed   = 10_000
 )
 
 // filePrefix is before the path of a list in the settings.
@@ -40,54 +30,6 @@ func ParseFile(word string) (name string, err error) {
 		return "", fmt.Errorf("%s: want file: and an absolute path, such as file:/etc/basicfw/admins", Quote(word))
 	}
 	return name, nil
-}
-
-// ParseList parses a file of addresses and networks, one a line. Comments begin with "#" or
-// ";". With ssh, they are SSH sources, else those of services. The error is about the first
-// invalid line. A list without an address is an error.
-func ParseList(name string, data []byte, ssh bool) (list []netip.Prefix, err error) {
-	parse := ParseNetwork
-	if ssh {
-		parse = ParseSource
-	}
-	wrong := 0
-	seen := map[netip.Prefix]bool{}
-	for i, line := range bytes.Split(bytes.TrimPrefix(data, []byte("\ufeff")), []byte("\n")) {
-		if n := bytes.IndexAny(line, "#;"); n >= 0 && utf8.Valid(line[:n]) {
-			line = line[:n]
-		}
-		text := strings.TrimSpace(string(line))
-		if text == "" {
-			continue
-		}
-		var bad error
-		p, bad := parse(text)
-		if !utf8.Valid(line) {
-			bad = errors.New("the text is not UTF-8")
-		}
-		switch {
-		case bad != nil:
-			if wrong++; wrong == 1 {
-				err = fmt.Errorf("%s:%d: %w", name, i+1, bad)
-			}
-		case !seen[p]:
-			seen[p] = true
-			list = append(list, p)
-		}
-	}
-	switch {
-	case wrong > 1:
-		err = fmt.Errorf("%w (and %d more invalid lines)", err, wrong-1)
-	case wrong == 1:
-	case len(list) == 0:
-		err = fmt.Errorf("%s contains no address", name)
-	case len(list) > maxListed:
-		err = fmt.Errorf("%s contains %d addresses: want at most %d", name, len(list), maxListed)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return list, nil
 }
 
 // ListFiles returns the files that d follows, with the lists in effect. A file that SSH and

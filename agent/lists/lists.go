@@ -56,6 +56,12 @@ func Parse(data []byte) (entries []Entry, problems []Problem, err error) {
 	if !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
 		return nil, nil, errors.New("not UTF-8 text: want one address or CIDR per line")
 	}
+	entries, problems = parse(data, firewall.ParseNetwork)
+	return entries, problems, nil
+}
+
+// parse is Parse with a function for each entry. A comment may be in any encoding.
+func parse(data []byte, entry func(string) (netip.Prefix, error)) (entries []Entry, problems []Problem) {
 	for n, line := range strings.Split(strings.TrimPrefix(string(data), "\ufeff"), "\n") {
 		if i := strings.IndexAny(line, "#;"); i >= 0 {
 			line = line[:i]
@@ -63,12 +69,55 @@ func Parse(data []byte) (entries []Entry, problems []Problem, err error) {
 		if line = strings.TrimSpace(line); line == "" {
 			continue
 		}
-		p, err := firewall.ParseNetwork(line)
+		p, err := entry(line)
+		if !utf8.ValidString(line) {
+			err = errors.New("the text is not UTF-8")
+		}
 		if err != nil {
 			problems = append(problems, Problem{n + 1, err})
-			continue
+		} else {
+			entries = append(entries, Entry{p, n + 1})
 		}
-		entries = append(entries, Entry{p, n + 1})
 	}
-	return entries, problems, nil
+	return entries, problems
+}
+
+// MaxSources is the maximum size of a list of sources in bytes, and maxSources that of its
+// entries: in iptables, each is a rule.
+const (
+	MaxSources = 1 << 20
+	maxSources = 10_000
+)
+
+// ParseSources parses a list of which all is used or nothing: SSH sources, or with ssh unset
+// those of services. The error is about the first invalid line. A list without an entry is an
+// error.
+func ParseSources(name string, data []byte, ssh bool) (list []netip.Prefix, err error) {
+	entry := firewall.ParseNetwork
+	if ssh {
+		entry = firewall.ParseSource
+	}
+	entries, problems := parse(data, entry)
+	seen := map[netip.Prefix]bool{}
+	for _, e := range entries {
+		if !seen[e.Prefix] {
+			seen[e.Prefix] = true
+			list = append(list, e.Prefix)
+		}
+	}
+	switch {
+	case len(problems) > 0:
+		err = fmt.Errorf("%s:%d: %w", name, problems[0].Line, problems[0].Err)
+		if more := len(problems) - 1; more > 0 {
+			err = fmt.Errorf("%w (and %d more invalid lines)", err, more)
+		}
+	case len(list) == 0:
+		err = fmt.Errorf("%s contains no address", name)
+	case len(list) > maxSources:
+		err = fmt.Errorf("%s contains %d addresses: want at most %d", name, len(list), maxSources)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return list, nil
 }

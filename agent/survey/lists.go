@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/lists"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
@@ -15,14 +16,14 @@ import (
 func (v Surveyor) ReadList(path string, ssh bool) ([]netip.Prefix, error) {
 	fi, err := v.System.Stat(path)
 	if err == nil {
-		if err = system.CheckOwner(fi); err == nil && fi.Size() > firewall.MaxListSize {
-			err = fmt.Errorf("larger than %d bytes", firewall.MaxListSize)
+		if err = system.CheckOwner(fi); err == nil && fi.Size() > lists.MaxSources {
+			err = fmt.Errorf("larger than %d bytes", lists.MaxSources)
 		}
 	}
 	if err == nil {
 		var data []byte
-		if data, err = v.System.ReadLimited(path, firewall.MaxListSize); err == nil {
-			return firewall.ParseList(path, data, ssh)
+		if data, err = v.System.ReadLimited(path, lists.MaxSources); err == nil {
+			return lists.ParseSources(path, data, ssh)
 		}
 	}
 	var failed *fs.PathError // whose path may be below the root

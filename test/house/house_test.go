@@ -47,7 +47,7 @@ var below = map[string][]string{
 	"profiles":       {"agent/firewall", "agent/settings", "agent/system"},
 	"agent/store":    {"agent/backend", "agent/files", "agent/firewall", "agent/host", "agent/system"},
 	"agent/lease":    {"agent/firewall", "agent/host", "agent/store"},
-	"agent/survey": {"agent/exposure", "agent/firewall", "agent/host", "agent/iptables", "agent/nftables", "agent/settings", "agent/sshd", "agent/store", "agent/system",
+	"agent/survey": {"agent/exposure", "agent/firewall", "agent/host", "agent/iptables", "agent/lists", "agent/nftables", "agent/settings", "agent/sshd", "agent/store", "agent/system",
 		"profiles"},
 	"agent/trial": {"agent/backend", "agent/firewall", "agent/iptables", "agent/netsim", "agent/selftest", "agent/store", "agent/system"},
 	"bootstrap":   {"agent/backend", "agent/files", "agent/firewall", "agent/host", "agent/lists", "agent/settings", "agent/store", "agent/system", "profiles"},
