@@ -225,8 +225,7 @@ func merged(classes []class) []class {
 		out[i].why = slices.Concat(out[i].why, c.why)
 	}
 	for i := range out {
-		slices.Sort(out[i].why)
-		out[i].why = slices.Compact(out[i].why)
+		out[i].why = slices.Compact(slices.Sorted(slices.Values(out[i].why))) // other classes have the same list
 	}
 	return out
 }
@@ -409,7 +408,7 @@ func (r *Rule) split(c *class) (take, rest class) {
 	again := possible.of(c.maybe)
 	take.maybe, rest.maybe = Union(unsure, again), Union(unsure, yes.not(c.maybe))
 	if len(why) > 0 && len(take.maybe) > 0 {
-		take.why = slices.Concat(c.why, why)
+		take.why = slices.Compact(slices.Sorted(slices.Values(slices.Concat(c.why, why))))
 		rest.why = take.why
 	}
 	return take, rest

@@ -3,6 +3,7 @@ package exposure
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -112,6 +113,24 @@ func TestTrace(t *testing.T) {
 		sure, perhaps := Ruleset{tt.tables}.Trace(tcp(tt.port), All(tcp(80).Dst), host, false).Open()
 		if text(sure) != tt.sure || text(perhaps) != tt.perhaps {
 			t.Errorf("%s: surely open from %q, perhaps from %q; want %q and %q", tt.name, text(sure), text(perhaps), tt.sure, tt.perhaps)
+		}
+	}
+}
+
+// TestWhy checks that a reason is given once, also if several rules have it.
+func TestWhy(t *testing.T) {
+	sport := Match{Field: SourcePort, Numbers: []Span{{67, 67}}}
+	rules := []Rule{rule(Drop, sport), rule(Accept, sport), rule(Next, unknown), rule(Drop, sport)}
+	tables := []Table{{Family: "ip", Name: "filter", Chains: []Chain{{Name: "INPUT", Hook: Input, Rules: rules}}}}
+	res := Ruleset{tables}.Trace(tcp(80), All(tcp(80).Dst), Host{Type: func(netip.Addr) string { return "LOCAL" }}, false)
+	for _, p := range slices.Concat(res.Accepted, res.Dropped) {
+		if p.Perhaps && !slices.Contains(p.Why, "the source port") {
+			t.Errorf("%v depends on %q", p.By, p.Why)
+		}
+		for i, why := range p.Why {
+			if why == "" || slices.Contains(p.Why[:i], why) {
+				t.Errorf("%v depends on %q", p.By, p.Why)
+			}
 		}
 	}
 }
