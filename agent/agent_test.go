@@ -13,6 +13,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/exposure"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 	"github.com/basicfw/basicfw-agent/agent/host"
+	"github.com/basicfw/basicfw-agent/agent/iptables"
 	"github.com/basicfw/basicfw-agent/agent/motd"
 	"github.com/basicfw/basicfw-agent/agent/report"
 	"github.com/basicfw/basicfw-agent/agent/store"
@@ -20,7 +21,9 @@ import (
 )
 
 // on is the agent of a machine.
-func on(m *fake.Machine) *Agent { return &Agent{Verifier: m.Verifier} }
+func on(m *fake.Machine) *Agent {
+	return &Agent{Verifier: m.Verifier, kernel: iptables.New(m.System, firewall.Families[:])}
+}
 
 // saved returns tables from the output of iptables-save.
 func saved(t *testing.T, text string) []exposure.Table {

@@ -52,7 +52,7 @@ func (a *Agent) Run(ctx context.Context, s settings.Settings, ready func(status 
 				a.Log.WithError(err).Warn("the status is incomplete")
 			}
 			facts.Session, facts.Seen = nil, nil
-			return a.gatherOnce(ctx, facts)
+			return a.gather(ctx, facts)
 		},
 	}}
 	return d.Run(ctx)

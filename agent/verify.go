@@ -40,8 +40,9 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (verify.Report, error) 
 	} else if repair {
 		return verify.Report{}, lockErr
 	}
+	var prepareErr error
 	if repair {
-		a.PrepareRepair(ctx)
+		prepareErr = a.PrepareRepair(ctx)
 	}
 	r, err := a.Verifier.Verify(ctx, a.survey.Ports)
 	if err != nil {
@@ -71,7 +72,7 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (verify.Report, error) 
 		}
 		a.announce(ctx, r.State)
 	}
-	return r, nil
+	return r, prepareErr
 }
 
 // Status returns the status of the machine.
@@ -83,7 +84,7 @@ func (a *Agent) Status(ctx context.Context) (report.Status, error) {
 		return report.Status{}, err
 	}
 	look := func() (report.Status, error) {
-		in, err := a.gatherOnce(ctx, facts)
+		in, err := a.gather(ctx, facts)
 		in.SettingsErr = settingsErr
 		return report.New(in), err
 	}
@@ -98,14 +99,10 @@ func (a *Agent) Status(ctx context.Context) (report.Status, error) {
 	return st, err
 }
 
-// gatherOnce is gather with one reading of the rules, for their comparison and their effect.
-func (a *Agent) gatherOnce(ctx context.Context, facts host.Facts) (report.Input, error) {
-	defer a.kernel.Hold()()
-	return a.gather(ctx, facts)
-}
-
-// gather collects the input of a status, in addition to facts.
+// gather collects the input of a status, in addition to facts. It reads the rules once, for
+// their comparison and their effect.
 func (a *Agent) gather(ctx context.Context, facts host.Facts) (report.Input, error) {
+	defer a.kernel.Hold()()
 	in := report.Input{Version: a.Version, Families: a.Families, Now: a.Moment(), Facts: facts}
 	r, err := a.Verifier.Verify(ctx, facts.Ports)
 	if err != nil {

@@ -3,6 +3,7 @@ package apply
 import (
 	"context"
 	"errors"
+	"fmt"
 
 	"github.com/basicfw/basicfw-agent/agent/backend"
 	"github.com/basicfw/basicfw-agent/agent/firewall"
@@ -18,7 +19,9 @@ func (a *Applier) Recover() (store.State, error) {
 		return st, err
 	}
 	a.Log.WithError(err).Warnf("the desired state cannot be read; using %s", store.CopyFile)
-	a.UseCopy()
+	if err := a.UseCopy(); err != nil {
+		a.Log.Warn(err)
+	}
 	if st, err = a.Store.Load(); err != nil {
 		a.Log.WithError(err).Warn("the desired state is replaced by the failsafe rules: no port but SSH is open, until a bootstrap")
 		return a.Failsafe(err)
@@ -26,22 +29,25 @@ func (a *Applier) Recover() (store.State, error) {
 	return st, nil
 }
 
-// UseCopy restores a lost or unreadable state from its copy, or else makes the store read
-// the copy.
-func (a *Applier) UseCopy() {
+// UseCopy restores a lost or unreadable state from its copy, and makes the store read the copy
+// if that fails.
+func (a *Applier) UseCopy() error {
+	defer a.Store.UseCopy()
 	if _, err := a.Store.Restore(); err != nil {
-		a.Log.WithError(err).Warnf("%s could not be restored", store.StateFile)
+		return fmt.Errorf("restoring %s from its copy: %w", store.StateFile, err)
 	}
-	a.Store.UseCopy()
+	return nil
 }
 
 // PrepareRepair repairs what a repair of the rules reads: it restores a lost or unreadable
-// state, and rolls back a pending change that has expired or cannot be read.
-func (a *Applier) PrepareRepair(ctx context.Context) {
-	a.UseCopy()
-	if _, err := a.Expire(ctx); err != nil {
-		a.Log.WithError(err).Warn("the pending change could not be rolled back")
+// state, and rolls back a pending change that has expired or cannot be read. The rules can be
+// repaired in spite of the error.
+func (a *Applier) PrepareRepair(ctx context.Context) error {
+	err := a.UseCopy()
+	if _, e := a.Expire(ctx); e != nil {
+		err = errors.Join(err, fmt.Errorf("rolling back the pending change: %w", e))
 	}
+	return err
 }
 
 // Failsafe returns the failsafe state, with cause as its reason: the baseline, SSH from

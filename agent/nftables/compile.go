@@ -31,9 +31,9 @@ const (
 // compiled is a ruleset as a table, with the text that nft would print for it.
 type compiled struct {
 	table
-	texts []string          // per rule
-	exprs [][]expr.Any      // per rule, until marshal
-	lists map[string]string // the sets of firewall.Networks
+	texts []string                  // per rule
+	exprs [][]expr.Any              // per rule, until marshal
+	lists map[string][]netip.Prefix // the networks of each set
 }
 
 func compile(r firewall.Ruleset, families []firewall.Family) compiled {
@@ -235,7 +235,7 @@ func (c *compiled) add(f firewall.Family, in string, r mergedRule) {
 	}
 	switch {
 	case r.Sources != nil:
-		w.address("saddr", firstOf(r.Sources.List[0]), c.list(f, r.Sources))
+		w.address("saddr", firstOf(r.Sources.List[0]), c.networks(f, r.Sources.Name, r.Sources.List))
 	case len(r.sources) > 1:
 		w.address("saddr", firstOf(r.sources[0]), c.networks(f, strings.TrimPrefix(r.Comment, "basicfw-"), r.sources))
 	case r.Src.IsValid():
@@ -416,19 +416,7 @@ func (c *compiled) limit(w *writer, l firewall.Limit) {
 // further sources do not match until an element expires.
 const maxSources = 65535
 
-// list returns the name of the set of a list, which several rules may use.
-func (c *compiled) list(f firewall.Family, l *firewall.Networks) string {
-	key := f.String() + l.Name
-	if c.lists[key] == "" {
-		if c.lists == nil {
-			c.lists = map[string]string{}
-		}
-		c.lists[key] = c.networks(f, l.Name, l.List)
-	}
-	return c.lists[key]
-}
-
-// networks adds a set of a rule's sources, and returns its name.
+// networks returns the name of a set of a rule's sources, which it adds unless there is one.
 func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix) string {
 	key := addressType(f)
 	s := set{flags: unix.NFT_SET_INTERVAL, keyType: key.GetNFTMagic(), keyLen: key.Bytes, userdata: userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 2)}
@@ -437,6 +425,9 @@ func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix)
 	for n := 2; ; n++ {
 		if _, exists := c.set(s.name); !exists {
 			break
+		}
+		if slices.Equal(c.lists[s.name], list) {
+			return s.name
 		}
 		s.name = fmt.Sprintf("%s-%d", first, n)
 	}
@@ -447,6 +438,10 @@ func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix)
 		}
 	}
 	c.sets = append(c.sets, s)
+	if c.lists == nil {
+		c.lists = map[string][]netip.Prefix{}
+	}
+	c.lists[s.name] = list
 	return s.name
 }
 

@@ -11,8 +11,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Leftover is what is in the tables filter of iptables' nft variant of our rules: chains,
-// and rules that jump to them. iptables cannot remove them if a table has rules that it
+// Leftover is what is in the tables filter and mangle of iptables' nft variant of our rules:
+// chains, and rules that jump to them. iptables cannot remove them if a table has rules that it
 // cannot print.
 type Leftover struct{ System do }
 
@@ -36,7 +36,7 @@ func (l Leftover) Remove() error {
 	for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		requests, n, err := leftover(family)
 		if err == nil && n > 0 {
-			err = l.System.Do("netlink", "remove chains of table filter", func() error { return commitTo(family, requests) })
+			err = l.System.Do("netlink", "remove chains of iptables", func() error { return commitTo(family, requests) })
 		}
 		if err != nil {
 			return fmt.Errorf("removing our chains from the tables of iptables: %w", err)
@@ -46,7 +46,7 @@ func (l Leftover) Remove() error {
 }
 
 // leftover returns the requests that remove our chains and the jumps to them from a
-// family's table filter, and the number of these.
+// family's tables filter and mangle, and the number of these.
 func leftover(family byte) (requests []request, n int, err error) {
 	s, err := dial()
 	if absent(err) {
@@ -57,18 +57,17 @@ func leftover(family byte) (requests []request, n int, err error) {
 	}
 	defer s.close()
 	s.family = family
-	const table = "filter"
 	all, err := liveTables(s)
 	if absent(err) || errors.Is(err, unix.ENOENT) {
 		return nil, 0, nil
 	}
-	in := func(kind uint16, chainKind uint16, chain string) []byte {
-		return putString(putString(nil, kind, table), chainKind, chain)
-	}
 	var last []request
 	for _, t := range all {
-		if t.name != table {
+		if t.name != "filter" && t.name != "mangle" {
 			continue
+		}
+		in := func(kind uint16, chainKind uint16, chain string) []byte {
+			return putString(putString(nil, kind, t.name), chainKind, chain)
 		}
 		for _, c := range t.chains {
 			if strings.HasPrefix(c.Name, firewall.ChainPrefix) {
@@ -82,7 +81,7 @@ func leftover(family byte) (requests []request, n int, err error) {
 				}
 				requests = append(requests, request{unix.NFT_MSG_DELRULE, 0,
 					put64(in(unix.NFTA_RULE_TABLE, unix.NFTA_RULE_CHAIN, c.Name), unix.NFTA_RULE_HANDLE, r.handle), "removal of a jump in " + c.Name})
-				if c.Name == "INPUT" && c.Drop {
+				if t.name == "filter" && c.Name == "INPUT" && c.Drop {
 					last = append(last, request{unix.NFT_MSG_NEWCHAIN, 0, put32(in(unix.NFTA_CHAIN_TABLE, unix.NFTA_CHAIN_NAME, c.Name), unix.NFTA_CHAIN_POLICY, nfAccept), "policy of INPUT"})
 				}
 			}

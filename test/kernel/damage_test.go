@@ -138,7 +138,7 @@ func TestStateSpoiled(t *testing.T) {
 	eachSpoil(t, nil, func(t *testing.T, m *machine, how string) {
 		rules := m.rules(t)
 		m.spoil(t, how, stateFile)
-		for _, command := range []string{"apply", "plan", "verify", "verify --repair", "confirm", "open 8081/tcp",
+		for _, command := range []string{"apply", "plan", "verify", "confirm", "open 8081/tcp",
 			"close 80/tcp", "ssh allow 203.0.113.5", "ssh remove " + m.Client.V4.String()} {
 			m.refuses(t, strings.Fields(command)...)
 		}
@@ -148,6 +148,7 @@ func TestStateSpoiled(t *testing.T) {
 		m.boots(t, true)
 		same(t, "rules after a boot", rules, m.rules(t))
 		if stuck(how) {
+			says(t, m.must(t, exitFailed, "verify", "--repair").Stderr, stateFile)
 			r := m.must(t, exitFailed, "bootstrap", "--no-service")
 			says(t, r.Stderr, stateFile, "move it away")
 			same(t, "rules after a refused command", rules, m.rules(t))
@@ -186,6 +187,7 @@ func TestStateAndCopySpoiled(t *testing.T) {
 			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
 		}
 		if stuck(how) {
+			says(t, m.must(t, exitFailed, "verify", "--repair").Stderr, stateFile)
 			r := m.must(t, exitFailed, "bootstrap", "--no-service")
 			says(t, r.Stderr, "move it away")
 			for _, path := range []string{stateFile, copyFile} {

@@ -248,8 +248,8 @@ func TestFollowWriters(t *testing.T) {
 			if want := strings.TrimPrefix(name, "tcp-") + "/tcp"; setting(text, "open", name) != want {
 				t.Errorf("%s is lost from local.ini", name)
 			}
-			if n := strings.Count(rules, m.comment(name)); n != 2 {
-				t.Errorf("%s has %d rules, want one in each family", name, n)
+			if n := strings.Count(rules, m.comment(name)); n != 4 {
+				t.Errorf("%s has %d rules, want two in each family, for INPUT and what is published", name, n)
 			}
 			if !slices.Contains(st.openNames(), name) {
 				t.Errorf("status does not have %s as open", name)

@@ -221,7 +221,8 @@ COMMIT
 		m.bootstrap(t)
 		text := "\n" + m.read(t, rulesFile(ipv4))
 		for _, part := range []string{
-			owners[:strings.Index(owners, "*filter")], // *nat and *mangle, with their comments
+			owners[:strings.Index(owners, "*mangle")], // *nat, with its comments
+			"-A FORWARD -p tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu\n", "-A FORWARD -j BASICFW-FORWARD\n",
 			":FORWARD DROP [0:0]\n", ":OFFICE - [0:0]\n", "# end\n",
 			"-A FORWARD -i eth1 -o eth0 -j OFFICE\n-A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT\n" +
 				"-A OFFICE -p tcp --dport 443 -m comment --comment \"the web, no more\" -j ACCEPT\n",

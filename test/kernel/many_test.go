@@ -31,7 +31,7 @@ func TestManyNetworks(t *testing.T) {
 		}
 		m.write(t, agentINI, "[agent]\nbackend = iptables\n"+list(500), 0o640)
 		m.bootstrap(t)
-		open("iptables", 499)
+		open("iptables", 2*499) // for INPUT and what is published
 		before := m.everything(t)
 		m.write(t, agentINI, "[agent]\nbackend = iptables\n"+list(501), 0o640)
 		for _, args := range [][]string{{"apply"}, {"apply", "--no-rehearsal"}} {

@@ -303,8 +303,9 @@ func TestOpenOverlapping(t *testing.T) {
 			if end.Before(from.Add(-time.Second)) || end.After(to.Add(time.Second)) || !strings.HasPrefix(value, "8081/tcp until ") {
 				t.Errorf("open for %d hours from %v: local.ini has %q", hours, from.Add(-hours*time.Hour).UTC(), value)
 			}
-			if n := m.timed(rules()); n != 4 || strings.Count(rules(), m.ends(end)) != 4 {
-				t.Errorf("want the end in the rules and in the files of both families:\n%s", rules())
+			// In the kernel and in the files, of both families, for INPUT and what is published.
+			if n := m.timed(rules()); n != 8 || strings.Count(rules(), m.ends(end)) != 8 {
+				t.Errorf("want the end in all rules and files:\n%s", rules())
 			}
 		}
 		if n := strings.Count(m.read(t, localINI), "8081"); n != 2 { // name and value
@@ -317,7 +318,7 @@ func TestOpenOverlapping(t *testing.T) {
 			t.Fatal(r.Stderr)
 		}
 		end := until(t, setting(m.read(t, localINI), "open", "tcp-8081"))
-		if in := time.Until(end); in < 2*time.Hour || in > 3*time.Hour || strings.Count(rules(), m.ends(end)) != 4 {
+		if in := time.Until(end); in < 2*time.Hour || in > 3*time.Hour || strings.Count(rules(), m.ends(end)) != 8 {
 			t.Errorf("the end is in %v:\n%s", in, rules())
 		}
 		m.must(t, exitOK, "verify")

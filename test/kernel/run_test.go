@@ -78,7 +78,7 @@ func (m *machine) reboot(t *testing.T) {
 		return
 	}
 	for _, family := range families() {
-		m.load(t, family, "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n")
+		m.load(t, family, "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n*mangle\n:FORWARD ACCEPT [0:0]\nCOMMIT\n")
 	}
 }
 

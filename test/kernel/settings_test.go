@@ -47,7 +47,7 @@ func badInputs() []badInput {
 		{name: "reversed range", files: agent("[open]\na = 200-100/tcp\n"), want: []string{"agent.ini:2"}},
 		{name: "colon in a range", files: agent("[open]\na = 40000:40100\n"), want: []string{"agent.ini:2.*40000-40100/"}},
 		{name: "no protocol", files: agent("[open]\na = 8080\n"), want: []string{"agent.ini:2.*8080/tcp"}},
-		{name: "unknown protocol", files: agent("[open]\na = 80/sctp\n"), want: []string{"agent.ini:2"}},
+		{name: "unknown protocol", files: agent("[open]\na = 80/dccp\n"), want: []string{"agent.ini:2"}},
 		{name: "unknown zone", files: agent("[open]\na = 80/tcp on the moon\n"), want: []string{"agent.ini:2"}},
 		{name: "host bits", files: agent("[open]\na = 80/tcp from 10.0.0.1/8\n"), want: []string{"agent.ini:2.*10.0.0.0/8"}},
 		{name: "a name as source", files: agent("[open]\na = 80/tcp from office.example.com\n"), want: []string{"agent.ini:2.*office.example.com"}},
