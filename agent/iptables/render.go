@@ -151,15 +151,16 @@ func Render(r firewall.Ruleset, f firewall.Family) string {
 	var b strings.Builder
 	b.Grow(8 << 10)
 	t.write(&b)
-	out := b.String()
 	if len(notes) > 0 {
-		out = strings.Replace(out, "\n"+commit+"\n", "\n"+strings.Join(append(notes, commit), "\n")+"\n", 1)
+		text := strings.Replace(b.String(), "\n"+commit+"\n", "\n"+strings.Join(append(notes, commit), "\n")+"\n", 1)
+		b.Reset()
+		b.WriteString(text)
 	}
 	forwards, _ := persisted(r, f, true)
 	for _, line := range forwardSection(forwards) {
-		out += line + "\n"
+		b.WriteString(line + "\n")
 	}
-	return out
+	return b.String()
 }
 
 // RenderAll returns the rulesets of families. Each of several has its name before it.
