@@ -187,7 +187,6 @@ func TestStateAndCopySpoiled(t *testing.T) {
 			t.Errorf("state %q, warnings %q", s.State, s.Warnings)
 		}
 		if stuck(how) {
-			says(t, m.must(t, exitFailed, "verify", "--repair").Stderr, stateFile)
 			r := m.must(t, exitFailed, "bootstrap", "--no-service")
 			says(t, r.Stderr, "move it away")
 			for _, path := range []string{stateFile, copyFile} {
