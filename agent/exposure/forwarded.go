@@ -1,6 +1,7 @@
 package exposure
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"regexp"
@@ -31,7 +32,11 @@ func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 			continue
 		}
 		rule, _ := s.Rules.rule(e.Via)
-		g := group{e.Family, e.Proto, e.Via, rule.Translate.text(e.Via.Text, e.Container), e.Container == "" && !closed, closed}
+		to := e.Container
+		if closed { // no packet shows where it leads
+			to = cmp.Or(to, "another host")
+		}
+		g := group{e.Family, e.Proto, e.Via, rule.Translate.text(e.Via.Text, to), e.Container == "" && !closed, closed}
 		if ports[g] == nil {
 			groups = append(groups, g)
 		}

@@ -30,7 +30,7 @@ func TestPublicTexts(t *testing.T) {
 			public := m.read(t, publicStatus)
 			return strings.Contains(public, `"8082"`) && strings.Contains(public, `"9999"`)
 		})
-		if whole := m.agent(t, "status", "--json").Stdout; !strings.Contains(whole, secret+":4444") || !m.netlink && !strings.Contains(whole, "admin:"+secret) {
+		if whole := m.agent(t, "status", "--json").Stdout; !strings.Contains(whole, "c"+secret) || !m.netlink && (!strings.Contains(whole, secret+":4444") || !strings.Contains(whole, "admin:"+secret)) {
 			t.Errorf("the whole status lacks what must not be public: this test proves less\n%s", whole)
 		}
 		for _, path := range []string{publicStatus, message} {
