@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"time"
@@ -191,7 +190,7 @@ func (d *Daemon) loop(ctx context.Context, events, changes <-chan struct{}) erro
 			d.publish(ctx)
 		}
 		d.measure(ctx)
-		debug.FreeOSMemory() // the next check may be a minute away
+		system.FreeMemory() // the next check may be a minute away
 	}
 }
 

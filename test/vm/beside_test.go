@@ -244,7 +244,13 @@ func testDockerUnit(t *testing.T, b *beside) {
 	}
 	works("before bootstrap")
 	b.bootstrap(t)
-	works("after bootstrap")
+	for _, to := range b.lab.Server.Both() {
+		if b.lab.Outsider.Reach(b.lab.Stranger.Like(to), to, db, lab.Brief) == nil {
+			t.Errorf("after bootstrap the published port of %v answers", to)
+		}
+	}
+	b.Must(t, fmt.Sprintf("basicfw-agent open %d/tcp", db))
+	works("after open")
 	b.whole(t, "after bootstrap")
 	since := time.Now()
 	for _, what := range []string{"systemctl restart docker", "systemctl stop docker.socket docker; systemctl start docker",
