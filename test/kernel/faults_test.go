@@ -639,7 +639,7 @@ func (w *walk) take(t *testing.T) point {
 	p := point{saved: map[string]string{}, files: map[string][]lab.Entry{}}
 	for _, family := range families() {
 		if !w.netlink {
-			p.saved[family] = w.Host.MustRun(t, w.multi, tables(family)+"-save", "-t", "filter")
+			p.saved[family] = w.Host.MustRun(t, w.multi, tables(family)+"-save")
 		}
 	}
 	p.table = w.table(t)
@@ -662,6 +662,9 @@ func (w *walk) take(t *testing.T) point {
 func (w *walk) put(t *testing.T, p point) {
 	t.Helper()
 	for family, text := range p.saved {
+		if !strings.Contains(text, "*mangle\n") { // it did not exist
+			text += "*mangle\n:FORWARD ACCEPT [0:0]\nCOMMIT\n"
+		}
 		w.load(t, family, text)
 	}
 	if w.netlink {
