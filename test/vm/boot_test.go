@@ -270,7 +270,7 @@ func (s *site) checkBesideNftables(t *testing.T, m *Machine) {
 	// A temporary port is still open, or has expired meanwhile.
 	s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 60000).Close()
 	s.wantSettings(t, m, "60000/tcp until ", true)
-	// What has expired has no effect. It stays in local.ini: early in a boot, the clock alone
+	// Expired entries are without effect, and stay in local.ini: early in a boot, the clock alone
 	// removes nothing for good.
 	m.Must(t, "basicfw-agent close 5432/tcp")
 	m.Must(t, "basicfw-agent ssh remove "+s.wire.Router.V4.String())
