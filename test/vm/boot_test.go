@@ -270,17 +270,17 @@ func (s *site) checkBesideNftables(t *testing.T, m *Machine) {
 	// A temporary port is still open, or has expired meanwhile.
 	s.dial(t, s.wire.Stranger.V4, s.wire.Machine.V4, 60000).Close()
 	s.wantSettings(t, m, "60000/tcp until ", true)
+	// The unconfirmed change is rolled back, and status says so.
+	if out, code := m.Run(t, "basicfw-agent status --json"); code != 0 || !strings.Contains(out, "the machine was rebooted before it was confirmed") {
+		t.Errorf("status after an unconfirmed change: exit code %d\n%s", code, out)
+	}
+	m.Must(t, "cp -p /root/agent.ini /etc/basicfw/agent.ini && rm /root/agent.ini")
 	// Expired entries are without effect, and stay in local.ini: early in a boot, the clock alone
 	// removes nothing for good.
 	m.Must(t, "basicfw-agent close 5432/tcp")
 	m.Must(t, "basicfw-agent ssh remove "+s.wire.Router.V4.String())
 	s.wantSettings(t, m, "5432", false)
 	s.wantSettings(t, m, s.wire.Router.V4.String(), false)
-	// The unconfirmed change is rolled back, and status says so.
-	if out, code := m.Run(t, "basicfw-agent status --json"); code != 0 || !strings.Contains(out, "the machine was rebooted before it was confirmed") {
-		t.Errorf("status after an unconfirmed change: exit code %d\n%s", code, out)
-	}
-	m.Must(t, "cp -p /root/agent.ini /etc/basicfw/agent.ini && rm /root/agent.ini")
 	m.Must(t, "basicfw-agent close 60000/tcp")
 	s.checkProtected(t, m, webMail)
 	if began, done := moment(t, m, "basicfw-agent", "InactiveExit"), moment(t, m, "nftables", "ActiveEnter"); began < done {
