@@ -217,7 +217,7 @@ func (s *sequence) command(d draw, args ...string) lab.Result {
 	s.t.Helper()
 	p := s.m.start(s.t, args...)
 	if d.kill {
-		time.Sleep(d.after)
+		time.Sleep(d.after) // the kill comes at a drawn moment, and waits for nothing
 		if err := p.Kill(); err != nil && err != os.ErrProcessDone {
 			s.t.Error(err)
 		}
@@ -384,7 +384,7 @@ func (s *sequence) both(d draw) {
 		all = append(all, s.m.start(s.t, args...))
 	}
 	if d.kill {
-		time.Sleep(d.after)
+		time.Sleep(d.after) // the kill comes at a drawn moment, and waits for nothing
 		_ = all[d.n%3].Kill()
 		s.damaged = true
 	}
