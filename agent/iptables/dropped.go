@@ -24,24 +24,23 @@ func (b *Backend) Dropped(ctx context.Context) (out []firewall.Dropped, err erro
 	return out, nil
 }
 
-var (
-	// Some versions print a quoted comment, or a space at the end.
-	droppingRule   = regexp.MustCompile(`^\[(\d+):\d+\] -A ` + firewall.ChainPrefix + `.* --comment "?basicfw-([a-z0-9-]+)"? .*-j DROP ?$`)
-	droppingPolicy = regexp.MustCompile(`^:` + input + ` DROP \[(\d+):\d+\]$`)
-)
-
 // dropped returns the counters in the output of iptables-save -c.
 func dropped(f firewall.Family, text string) (out []firewall.Dropped) {
-	table := ""
+	var (
+		// Some versions print a quoted comment, or a space at the end.
+		rules  = regexp.MustCompile(`^\[(\d+):\d+\] -A ` + firewall.ChainPrefix + `.* --comment "?basicfw-([a-z0-9-]+)"? .*-j DROP ?$`)
+		policy = regexp.MustCompile(`^:` + input + ` DROP \[(\d+):\d+\]$`)
+		table  string
+	)
 	for _, line := range strings.Split(text, "\n") {
 		if strings.HasPrefix(line, "*") {
 			table = line[1:]
 		}
 		rule := firewall.Policy
-		m := droppingRule.FindStringSubmatch(line)
+		m := rules.FindStringSubmatch(line)
 		if m != nil {
 			rule = m[2]
-		} else if m = droppingPolicy.FindStringSubmatch(line); m == nil || table != filter {
+		} else if m = policy.FindStringSubmatch(line); m == nil || table != filter {
 			continue
 		}
 		n, err := strconv.ParseUint(m[1], 10, 64)
