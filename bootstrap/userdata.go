@@ -2,14 +2,13 @@ package bootstrap
 
 import (
 	"bytes"
-	_ "embed"
+	"embed"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/url"
 	"regexp"
 	"strings"
-	"text/template"
 
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
@@ -18,13 +17,11 @@ import (
 // successful bootstrap removes it; while it exists, each boot tries again.
 const MessageFile = "/etc/motd.d/basicfw-bootstrap"
 
-//go:embed user-data.tmpl
-var userDataTemplate string
-
-// userDataScript installs the package and runs bootstrap.
+// userData are the parts of the user-data. script.sh installs the package and runs
+// bootstrap. Values replace the names between two @.
 //
-//go:embed user-data.sh.tmpl
-var userDataScript string
+//go:embed userdata
+var userData embed.FS
 
 // caFile is where user-data writes a private CA.
 const caFile = "/etc/pki/basicfw-ca.pem"
@@ -102,20 +99,52 @@ func UserData(o UserDataOptions) ([]byte, error) {
 
 	// No value needs quoting: none contains a quote, white space or a brace, and
 	// each is in single quotes or free of the shell's special characters.
-	values := map[string]any{"Message": MessageFile, "RPM": o.RPMURL, "Repo": o.RepoURL, "Sum": sum, "Key": o.KeyURL,
-		"Flags": strings.Join(flags, " "), "CA": ca, "CAFile": caFile, "MIME": o.MIME}
-	var script, out bytes.Buffer
-	if err := template.Must(template.New("").Parse(userDataScript)).Execute(&script, values); err != nil {
-		return nil, err
+	values := map[string]string{"MESSAGE": MessageFile, "URL": o.RPMURL, "SUM": sum, "KEY": o.KeyURL, "FLAGS": strings.Join(flags, " "),
+		"CA": "", "CURL_CA": "", "WGET_CA": "", "REPO_CA": "", "PACKAGES": ""}
+	yaml := "false"
+	if o.KeyURL != "" {
+		yaml = "true\n    repo_gpgcheck: true\n    gpgkey: '" + o.KeyURL + "'"
 	}
-	form := "mime"
-	values["Script"] = strings.TrimSuffix(script.String(), "\n")
+	if ca != "" {
+		values["CA"] = "# The only CA that is trusted for these URLs.\nca=" + caFile + "\nmkdir -p /etc/pki\ncat >$ca <<'END'\n" + ca + "END"
+		values["CURL_CA"], values["WGET_CA"] = "--cacert $ca ", "--ca-certificate=$ca "
+		values["REPO_CA"] = "sslcacert=" + caFile + `\n`
+		yaml += "\n    sslcacert: " + caFile
+	}
+	values["CHECK"], values["ADD"] = yaml, ""
 	if !o.MIME {
-		form = "config"
-		values["Script"] = regexp.MustCompile(`(?m)^.`).ReplaceAllString(values["Script"].(string), "      $0")
+		values["ADD"] = " Add\n# your own packages to the list: a second one would replace it."
 	}
-	err = template.Must(template.New("").Parse(userDataTemplate)).ExecuteTemplate(&out, form, values)
-	return out.Bytes(), err
+	download := "rpm.sh"
+	if o.RepoURL != "" {
+		download, values["URL"] = "repo.sh", o.RepoURL
+		values["PACKAGES"] = fill("repo.yaml", values)
+	}
+	values["SOURCE"], values["GET"], _ = strings.Cut(fill(download, values), "\n\n")
+	values["SCRIPT"] = fill("script.sh", values)
+	if o.MIME {
+		return []byte(fill("mime.txt", values) + "\n"), nil
+	}
+	values["SCRIPT"] = regexp.MustCompile(`(?m)^.`).ReplaceAllString(values["SCRIPT"], "      $0")
+	return []byte(fill("config.yaml", values) + "\n"), nil
+}
+
+// fill returns a part of the user-data with its values, without the last newline. A line
+// with nothing but the name of an empty value is left out.
+func fill(part string, values map[string]string) string {
+	text, err := userData.ReadFile("userdata/" + part)
+	if err != nil {
+		panic(err) // it is embedded
+	}
+	var pairs []string
+	for name, value := range values {
+		line := "\n" + value + "\n"
+		if value == "" {
+			line = "\n"
+		}
+		pairs = append(pairs, "\n@"+name+"@\n", line, "@"+name+"@", value)
+	}
+	return strings.TrimSuffix(strings.NewReplacer(pairs...).Replace(string(text)), "\n")
 }
 
 // certificates returns the certificates in PEM, without what else the file contains.

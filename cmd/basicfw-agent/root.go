@@ -88,12 +88,17 @@ Exit codes: 0 success; 1 failure, and the rules are unchanged; 2 invalid usage
 or settings; 3 the machine differs from its desired state; 4 not bootstrapped.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Version:       version,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			a.sys = &system.System{Root: a.root, Step: step}
 			return a.setUpLog()
 		},
-		RunE: func(cmd *cobra.Command, args []string) error { return cmd.Help() },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if asked, _ := cmd.Flags().GetBool("version"); asked {
+				_, err := fmt.Fprintln(stdout, version)
+				return err
+			}
+			return cmd.Help()
+		},
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return nil
@@ -107,12 +112,12 @@ or settings; 3 the machine differs from its desired state; 4 not bootstrapped.`,
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	root.SetVersionTemplate("{{.Version}}\n")
 	root.CompletionOptions.SetDefaultShellCompDirective(cobra.ShellCompDirectiveNoFileComp)
-	root.SetUsageTemplate(strings.NewReplacer(".FlagUsages", ".FlagUsagesWrapped 80", "more information about", "help on").Replace(root.UsageTemplate()))
+	root.SetUsageFunc(usage)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return usageError{hint.Wrap(err, "see \"%s --help\"", cmd.CommandPath())}
 	})
+	root.Flags().BoolP("version", "v", false, "version for basicfw-agent")
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.root, "root", "", "prefix all paths below /etc, /var, /run and /usr with this directory (for tests)")
 	flags.StringVar(&a.config, "config", "", "settings file (default /etc/basicfw/agent.ini)")
@@ -138,6 +143,42 @@ or settings; 3 the machine differs from its desired state; 4 not bootstrapped.`,
 	}
 	root.SetArgs(args)
 	return root
+}
+
+// usage prints the usage of a command, in 80 columns. A template of cobra's would do, but
+// text/template calls methods by name, and so keeps the linker from leaving any out.
+func usage(cmd *cobra.Command) error {
+	var b strings.Builder
+	b.WriteString("Usage:")
+	if cmd.Runnable() {
+		b.WriteString("\n  " + cmd.UseLine())
+	}
+	subcommands := cmd.HasAvailableSubCommands()
+	if subcommands {
+		b.WriteString("\n  " + cmd.CommandPath() + " [command]")
+	}
+	if cmd.HasExample() {
+		b.WriteString("\n\nExamples:\n" + cmd.Example)
+	}
+	if subcommands {
+		b.WriteString("\n\nAvailable Commands:")
+		for _, sub := range cmd.Commands() {
+			if sub.IsAvailableCommand() || sub.Name() == "help" {
+				fmt.Fprintf(&b, "\n  %-*s %s", sub.NamePadding(), sub.Name(), sub.Short)
+			}
+		}
+	}
+	if cmd.HasAvailableLocalFlags() {
+		b.WriteString("\n\nFlags:\n" + strings.TrimRight(cmd.LocalFlags().FlagUsagesWrapped(80), " \n"))
+	}
+	if cmd.HasAvailableInheritedFlags() {
+		b.WriteString("\n\nGlobal Flags:\n" + strings.TrimRight(cmd.InheritedFlags().FlagUsagesWrapped(80), " \n"))
+	}
+	if subcommands {
+		fmt.Fprintf(&b, "\n\nUse \"%s [command] --help\" for help on a command.", cmd.CommandPath())
+	}
+	_, err := fmt.Fprintln(cmd.OutOrStderr(), b.String())
+	return err
 }
 
 // setUpLog sends logs to standard error.

@@ -474,7 +474,7 @@ func size(binary string) error {
 	if bytes.Contains(data, []byte("/lib64/ld-linux-x86-64.so.2")) {
 		static = "NOT static"
 	}
-	fmt.Printf("%-34s %10s %10.1f %10.1f  MB, %s\n", "binary", "", float64(len(data))/1e6, 12.0, static)
+	fmt.Printf("%-34s %10s %10.1f %10.1f  MB, %s\n", "binary", "", float64(len(data))/1e6, 9.2, static)
 	return nil
 }
 

@@ -1,4 +1,4 @@
-message={{.Message}}
+message=@MESSAGE@
 finish() {
   systemctl --no-block stop basicfw-bootstrap.timer >/dev/null 2>&1
   exit 0
@@ -6,27 +6,10 @@ finish() {
 exec 9>/run/basicfw-bootstrap.lock
 flock -w 600 9 # the timer and runcmd may come at the same time
 [ -e "$message" ] || finish
-{{- if .Repo}}
-# CHANGE: the repository, and the key of its metadata and packages. Without a
-# key ('') nothing is checked: a person who replaces a package is root.
-repo='{{.Repo}}'
-key='{{.Key}}'
-{{- else}}
-# CHANGE: the package, and its SHA-256 checksum or the key that signed it.
-# Without both ('') nothing is checked: a person who replaces it is root.
-rpm='{{.RPM}}'
-sha256='{{.Sum}}'
-key='{{.Key}}'
-{{- end}}
+@SOURCE@
 # CHANGE: the profile, and the addresses that may log in over SSH.
-set -- {{.Flags}}
-{{- if .CA}}
-# The only CA that is trusted for these URLs.
-ca={{.CAFile}}
-mkdir -p /etc/pki
-cat >$ca <<'END'
-{{.CA}}END
-{{- end}}
+set -- @FLAGS@
+@CA@
 
 tell() {
   [ -z "$1" ] || echo "basicfw: the firewall is not active$1 /var/log/cloud-init-output.log" >"$message"
@@ -81,53 +64,9 @@ lift() {
   done 2>/dev/null
   rm -f /run/basicfw-guard
 }
-{{if .Repo}}
-get() {
-  check=1
-  [ -n "$key" ] || { check=0; echo 'basicfw: NOT CHECKED: no key of the repository is given' >&2; }
-  printf '[basicfw]\nname=basicfw-agent\nbaseurl=%s\nenabled=1\ngpgcheck=%s\nrepo_gpgcheck=%s\ngpgkey=%s\n{{if .CA}}sslcacert={{.CAFile}}\n{{end}}' \
-    "$repo" $check $check "$key" >/etc/yum.repos.d/basicfw.repo
-  dnf=dnf
-  command -v dnf >/dev/null || dnf=yum
-  # The other repositories are neither needed nor waited for.
-  retry $dnf -y -q --disablerepo='*' --enablerepo=basicfw install basicfw-agent
-}
-{{else}}
-# No redirect from https to http is followed; by wget, none at all.
-fetch() {
-  proto==https hops=0
-  case $1 in http:*) proto==http,https hops=9;; esac
-  if command -v curl >/dev/null; then
-    curl -fsSL {{if .CA}}--cacert $ca {{end}}--proto "$proto" --connect-timeout 10 --max-time 60 -o "$2" "$1"
-  else
-    timeout 60 wget -q {{if .CA}}--ca-certificate=$ca {{end}}-t 1 -T 10 --max-redirect="$hops" -O "$2" "$1"
-  fi
-}
-check() {
-  [ -n "$sha256$key" ] || echo 'basicfw: NOT CHECKED: neither a checksum nor a key of the package is given' >&2
-  [ -z "$sha256" ] || echo "$sha256  $dir/agent.rpm" | sha256sum -c - >&2
-}
-# A signature by this key, and by no other that the system trusts: hence a
-# database of its own. "rpm -K" accepts unsigned packages too: its output
-# counts, "digests signatures OK", before rpm 4.14 "(md5) pgp md5 OK".
-signed() {
-  [ -n "$key" ] || return 0
-  retry fetch "$key" "$dir/key" && rpm --dbpath "$dir/db" --import "$dir/key" || return
-  case $(LC_ALL=C rpm --dbpath "$dir/db" -K "$dir/agent.rpm") in
-    *' signatures OK'|*' pgp '*' OK') retry rpm --import "$dir/key"; return;;
-  esac
-  echo 'basicfw: the package is not signed with the expected key' >&2
-  return 1
-}
-install() { rpm -U "$dir/agent.rpm" || rpm -q basicfw-agent >/dev/null 2>&1; }
-get() {
-  dir=$(mktemp -d /run/basicfw.XXXXXX) || return
-  retry fetch "$rpm" "$dir/agent.rpm" && check && signed && retry install
-  set -- $?
-  rm -rf "$dir"
-  return "$1"
-}
-{{end}}
+
+@GET@
+
 tell ''
 if ! rpm -q basicfw-agent >/dev/null 2>&1; then
   guard
