@@ -202,19 +202,21 @@ func LoginWarnings(st store.State, f host.Facts) []string {
 // Temporary sources alone do not pin SSH: no source would be left after them.
 func allow(st *store.State, in Input, lists *addressLists) {
 	s, ssh := in.Settings, &st.Desired.SSH
-	named := st.Client.Reason
-	if st.Client.Source == "any" {
-		named = "client_ip in " + in.origin("ssh.client_ip")
+	named := store.Allowed{Reason: st.Client.Reason}
+	if len(s.ClientIP) > 0 {
+		named.Reason, named.Source = "client_ip in "+in.origin("ssh.client_ip"), in.line("ssh.client_ip")
 	}
 	for _, p := range st.Client.Allow {
 		ssh.Allow = append(ssh.Allow, p)
-		st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: named})
+		named.From = p
+		st.Allowed = append(st.Allowed, named)
 	}
-	why := "allow in " + in.origin("ssh.allow")
+	listed := store.Allowed{Reason: "allow in " + in.origin("ssh.allow"), Source: in.line("ssh.allow")}
 	for _, p := range s.Allow.List {
 		if !slices.Contains(ssh.Allow, p) {
 			ssh.Allow = append(ssh.Allow, p)
-			st.Allowed = append(st.Allowed, store.Allowed{From: p, Reason: why})
+			listed.From = p
+			st.Allowed = append(st.Allowed, listed)
 		}
 	}
 	if s.Allow.File != "" {
@@ -226,7 +228,8 @@ func allow(st *store.State, in Input, lists *addressLists) {
 	}
 	ssh.Timed = s.Allow.Timed // expired ones too, until the end of Decide
 	for _, t := range ssh.Timed {
-		st.Allowed = append(st.Allowed, store.Allowed{From: t.From, Until: t.Until, Reason: why})
+		listed.From, listed.Until = t.From, t.Until
+		st.Allowed = append(st.Allowed, listed)
 	}
 	ssh.Nobody = s.Allow.Mode == settings.AllowNone
 	ssh.Mode = firewall.SSHPinned
@@ -268,6 +271,14 @@ func (in Input) origin(key string) string {
 		return file
 	}
 	return source
+}
+
+// line returns the file and line of a setting, or "" if it is a flag.
+func (in Input) line(key string) string {
+	if source := in.Settings.Sources[key]; !strings.HasPrefix(source, "--") {
+		return source
+	}
+	return ""
 }
 
 // set returns the choice made by a setting.

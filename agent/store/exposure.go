@@ -22,6 +22,11 @@ func (st State) Origin(name string, from netip.Addr) string {
 		}
 	}
 	if by, ok := st.Desired.SSH.AllowedBy(from); ok && name == "ssh" {
+		for _, a := range st.Allowed {
+			if a.From == by.From && a.Until.Equal(by.Until) && a.Source != "" {
+				return a.Source
+			}
+		}
 		return st.WhyAllowed(by.From, by.Until)
 	}
 	if strings.HasPrefix(name, "ssh-limit") {

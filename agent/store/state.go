@@ -124,6 +124,8 @@ type Allowed struct {
 	From   netip.Prefix `json:"from"`
 	Until  time.Time    `json:"until,omitzero"` // zero: always
 	Reason string       `json:"reason"`
+	// Source is the file and line of the setting; empty if there is none.
+	Source string `json:"source,omitempty"`
 }
 
 // BackendDetected reports whether the administrator did not choose the backend.
