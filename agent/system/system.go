@@ -148,14 +148,18 @@ func (s *System) Glob(pattern string) ([]string, error) {
 // owner to the caller.
 func (s *System) MkdirAll(path string, mode fs.FileMode) error {
 	p := s.path(path)
-	if fi, err := s.Lstat(path); err == nil && fi.IsDir() && fi.Mode().Perm() == mode && callers(fi) {
+	fi, missing := s.Lstat(path)
+	if missing == nil && fi.IsDir() && fi.Mode().Perm() == mode && callers(fi) {
 		return nil
 	}
-	if err := s.Do("mkdir", path, func() error { return os.MkdirAll(p, mode) }); err != nil {
+	err := s.Do("mkdir", path, func() error { return os.MkdirAll(p, mode) })
+	if err == nil && missing != nil {
+		err = s.Do("label", path, func() error { return s.label(p, path) })
+	}
+	if err != nil {
 		return err
 	}
-	fi, err := s.Stat(path)
-	if err != nil {
+	if fi, err = s.Stat(path); err != nil {
 		return err
 	}
 	if !callers(fi) {
@@ -191,8 +195,8 @@ func callers(fi fs.FileInfo) bool {
 // WriteFile replaces a file atomically. It writes a temporary file in the same
 // directory, flushes it, renames it, and flushes the directory. Readers see the
 // complete old or new file, also after a power failure. A symbolic link at path is
-// replaced, never followed. The new file has the SELinux label of the old one, or the
-// kernel's default for its directory.
+// replaced, never followed. The new file has the SELinux label of the old one or, if there
+// was none, that of its path.
 func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err error) {
 	p := s.path(path)
 	defer func() {
@@ -220,7 +224,7 @@ func (s *System) WriteFile(path string, data []byte, mode fs.FileMode) (err erro
 	}{
 		{"write", func() error { _, err := f.Write(data); return err }},
 		{"chmod", func() error { return f.Chmod(mode) }},
-		{"label", func() error { return copyLabel(p, f) }},
+		{"label", func() error { return s.label(f.Name(), path) }},
 		{"flush", f.Sync},
 		{"close", f.Close},
 	} {
@@ -252,16 +256,33 @@ func (s *System) sweep(path string) {
 	}
 }
 
-// copyLabel copies the SELinux label of the old file to the new one. A system without
-// labels, or a missing old file, is no error.
-func copyLabel(old string, f *os.File) error {
-	buf := make([]byte, 256)
-	n, err := unix.Lgetxattr(old, "security.selinux", buf)
+const selinuxLabel = "security.selinux" // the attribute that has the label (xattr(7))
+
+// label sets the SELinux label of a new file at p that is, or replaces, path: to that of
+// the old file, or to that which the policy has for path. The kernel derives a label from
+// the process and the directory; file_contexts(5) is for programs only. Without the
+// program or the permission, the kernel's label stays.
+func (s *System) label(p, path string) error {
+	label := make([]byte, 256)
+	n, err := unix.Lgetxattr(p, selinuxLabel, label)
 	if err != nil || n == 0 {
+		return nil // a system without labels
+	}
+	old := unix.ENOENT
+	if p != s.path(path) {
+		n, err = unix.Lgetxattr(s.path(path), selinuxLabel, label)
+		old, _ = err.(unix.Errno)
+	}
+	if label = label[:max(n, 0)]; old == unix.ENOENT {
+		res, err := s.Run(context.Background(), Command{Name: "matchpathcon", Args: []string{"-n", path}})
+		if label = append(bytes.TrimSpace(res.Stdout), 0); err != nil || !bytes.Contains(label, []byte(":")) { // "<<none>>"
+			return nil
+		}
+	} else if old != 0 {
 		return nil
 	}
-	if err := unix.Fsetxattr(int(f.Fd()), "security.selinux", buf[:n], 0); err != nil && !errors.Is(err, unix.ENOTSUP) {
-		return fmt.Errorf("setting the SELinux label %q: %w", bytes.TrimRight(buf[:n], "\x00"), err)
+	if err := unix.Lsetxattr(p, selinuxLabel, label, 0); err != nil && !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.ENOTSUP) {
+		return fmt.Errorf("setting the SELinux label %q: %w", bytes.TrimRight(label, "\x00"), err)
 	}
 	return nil
 }
@@ -313,6 +334,9 @@ func (s *System) Symlink(target, path string) error {
 	os.Remove(temp) // of a former process with this PID
 	err := s.Do("link", path, func() error { return os.Symlink(target, temp) })
 	if err == nil {
+		err = s.Do("label", path, func() error { return s.label(temp, path) })
+	}
+	if err == nil {
 		err = s.Do("rename", path, func() error { return os.Rename(temp, p) })
 	}
 	if err != nil {
@@ -356,10 +380,16 @@ func (s *System) Lock(ctx context.Context, path, note string) (unlock func(), er
 // tryLock tries once. It returns no file if another process holds the lock.
 func (s *System) tryLock(path string) (*os.File, error) {
 	var f *os.File
+	fresh := !s.Exists(path)
 	err := s.Do("lock", path, func() (err error) {
 		f, err = os.OpenFile(s.path(path), os.O_RDWR|os.O_CREATE|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
 		return err
 	})
+	if err == nil && fresh {
+		if err = s.Do("label", path, func() error { return s.label(s.path(path), path) }); err != nil {
+			f.Close()
+		}
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -4,11 +4,15 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
@@ -68,6 +72,80 @@ func TestWriteFile(t *testing.T) {
 }
 
 // Only directories of PATH that no other user can write to count.
+// TestLabels writes files where the kernel labels what is new as SELinux does, by its
+// directory. What did not exist has the label of its path afterwards, other files theirs.
+func TestLabels(t *testing.T) {
+	dir := t.TempDir()
+	s := &System{Root: dir, Programs: []string{t.TempDir()}}
+	const ofDirectory, ofPath, mine = "system_u:object_r:etc_runtime_t:s0", "system_u:object_r:iptables_conf_t:s0", "system_u:object_r:my_t:s0"
+	set := func(path, label string) error { return unix.Lsetxattr(path, selinuxLabel, []byte(label+"\x00"), 0) }
+	if err := os.Mkdir(filepath.Join(dir, "etc"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := set(filepath.Join(dir, "etc"), ofDirectory); err != nil {
+		lab.Skip(t, "labels of files: "+err.Error())
+	}
+	s.Step = func(op, name string, do func() error) error {
+		err := do()
+		if creates := slices.Contains([]string{"create", "mkdir", "link", "lock"}, op); err != nil || !creates {
+			return err
+		}
+		made, _ := filepath.Glob(filepath.Join(dir, filepath.Dir(name), "*"))
+		hidden, _ := filepath.Glob(filepath.Join(dir, filepath.Dir(name), ".*"))
+		for _, path := range append(made, hidden...) {
+			if _, err := unix.Lgetxattr(path, selinuxLabel, nil); err == unix.ENODATA {
+				if err := set(path, ofDirectory); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		return nil
+	}
+	want := func(path, label string) {
+		t.Helper()
+		buf := make([]byte, 256)
+		n, err := unix.Lgetxattr(filepath.Join(dir, path), selinuxLabel, buf)
+		if got := strings.TrimRight(string(buf[:max(n, 0)]), "\x00"); err != nil || got != label {
+			t.Errorf("%s has the label %q, want %q (%v)", path, got, label, err)
+		}
+	}
+	write := func(path string) {
+		t.Helper()
+		if err := s.WriteFile(path, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("/etc/early") // without the program, the kernel's label stays
+	want("/etc/early", ofDirectory)
+
+	program := fmt.Sprintf("#!/bin/sh\ncase $2 in */none) echo '<<none>>';; *) echo %s;; esac\n[ $1 = -n ]\n", ofPath)
+	if err := os.WriteFile(filepath.Join(s.Programs[0], "matchpathcon"), []byte(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write("/etc/new")
+	want("/etc/new", ofPath)
+	write("/etc/none")
+	want("/etc/none", ofDirectory)
+	if err := set(filepath.Join(dir, "etc/new"), mine); err != nil {
+		t.Fatal(err)
+	}
+	write("/etc/new")
+	want("/etc/new", mine)
+	if err := s.Remove("/etc/new"); err != nil {
+		t.Fatal(err)
+	}
+	write("/etc/new")
+	want("/etc/new", ofPath)
+	unlock, err := s.Lock(context.Background(), "/etc/lock", "")
+	if err := errors.Join(err, s.MkdirAll("/etc/dir", 0o755), s.Symlink("new", "/etc/link")); err != nil {
+		t.Fatal(err)
+	}
+	unlock()
+	for _, path := range []string{"/etc/dir", "/etc/link", "/etc/lock"} {
+		want(path, ofPath)
+	}
+}
+
 func TestLookPath(t *testing.T) {
 	good, bad := t.TempDir(), t.TempDir()
 	for dir, mode := range map[string]os.FileMode{good: 0o755, bad: 0o777} {

@@ -82,7 +82,7 @@ var unstepped = map[string]string{
 }
 
 // inSteps lists the functions that are called only in a step.
-var inSteps = []string{"sayOn", "copyLabel", "lookPath", "trusted", "trustedDir"}
+var inSteps = []string{"sayOn", "label", "lookPath", "trusted", "trustedDir"}
 
 // fileUses lists the file accesses of a source file; stepped are those within the arguments
 // of Do or look.
