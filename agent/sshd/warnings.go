@@ -1,13 +1,42 @@
 package sshd
 
 import (
+	"fmt"
 	"os"
 	"path"
 	"slices"
 	"strings"
 
+	"github.com/basicfw/basicfw-agent/agent/firewall"
+	"github.com/basicfw/basicfw-agent/agent/host"
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
+
+// Multiplexed returns a warning if the caller's SSH session came in by a program that
+// listens for SSH and other protocols, such as sslh: it has one end of the connection open.
+// No rule for SSH applies to its ports.
+func (p *Processes) Multiplexed(caller Caller, listening, established []system.Socket) []string {
+	for _, value := range caller.connections {
+		remote, local, err := parseSSHConnection(value)
+		for _, s := range established {
+			if err != nil || (s.Local != local || s.Remote != remote) && (s.Local != remote || s.Remote != local) {
+				continue
+			}
+			var ports []string
+			names := p.Names(append(slices.Clone(listening), s))
+			program := names[s.Inode]
+			for _, l := range host.Listeners(listening, names) {
+				if l.Proto == firewall.TCP && l.Process == program && program != "" && !isSSHD(program) {
+					ports = append(ports, fmt.Sprintf("%d/tcp", l.Port))
+				}
+			}
+			if len(ports) > 0 {
+				return []string{fmt.Sprintf("your SSH session came in by %s, which listens on %s: every address that reaches it reaches SSH, whatever [ssh] allows", program, strings.Join(ports, ", "))}
+			}
+		}
+	}
+	return nil
+}
 
 // LoginWarnings returns warnings about other ways to log in that may not work when SSH
 // fails.

@@ -1,10 +1,14 @@
 package sshd
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
 func TestLoginWarnings(t *testing.T) {
@@ -44,5 +48,44 @@ func TestLoginWarnings(t *testing.T) {
 				t.Errorf("got %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestMultiplexed covers sessions that come in by a program that also serves other
+// protocols: a proxy like sslh, whose processes share the work, or a server that accepts
+// SSH itself.
+func TestMultiplexed(t *testing.T) {
+	listening := []system.Socket{tcp(9, "0.0.0.0:22", ""), tcp(20, "0.0.0.0:443", ""), tcp(21, "127.0.0.1:8443", ""), {Proto: "udp", Local: netip.MustParseAddrPort("0.0.0.0:443"), Inode: 22}}
+	session := func(environ string, proxy fake) map[int]fake {
+		return map[int]fake{
+			500: {exe: proxy.exe, comm: map[bool]string{true: "server", false: "sslh"}[proxy.exe == "server"], ppid: 1, sockets: []uint64{20, 21, 22}},
+			501: proxy,
+			600: {comm: "sshd", ppid: 1, title: "sshd: root@pts/0", sockets: []uint64{10}},
+			601: {exe: "bash", ppid: 600, environ: "SSH_CONNECTION=" + environ + "\x00"},
+		}
+	}
+	const proxied = "127.0.0.1 50000 127.0.0.1 22"
+	ends := []system.Socket{tcp(10, "127.0.0.1:22", "127.0.0.1:50000"), tcp(30, "127.0.0.1:50000", "127.0.0.1:22")}
+	for name, tt := range map[string]struct {
+		procs       map[int]fake
+		established []system.Socket
+		want        string // "" is no warning
+	}{
+		"one process":                  {session(proxied, fake{exe: "sslh", comm: "sslh", ppid: 500, sockets: []uint64{20, 30}}), ends, "sslh, which listens on 443/tcp:"},
+		"a process for the connection": {session(proxied, fake{exe: "sslh", comm: "sslh", ppid: 500, sockets: []uint64{30}}), ends, "sslh, which listens on 443/tcp:"},
+		"a client on this host":        {session(proxied, fake{exe: "ssh", comm: "ssh", ppid: 1, sockets: []uint64{30}}), ends, ""},
+		"the address of the client is kept": {session("198.51.100.7 50000 203.0.113.5 22", fake{exe: "sslh", comm: "sslh", sockets: []uint64{20, 30}}),
+			[]system.Socket{tcp(10, "203.0.113.5:22", "198.51.100.7:50000"), tcp(30, "198.51.100.7:50000", "203.0.113.5:22")}, "sslh, which listens on 443/tcp:"},
+		"a server of many protocols": {session("198.51.100.7 50000 203.0.113.5 443", fake{exe: "server", comm: "server", sockets: []uint64{20, 30}}),
+			[]system.Socket{tcp(30, "203.0.113.5:443", "198.51.100.7:50000")}, "server, which listens on 443/tcp:"},
+		"sshd":          {session("198.51.100.7 50000 203.0.113.5 22", fake{exe: "sshd", comm: "sshd", sockets: []uint64{9}}), []system.Socket{tcp(10, "203.0.113.5:22", "198.51.100.7:50000")}, ""},
+		"no connection": {session(proxied, fake{exe: "sslh", comm: "sslh", sockets: []uint64{20, 30}}), nil, ""},
+		"nonsense":      {session("x", fake{exe: "sslh", comm: "sslh", sockets: []uint64{20, 30}}), ends, ""},
+	} {
+		p := fakeProc(t, tt.procs)
+		got := strings.Join(p.Multiplexed(p.Caller(601), listening, tt.established), "\n")
+		if tt.want == "" && got != "" || !strings.Contains(got, tt.want) {
+			t.Errorf("%s: got %q, want %q", name, got, tt.want)
+		}
 	}
 }

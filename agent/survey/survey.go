@@ -89,7 +89,7 @@ func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Fac
 	}
 	f.Listeners = host.Listeners(listening, name)
 	f.Instance = v.Instance()
-	f.LoginWarnings = sshd.LoginWarnings(v.System)
+	f.LoginWarnings = append(sshd.LoginWarnings(v.System), processes.Multiplexed(caller, listening, established)...)
 	f.KeptLists = v.keptLists()
 	if c, err := host.ReadConntrack(); err == nil {
 		f.Conntrack = c

@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -374,5 +375,50 @@ func TestNoSSHServer(t *testing.T) {
 	m.write(t, "/etc/ssh/sshd_config", "", 0o600) // it is started later in the boot
 	if text := m.must(t, exitOK, "bootstrap", "--no-service", "--no-selftest").Stdout; strings.Contains(text, warning) {
 		t.Errorf("sshd is configured: %s", text)
+	}
+}
+
+// TestMultiplexer bootstraps in a session that a proxy passes to sshd, on a port of the
+// profile that serves other protocols too. Who reaches that port reaches SSH: bootstrap and
+// status say so.
+func TestMultiplexer(t *testing.T) {
+	t.Parallel()
+	m := newMachine(t, "nft")
+	sshd := m.sshd(t)
+	var l net.Listener
+	err := m.Host.Do(func() (err error) {
+		l, err = net.Listen("tcp", ":443")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			var to net.Conn
+			if err := m.Host.Do(func() (err error) {
+				to, err = net.Dial("tcp", "127.0.0.1:22")
+				return err
+			}); err != nil {
+				c.Close()
+				continue
+			}
+			for _, ends := range [][2]net.Conn{{c, to}, {to, c}} {
+				go func() {
+					io.Copy(ends[0], ends[1])
+					ends[0].Close()
+				}()
+			}
+		}
+	}()
+	says(t, sshd.by(t, exitOK, 443, "bootstrap --profile web-only --no-service --no-selftest").Stdout, "which listens on 443/tcp: every address")
+	says(t, sshd.by(t, exitOK, 443, "status --json").Stdout, "which listens on 443/tcp: every address")
+	if text := m.status(t, exitOK).warnings(); strings.Contains(text, "443") {
+		t.Errorf("at the console: %s", text)
 	}
 }
