@@ -112,7 +112,8 @@ func (u *uninstall) restoreFiles() error {
 	}
 	for _, was := range u.org.Files {
 		now, err := files.Snapshot(u.System, was.Path)
-		if err == nil && !reflect.DeepEqual(was, now) {
+		// Removing a missing file removes what a killed command left of it.
+		if err == nil && (!was.Existed || !reflect.DeepEqual(was, now)) {
 			restored, lost := u.Files.restored(was, now)
 			if lost != nil {
 				u.Log.WithError(lost).Warnf("%s has no valid rules any more and is restored from the backup", was.Path)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -21,6 +22,8 @@ func TestUninstallRestoresTheMachine(t *testing.T) {
 	m.Write(t, "/etc/sysconfig/iptables", "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n# the end\n")
 	before := m.Contents(t)
 	m.Install(t, fake.Decided(t, "203.0.113.9/32"))
+	// A killed command left this. Its file is as before, and the process ID too high for one.
+	m.Write(t, fmt.Sprintf("/etc/motd.d/.basicfw.%d.1", 1<<30), "x")
 	if err := m.Uninstall(context.Background()); err != nil {
 		t.Fatal(err)
 	}

@@ -310,6 +310,8 @@ func (s *sequence) bootstrap(d draw) {
 		s.close(!s.all && !s.foreign)
 	case r.Code < 0 && s.bootstrapped == isNot:
 		s.bootstrapped = either
+	case strings.Contains(r.Stderr, "verify --repair rolls the change back"): // its record is damaged
+		s.repair(draw{})
 	case r.Code > 0:
 		s.t.Errorf("bootstrap: exit code %d\n%s", r.Code, r.Stderr)
 	}
