@@ -607,10 +607,11 @@ func (s *sequence) uninstall(d draw) {
 // removed checks the machine after uninstall.
 func (s *sequence) removed() {
 	s.bootstrapped, s.damaged = isNot, false
-	s.opened, s.stranger, s.unlocked, s.all, s.foreign = isNot, isNot, isNot, false, false
-	if now := s.m.everything(s.t); s.noBackup {
+	s.unlocked, s.all, s.foreign = isNot, false, false
+	if now := s.m.everything(s.t); s.noBackup { // local.ini stays, too: it may be from before bootstrap
 		s.before, s.noBackup = now, false
 	} else {
+		s.opened, s.stranger = isNot, isNot
 		same(s.t, "after uninstall", s.before, now)
 	}
 }
