@@ -2,6 +2,7 @@ package kernel_test
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/basicfw/basicfw-agent/test/lab"
@@ -127,5 +128,16 @@ func TestTrustedKeepsToTheKind(t *testing.T) {
 		}
 		m.must(t, exitOK, "selftest")
 		s.Stop(t)
+
+		// An upgrade renames an interface that the settings name.
+		m.write(t, agentINI, "[interfaces]\ntrusted = wg0\n", 0o640)
+		m.must(t, exitOK, "apply")
+		const absent = "trusted = wg0 in [interfaces]: no such interface exists"
+		if text := m.must(t, exitOK, "status").Stdout; strings.Contains(text, absent) {
+			t.Errorf("wg0 exists: %s", text)
+		}
+		m.Host.MustRun(t, "ip", "link", "set", "wg0", "down")
+		m.Host.MustRun(t, "ip", "link", "set", "wg0", "name", "vpn0")
+		says(t, m.must(t, exitOK, "status").Stdout, absent)
 	})
 }
