@@ -9,8 +9,7 @@ import (
 
 // LoadOnly closes a machine on which nothing can be saved, not even the lock: it loads the
 // rules of next and writes no file. They last until a reboot. Rules of ours that already
-// close the machine stay. [Applier.ApplyOrHold] is no substitute: it needs the lock, so that
-// no other command decides meanwhile, and /run for the state that [store.Store.Hold] keeps.
+// close the machine stay. [Applier.ApplyOrHold] needs the lock, and /run for the state.
 func (a *Applier) LoadOnly(ctx context.Context, next store.State, o Options) error {
 	_, err := a.withFallback(next, o, func(next store.State) (Outcome, error) {
 		in, err := a.Backend(next.Backend.Name).Inspect(ctx, next.Ruleset)

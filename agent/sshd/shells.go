@@ -16,6 +16,9 @@ import (
 // command (sshd(8)). A terminal alone is no evidence: provisioning programs also request
 // one for their commands.
 func (p *Processes) Shells(sys *system.System, established []system.Socket) []host.Session {
+	established = slices.DeleteFunc(slices.Clone(established), func(s system.Socket) bool {
+		return s.Local.Addr() == s.Remote.Addr() // from this host, which proves nothing
+	})
 	servers := p.dropbears(established)
 	for _, s := range established {
 		if p.authenticated(s) {

@@ -46,11 +46,15 @@ func TestShells(t *testing.T) {
 			601: {exe: "bash", ppid: 600, title: "-bash", tty: 34816}}, "[]"},
 		{"a user's own sshd", map[int]fake{600: {owner: 1000, uid: bob, ppid: 1, title: "sshd: root@pts/0", sockets: []uint64{10}},
 			601: {exe: "bash", ppid: 600, uid: bob, title: "-bash", tty: 34816}}, "[]"},
+		{"from this host", map[int]fake{600: {ppid: 500, title: "sshd: root@pts/0", sockets: []uint64{11}},
+			601: {exe: "bash", ppid: 600, title: "-bash", tty: 34816}}, "[]"},
+		{"from this host, dropbear", map[int]fake{600: {exe: "dropbear", ppid: 500, title: "dropbear", sockets: []uint64{11}},
+			601: {exe: "bash", ppid: 600, title: "-bash", tty: 34816}}, "[]"},
 		{"no connection", map[int]fake{600: {ppid: 500, title: "sshd: root@pts/0"}, 601: {exe: "bash", ppid: 600, title: "-bash", tty: 34816}}, "[]"},
 	} {
 		sys := tree(t, map[string]string{"/etc/passwd": passwdFile, "/etc/group": groupFile})
 		var got []string
-		for _, c := range fakeProc(t, tt.procs).Shells(sys, []system.Socket{tcp(10, "203.0.113.5:22", "198.51.100.7:50000")}) {
+		for _, c := range fakeProc(t, tt.procs).Shells(sys, []system.Socket{tcp(10, "203.0.113.5:22", "198.51.100.7:50000"), tcp(11, "203.0.113.5:22", "203.0.113.5:50000")}) {
 			got = append(got, fmt.Sprint(c.Addr, " ", c.Began))
 		}
 		if slices.Sort(got); fmt.Sprint(got) != tt.want {

@@ -22,8 +22,7 @@ func (p *Processes) Multiplexed(caller Caller, listening, established []system.S
 			if err != nil || (s.Local != local || s.Remote != remote) && (s.Local != remote || s.Remote != local) {
 				continue
 			}
-			var ports []string
-			names := p.Names(append(slices.Clone(listening), s))
+			names, ports := p.Names(append(slices.Clone(listening), s)), []string(nil)
 			program := names[s.Inode]
 			for _, l := range host.Listeners(listening, names) {
 				if l.Proto == firewall.TCP && l.Process == program && program != "" && !isSSHD(program) {

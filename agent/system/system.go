@@ -258,17 +258,16 @@ func (s *System) sweep(path string) {
 
 const selinuxLabel = "security.selinux" // the attribute that has the label (xattr(7))
 
-// label sets the SELinux label of a new file at p that is, or replaces, path: to that of
-// the old file, or to that which the policy has for path. The kernel derives a label from
-// the process and the directory; file_contexts(5) is for programs only. Without the
-// program or the permission, the kernel's label stays.
+// label sets the SELinux label of a new file at p that is, or replaces, path: to that of the
+// old file, or of path in the policy, which the kernel does not know: file_contexts(5) is for
+// programs only. Without the program or the permission, the kernel's label stays.
 func (s *System) label(p, path string) error {
 	label := make([]byte, 256)
 	n, err := unix.Lgetxattr(p, selinuxLabel, label)
+	old := unix.ENOENT
 	if err != nil || n == 0 {
 		return nil // a system without labels
 	}
-	old := unix.ENOENT
 	if p != s.path(path) {
 		n, err = unix.Lgetxattr(s.path(path), selinuxLabel, label)
 		old, _ = err.(unix.Errno)
