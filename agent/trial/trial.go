@@ -48,9 +48,9 @@ const (
 	ExitMismatch  = 76 // the kernel does not hold what was loaded
 )
 
-// childTimeout is much longer than a trial takes, because loading may have to wait
-// for another program that loads rules.
-const childTimeout = 30 * time.Second
+// childTimeout is much longer than a trial takes, because loading may have to wait for
+// another program that loads rules, and a machine that boots may be very slow.
+const childTimeout = 2 * time.Minute
 
 // runChild runs a command of this program in a new network namespace, with t as JSON
 // on standard input, and returns its standard output. The error is the child's own,
