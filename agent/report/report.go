@@ -332,6 +332,10 @@ func (in Input) warnRules(w *warnings, st store.State, s Status) {
 		}
 	}
 	for _, i := range st.Desired.Interfaces {
+		on := func(o firewall.Service) bool { return o.On == i.Name }
+		if i.Master != "" && (slices.Contains(st.Desired.Trusted, i.Name) || slices.ContainsFunc(st.Desired.Services(), on)) {
+			w.add("interface-member", i.Name, i.Master)
+		}
 		if err := firewall.CheckInterfaceName(i.Name, false); err != nil {
 			w.add("host", fmt.Sprintf("no rule names this interface: %v", err))
 		}

@@ -394,7 +394,8 @@ func TestWarnings(t *testing.T) {
 	in.Inspection.Warnings, in.Warnings = []string{"x"}, []string{"x"}
 	in.Inspection.LockedOut = []backend.Finding{{Family: firewall.IPv4, Why: "x", Next: "x"}}
 	in.Drift, in.RepairPaused, in.State.RolledBack = []firewall.Drift{{}}, []string{"x"}, "x"
-	in.State.Desired.Open = []firewall.Service{{Name: "db", Proto: firewall.TCP, Ports: firewall.Port(1), On: "private"}}
+	in.State.Desired.Open = []firewall.Service{{Name: "db", Proto: firewall.TCP, Ports: firewall.Port(1), On: "private"}, {Name: "lan", Proto: firewall.TCP, Ports: firewall.Port(2), On: "eth9"}}
+	in.State.Desired.Interfaces = append(slices.Clone(in.State.Desired.Interfaces), firewall.Interface{Name: "eth9", Master: "blue"})
 	in.State.Desired.SSH.Ports = []uint16{22, 80}
 	in.State.Named = &host.Naming{Trusted: []string{"wg9"}}
 	in.State.Desired.SSH.Allow = in.State.Desired.SSH.Allow[:1]

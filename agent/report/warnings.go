@@ -88,6 +88,7 @@ var rows = []row{
 	{code: "list-kept", severity: Warn, text: "%s", fix: "repair the file", action: true, brief: "a file of addresses cannot be used; the list that was read last stays in effect"},
 	{code: "no-interface", severity: Warn, text: "no %[2]s interface exists; %[1]s will open when one appears", public: true},
 	{code: "interface-absent", severity: Warn, text: "%s in [interfaces]: no such interface exists", public: true},
+	{code: "interface-member", severity: Warn, text: "no packet arrives on %s, which the settings name: it belongs to %s", fix: "name that one instead", action: true, public: true},
 	{code: "conntrack-nearly-full", severity: Critical, text: "the conntrack table is nearly full: %d of %d entries", public: true},
 	{code: "other-version", severity: Info, text: "the rules are those of version %s; \"basicfw-agent plan\" shows what this version would change", public: true},
 	{code: "host", severity: Warn, text: "%s"},
