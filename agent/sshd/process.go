@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
 	"slices"
@@ -194,18 +195,30 @@ func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
 		if len(found) == 0 {
 			continue
 		}
-		comm, err := p.read(proc.pid, "comm", 64)
+		name, err := p.name(proc.pid)
 		if err != nil {
 			continue
 		}
 		for _, inode := range found {
-			names[inode] = system.Printable(strings.TrimSuffix(string(comm), "\n"))
+			names[inode] = name
 			if proc.pid != 1 {
 				delete(sought, inode)
 			}
 		}
 	}
 	return names
+}
+
+// name returns a process's name, printable. /proc/PID/comm appeared in Linux 2.6.33; the
+// name in /proc/PID/stat is the same, in parentheses, and may contain these.
+func (p *Processes) name(pid int) (string, error) {
+	comm, err := p.read(pid, "comm", 64)
+	if errors.Is(err, fs.ErrNotExist) {
+		comm, err = p.read(pid, "stat", 4096)
+		_, comm, _ = bytes.Cut(comm, []byte("("))
+		comm = comm[:max(0, bytes.LastIndexByte(comm, ')'))]
+	}
+	return system.Printable(strings.TrimSuffix(string(comm), "\n")), err
 }
 
 func (p *Processes) path(pid int, file string) string {
