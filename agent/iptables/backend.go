@@ -178,6 +178,7 @@ func program(f firewall.Family, suffix string) string {
 }
 
 func (b *Backend) run(ctx context.Context, c system.Command) (system.Result, error) {
+	c.Env = []string{zone}
 	res, err := b.sys.Run(ctx, c)
 	var missing *system.NotFoundError
 	if errors.As(err, &missing) {
@@ -294,13 +295,7 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	if err != nil {
 		return err
 	}
-	// Before 1.4.11, times are in the process's time zone, and off by an hour due to
-	// an uninitialised tm_isdst (netfilter commits b1319cc0, 8ad33a34). An unreliable
-	// expiry is refused.
-	if !t.atLeast(1, 4, 11) && has(want, func(r firewall.Rule) bool { return !r.Since.IsZero() || !r.Until.IsZero() }) {
-		return hint.Wrap(fmt.Errorf("%v does not support temporary rules, which need 1.4.11", t), "open it without --for, and close it later")
-	}
-	// Before that, the match conntrack has no ranges of ports.
+	// Before 1.4.11, the match conntrack has no ranges of ports.
 	if !t.atLeast(1, 4, 11) && has(want, func(r firewall.Rule) bool { return r.Dialled && r.DstPort.First != r.DstPort.Last }) {
 		return hint.Wrap(fmt.Errorf("%v does not support ranges of published ports, which need 1.4.11", t), "open each port by itself, or set \"published = leave\" in [containers]")
 	}

@@ -62,10 +62,19 @@ func ruleset(t *testing.T) firewall.Ruleset {
 	t.Helper()
 	d := webMail()
 	d.SSH.Mode, d.SSH.Limit = firewall.SSHLimited, firewall.Rate{N: 5, Per: firewall.Minute}
+	d.Interfaces = []firewall.Interface{{Name: "eth0", Zone: firewall.PublicZone}}
+	d.Blocks = []firewall.Block{{Name: "bad", Networks: prefixes("198.51.100.0/24", "2001:db8:66::/48")}}
+	temporary, err := firewall.ParseService("temporary", "8080/tcp until 2030-01-02T03:04:05Z")
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Open = append(d.Open, temporary)
 	r, err := firewall.Compile(d)
 	if err != nil {
 		t.Fatal(err)
 	}
+	forward := func(c firewall.Chain) bool { return c.Forward } // the fake has no table mangle
+	r.IPv4, r.IPv6 = slices.DeleteFunc(r.IPv4, forward), slices.DeleteFunc(r.IPv6, forward)
 	return r
 }
 
@@ -946,8 +955,14 @@ func TestCanonical(t *testing.T) {
 		"-m hashlimit --hashlimit-upto":                               "-m hashlimit --hashlimit-upto",
 		"-m hashlimit --hashlimit-upto 5/min --hashlimit-name x":       "-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 5 --hashlimit-name x",
 		"-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 6 -j A": "-m hashlimit --hashlimit-upto 5/min --hashlimit-burst 6 -j A",
+		"-m conntrack --ctdir REPLY-j RETURN":                          "-m conntrack --ctdir REPLY -j RETURN",
+		"-m conntrack --ctdir REPLY":                                   "-m conntrack --ctdir REPLY",
+		"-m conntrack --ctdir":                                         "-m conntrack --ctdir",
+		"-m time --datestop 2026-01-02T03:04:05 --utc -j ACCEPT":       "-m time --datestop 2026-01-02T03:04:05 -j ACCEPT",
+		"-m time --datestop 2026-01-02T03:04:05 -j ACCEPT":             "-m time --datestop 2026-01-02T03:04:05 --kerneltz -j ACCEPT",
+		"-m time --datestop":                                           "-m time --datestop",
 	} {
-		if got := strings.Join(canonical(strings.Split(in, " ")), " "); got != want {
+		if got := strings.Join(canonical(strings.Split(in, " "), newTools("1.4.7", false)), " "); got != want {
 			t.Errorf("%s: got %s, want %s", in, got, want)
 		}
 	}

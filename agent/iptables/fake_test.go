@@ -165,12 +165,17 @@ func (k *fakeKernel) save(w io.Writer) {
 var (
 	plainComment = regexp.MustCompile(`--comment ([^" ]+)`)
 	defaultBurst = regexp.MustCompile(`(--hashlimit-upto \S+) --hashlimit-burst 5 `)
+	withoutSpace = regexp.MustCompile(`(--ctdir REPLY) `)
+	year         = regexp.MustCompile(`(--date\w+ )\d+`)
 	commentFirst = regexp.MustCompile(`(-m comment --comment \S+) (-m hl --hl-eq \d+)`)
 )
 
 func (k *fakeKernel) print(rule string) string {
 	if !k.NFT || k.atLeast(1, 8, 8) { // the others are without /etc/protocols
 		rule = strings.Replace(rule, "-p 2 ", "-p igmp ", 1)
+	}
+	if !k.atLeast(1, 4, 11) {
+		rule = withoutSpace.ReplaceAllString(rule, "$1")
 	}
 	switch {
 	case !k.atLeast(1, 4, 8):
@@ -295,6 +300,9 @@ func (k *fakeKernel) restore(args []string, text string) int {
 					fmt.Fprintf(k.stderr, "%s v%s: %v\nError occurred at line: %d\nTry `%s -h' or '%s --help' for more information.\n", k.name, k.Version, err, n, k.name, k.name)
 					return 2
 				}
+				if !k.atLeast(1, 4, 11) && os.Getenv("TZ") != "UTC0UTC0" {
+					rule = year.ReplaceAllString(rule, "${1}1999")
+				}
 				if k.Alter[0] != "" {
 					rule = strings.Replace(rule, k.Alter[0], k.Alter[1], 1)
 				}
@@ -356,6 +364,8 @@ func (k *fakeKernel) understands(chains []fakeChain, rule string) error {
 			return fmt.Errorf("Couldn't load match `addrtype':libip6t_addrtype.so: cannot open shared object file: No such file or directory")
 		case w == "hl" && slices.Contains(words[i:], "-m") && !k.atLeast(1, 4, 8):
 			return errors.New("Can't specify HL option twice")
+		case w == "--utc" && k.atLeast(1, 4, 11), w == "--kerneltz" && !k.atLeast(1, 4, 11):
+			return fmt.Errorf("Unknown arg `%s'", w)
 		case w == "-j" || w == "-g":
 			known := []string{"ACCEPT", "DROP", "REJECT", "RETURN", "LOG", "DNAT"}
 			if !slices.Contains(known, next) && chainIndex(chains, next) < 0 {

@@ -148,7 +148,7 @@ func parse(data []byte) (dump, error) {
 				return fail("rule of an undeclared chain")
 			}
 			if rule = rule[2:]; isOurs(t.Chains[i].Name) {
-				rule = canonical(rule)
+				rule = canonical(rule, newTools(d.version, d.nft))
 			}
 			t.Chains[i].Rules = append(t.Chains[i].Rules, join(rule))
 		}
@@ -172,18 +172,32 @@ func protocol(printed string) string {
 // iptables-save prints another with the same meaning. Other programs' rules stay as
 // printed: legacy deletes a rule only if its matches are in the same order.
 //
-//   - 1.4.7 omits a hashlimit burst of 5, which is the default.
+//   - 1.4.7 omits a hashlimit burst of 5, which is the default, and the space after
+//     --ctdir, so that "REPLY-m" is two words. It prints --utc, where later versions
+//     print --kerneltz for the other.
 //   - The nft variant stores a comment apart from the matches, and up to 1.8.3 prints
 //     it after all of them; ours is before hl (see spec).
 //   - Without /etc/protocols, as in minimal Debian images, the nft variant up to 1.8.7
 //     prints protocols as numbers, and the legacy variant uses another name for
 //     ICMPv6. With it, all versions print other protocols by name.
-func canonical(words []string) []string {
+func canonical(words []string, t tools) []string {
 	if i := slices.Index(words, "-p"); i >= 0 && i+1 < len(words) {
 		words[i+1] = protocol(words[i+1])
 	}
 	if i := slices.Index(words, "--hashlimit-upto"); i >= 0 && i+2 <= len(words) && !slices.Contains(words, "--hashlimit-burst") {
 		words = slices.Insert(words, i+2, "--hashlimit-burst", "5")
+	}
+	if i := slices.Index(words, "--ctdir"); i >= 0 && i+1 < len(words) {
+		if dash := strings.IndexByte(words[i+1], '-'); dash > 0 {
+			words = slices.Replace(words, i+1, i+2, words[i+1][:dash], words[i+1][dash:])
+		}
+	}
+	if i := slices.Index(words, "--datestop"); i >= 0 && i+2 < len(words) && !t.atLeast(1, 4, 11) && t.text != "" {
+		if words[i+2] == "--utc" {
+			words = slices.Delete(words, i+2, i+3)
+		} else {
+			words = slices.Insert(words, i+2, "--kerneltz")
+		}
 	}
 	hl, comment := slices.Index(words, "hl"), slices.Index(words, "comment")
 	if hl > 0 && comment == hl+4 && comment+3 <= len(words) && words[hl-1] == "-m" && words[comment-1] == "-m" {

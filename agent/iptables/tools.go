@@ -19,6 +19,11 @@ import (
 // lockFile is the lock file of the legacy programs (iptables/xshared.h, XT_LOCK_NAME).
 const lockFile = "/run/xtables.lock"
 
+// zone makes versions before 1.4.11 read and print times as UTC. They use the time zone of
+// the process, and a tm_isdst that they do not set (netfilter commits b1319cc0, 8ad33a34):
+// daylight saving time is therefore UTC, too.
+const zone = "TZ=UTC0UTC0"
+
 // tools is the version and variant of the programs.
 type tools struct {
 	number [3]int
@@ -95,6 +100,9 @@ func newTools(version string, nft bool) tools {
 func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines []string) error {
 	b.last = nil
 	name := program(f, "-restore")
+	if !t.atLeast(1, 4, 11) {
+		lines = inUTC(lines)
+	}
 	args := []string{"--noflush"}
 	if !t.nft && t.atLeast(1, 4, 20) {
 		waits, err := b.restoreWaits(ctx, t, name)
@@ -112,6 +120,20 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 		}
 	}
 	return b.explain(ctx, name, args, lines, b.try(ctx, name, args, lines))
+}
+
+// inUTC makes the kernel compare the times of our rules with UTC, which is what versions
+// from 1.4.11 on do. Before, the default was the time zone that was set for the kernel.
+func inUTC(lines []string) []string {
+	out := slices.Clone(lines)
+	for i, line := range out {
+		if before, after, ok := strings.Cut(line, " --datestop "); ok && strings.HasPrefix(line, "-A "+firewall.ChainPrefix) {
+			end, rest, _ := strings.Cut(after, " ")
+			rest, other := strings.CutPrefix(rest, "--kerneltz ") // as parse reads it
+			out[i] = before + " --datestop " + end + map[bool]string{true: " ", false: " --utc "}[other] + rest
+		}
+	}
+	return out
 }
 
 // commitTries is how often loading a table is tried.

@@ -481,6 +481,7 @@ type Command struct {
 	Name  string // looked up by LookPath unless it is a path
 	Args  []string
 	Stdin []byte
+	Env   []string // in addition to LC_ALL and PATH
 	// Timeout limits the run; zero is 30 seconds.
 	Timeout time.Duration
 	// Namespace runs the program in a new, empty network namespace, which exists until
@@ -530,7 +531,7 @@ func (s *System) Run(ctx context.Context, c Command) (Result, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, path, c.Args...)
-	cmd.Env = []string{"LC_ALL=C", "PATH=" + defaultPath}
+	cmd.Env = append([]string{"LC_ALL=C", "PATH=" + defaultPath}, c.Env...)
 	if path == Self { // with the PATH and the name of this run
 		cmd.Env[1] = "PATH=" + os.Getenv("PATH")
 		cmd.Env = append(cmd.Env, supervised+"=1") // by this process
