@@ -75,6 +75,8 @@ type machine struct {
 	noIPv6 bool
 	// noNamespaces denies the program a network namespace of its own.
 	noNamespaces bool
+	// linux2632 hides newer system calls from the program.
+	linux2632 bool
 	// path, if set, is the PATH of the program.
 	path string
 }
@@ -206,6 +208,7 @@ func (m *machine) command(args ...string) lab.Command {
 		Dir:          "/",
 		NoIPv6:       m.noIPv6,
 		NoNamespaces: m.noNamespaces,
+		Linux2632:    m.linux2632,
 	}
 }
 

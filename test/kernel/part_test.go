@@ -26,7 +26,7 @@ var byBackend = []string{
 var slow = []string{
 	"TestDocker", "TestPodman", "TestFaults", "TestFail2ban", "TestBlockFor", "TestBlockMany",
 	"TestBesidePolicy", "TestAnsible", "TestAnsibleLockedOut", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
-	"TestSequences", "TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
+	"TestLinux2632", "TestSequences", "TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
 }
 
 // single lists the tests that choose their variant themselves. The rest leaves them out.

@@ -99,6 +99,8 @@ type Command struct {
 	NoIPv6 bool
 	// NoNamespaces denies the program a network namespace of its own.
 	NoNamespaces bool
+	// Linux2632 hides from the program the system calls that are newer than Linux 2.6.32.
+	Linux2632 bool
 	// UID is the user and group of the program; 0 is root.
 	UID uint32
 	// Limit bounds how long the program runs; 0 is maxRun.
@@ -137,6 +139,11 @@ func (n *Namespace) Start(t testing.TB, c Command) *Process {
 		}
 		if c.NoNamespaces {
 			if err := forbidNamespaces(); err != nil {
+				return err
+			}
+		}
+		if c.Linux2632 {
+			if err := forbidNew(); err != nil {
 				return err
 			}
 		}
