@@ -6,10 +6,10 @@ LDFLAGS   := -s -w -buildid= -X main.version=$(VERSION)
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK := golang.org/x/vuln/cmd/govulncheck@v1.9.0
 
-.PHONY: help build demo demo-record test test-all test-vm test-matrix rpm repo release lint bench fuzz clean
+.PHONY: help build demo demo-record test test-all test-vm test-matrix rpm rpm-el6 repo release lint bench fuzz clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z0-9-]*\):.*## /\1	/p' Makefile | expand -t 12
 
 build: ## build ./basicfw-agent
 	CGO_ENABLED=0 go build $(GOFLAGS) -ldflags '$(LDFLAGS)' -o basicfw-agent ./cmd/basicfw-agent
@@ -44,6 +44,9 @@ test-matrix: rpm ## run the boot test on Debian 11, 12, 13 and sid, and without 
 
 rpm: ## build RPMs for x86_64 and aarch64 in dist/
 	packaging/rpm/build $(VERSION)
+
+rpm-el6: ## build the RPM for CentOS 6 in dist/, with Go 1.23
+	EL6=yes packaging/rpm/build $(VERSION)
 
 repo: ## build the RPMs, and a dnf repository of them in dist/repo
 	test/install createrepo-c gpg gpg-agent rpm

@@ -420,7 +420,7 @@ func TestLinks(t *testing.T) {
 				t.Errorf("%s: %v", f, err)
 			}
 		}
-		for _, m := range regexp.MustCompile("(?m)(?:`|^ *)make ([a-z-]+)").FindAllStringSubmatch(text, -1) {
+		for _, m := range regexp.MustCompile("(?m)(?:`|^ *)make ([a-z0-9-]+)").FindAllStringSubmatch(text, -1) {
 			if !strings.Contains(makefile, "\n"+m[1]+":") {
 				t.Errorf("%s: make target %s does not exist", f, m[1])
 			}

@@ -30,7 +30,7 @@ func pack(t *testing.T, version string) string {
 		}
 	}
 	target := filepath.Join(dir, version+".rpm")
-	nfpm(t, "../..", "nfpm.yaml", target, "ARCH=amd64", "BUILD="+dir, "VERSION="+version, "SOURCE_DATE_EPOCH=1")
+	nfpm(t, "../..", "nfpm.yaml", target, "ARCH=amd64", "RELEASE=1", "BUILD="+dir, "VERSION="+version, "SOURCE_DATE_EPOCH=1")
 	return target
 }
 
