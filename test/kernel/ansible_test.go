@@ -1,7 +1,6 @@
 package kernel_test
 
 import (
-	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,21 +13,9 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// ansible runs the Ansible role on a machine without a connection.
+// ansible runs the Ansible role on a machine without a connection. It returns the numbers of
+// its tasks, and its output.
 func (m *machine) ansible(t *testing.T, settings string, args ...string) (stats map[string]int, output string) {
-	t.Helper()
-	return m.playIn(t, m.Host, "10m", settings, append([]string{"-i", "localhost,", "-c", "local"}, args...)...)
-}
-
-// ansible runs the Ansible role from an address.
-func (s *sshServer) ansible(t *testing.T, from netip.Addr, confirm, settings string) (stats map[string]int, output string) {
-	t.Helper()
-	options := strings.Join(s.login(from)[:len(s.login(from))-1], " ")
-	return s.m.playIn(t, s.m.Outsider, confirm, settings, "-i", s.m.Server.Like(from).String()+",", "-u", "root", "--ssh-common-args="+options)
-}
-
-// playIn runs the role, and returns the numbers of its tasks and its output.
-func (m *machine) playIn(t *testing.T, n *lab.Namespace, confirm, settings string, args ...string) (stats map[string]int, output string) {
 	t.Helper()
 	roles, err := filepath.Abs("../../packaging/ansible/roles")
 	if err != nil {
@@ -38,16 +25,16 @@ func (m *machine) playIn(t *testing.T, n *lab.Namespace, confirm, settings strin
 	c := m.command()
 	wrapper := "#!/bin/sh\nexport " + c.Env[0] + "\n[ \"$1\" != bootstrap ] || set -- \"$@\" --no-service --no-selftest\nexec " + program + " --root " + m.root + " \"$@\"\n"
 	playbook := `[{"hosts": "all", "gather_facts": false, "roles": ["basicfw"], "vars": {"basicfw_settings": ` + settings +
-		`, "basicfw_command": "` + dir + `/basicfw-agent", "basicfw_config": "` + m.root + `/etc/basicfw/agent.ini", "basicfw_confirm": "` + confirm + `", "basicfw_reconnect_timeout": 5}}]`
+		`, "basicfw_command": "` + dir + `/basicfw-agent", "basicfw_config": "` + m.root + `/etc/basicfw/agent.ini", "basicfw_reconnect_timeout": 5}}]`
 	for name, text := range map[string]string{"basicfw-agent": wrapper, "play.yml": playbook} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
-	c.Args = append([]string{"ansible-playbook", dir + "/play.yml"}, args...)
+	c.Args = append([]string{"ansible-playbook", "-i", "localhost,", "-c", "local", dir + "/play.yml"}, args...)
 	c.Env = append(c.Env, "ANSIBLE_ROLES_PATH="+roles, "ANSIBLE_NOCOLOR=1", "ANSIBLE_LOCAL_TEMP="+dir, "ANSIBLE_REMOTE_TEMP="+dir, "ANSIBLE_SSH_CONTROL_PATH_DIR="+dir, "ANSIBLE_TIMEOUT=5", "LC_ALL=C.UTF-8")
 	c.Limit = 5 * time.Minute // a play takes seconds, but a minute on a busy computer
-	r := n.Run(t, c)
+	r := m.Host.Run(t, c)
 	stats, output = map[string]int{}, r.Stdout+r.Stderr
 	for _, m := range regexp.MustCompile(`(\w+)=(\d+)`).FindAllStringSubmatch(output[strings.LastIndex(output, "PLAY RECAP")+1:], -1) {
 		stats[m[1]], _ = strconv.Atoi(m[2])
@@ -117,39 +104,5 @@ func TestAnsible(t *testing.T) {
 		}
 		stats, output = m.ansible(t, more)
 		want("run after wrong settings", stats, false, output)
-	})
-}
-
-// TestAnsibleLockedOut changes a machine over SSH, with a list that locks Ansible out. The
-// previous rules return, and the next run can correct the list.
-func TestAnsibleLockedOut(t *testing.T) {
-	lab.NeedTools(t, "ansible-playbook")
-	on(t, variants[:1], func(t *testing.T, m *machine) {
-		sshd, from := m.sshd(t), m.Client.V4
-		defer m.Outsider.KillAll(t) // Ansible leaves a connection open
-		m.Host.Listen(t, 8080)
-		settings := func(allow, open string) string {
-			return `{"agent": {"profile": "web-only"}, "ssh": {"allow": "` + allow + `"}, "open": {` + open + `}}`
-		}
-		run := func(what, confirm, settings string, works bool) string {
-			t.Helper()
-			stats, output := sshd.ansible(t, from, confirm, settings)
-			if works != (stats["failed"]+stats["unreachable"] == 0) {
-				t.Fatalf("%s: %v\n%s", what, stats, output)
-			}
-			return output
-		}
-		run("first run", "10m", settings(from.String(), ""), true)
-		m.wantReach(t, m.Server.V4, 22, true, false)
-		run("a change", "10m", settings(from.String(), `"x": "8080/tcp"`), true)
-		m.wantReach(t, m.Server.V4, 8080, true, true)
-		rules := m.rules(t)
-
-		output := run("a list without this client", "30s", settings("203.0.113.50", ""), false)
-		says(t, output, "Load the new rules, for 30s")
-		by(t, time.Now().Add(2*time.Minute), "the previous rules", func() bool { return m.rules(t) == rules })
-		m.wantReach(t, m.Server.V4, 22, true, false)
-		run("the right list", "10m", settings(from.String()+", 203.0.113.50", ""), true)
-		m.wantReach(t, m.Server.V4, 8080, false, false)
 	})
 }

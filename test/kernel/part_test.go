@@ -25,7 +25,7 @@ var byBackend = []string{
 // damaged in every way, and waits of half a minute and more.
 var slow = []string{
 	"TestDocker", "TestPodman", "TestFaults", "TestFail2ban", "TestBlockFor", "TestBlockMany",
-	"TestBesidePolicy", "TestAnsible", "TestAnsibleLockedOut", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
+	"TestBesidePolicy", "TestAnsible", "TestAnsibleFleet", "TestMetricsCollected", "TestPendingSpoiled", "TestRecordSpoiled", "TestRulesSpoiled",
 	"TestLinux2632", "TestSequences", "TestIptablesHangs", "TestLockOfHungProcess", "TestProbationProved", "TestWatchEachMinute",
 }
 
