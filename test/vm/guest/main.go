@@ -76,9 +76,13 @@ func greet(l net.Listener, port string) error {
 	}
 }
 
-// ready sends READY=1 (sd_notify(3)).
+// ready sends READY=1 (sd_notify(3)), if systemd is to be told.
 func ready() error {
-	c, err := net.Dial("unixgram", os.Getenv("NOTIFY_SOCKET"))
+	path := os.Getenv("NOTIFY_SOCKET")
+	if path == "" {
+		return nil
+	}
+	c, err := net.Dial("unixgram", path)
 	if err != nil {
 		return err
 	}
