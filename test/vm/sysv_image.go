@@ -35,9 +35,11 @@ install -m 755 "$GUEST" "$1/usr/local/sbin/guest"
 cp "$INTERFACES" "$1/etc/network/interfaces"
 echo guest >"$1/etc/hostname"
 echo 'LABEL=root / ext4 defaults 0 1' >"$1/etc/fstab"
-# The listeners are there before the scripts of the runlevel.
+# The listeners are there before the scripts of the runlevel. init passes 15 arguments.
+printf '#!/bin/sh\nexec /usr/local/sbin/guest listen %s\n' "$PORTS" >"$1/usr/local/sbin/listen"
+chmod 755 "$1/usr/local/sbin/listen"
 sed -i -e 's/^id:.*/id:3:initdefault:/' -e '/:\/sbin\/getty /d' \
-  -e "s|^l0:|la:23:respawn:/usr/local/sbin/guest serve lab\nlb:23:respawn:/usr/local/sbin/guest listen $PORTS\n&|" "$1/etc/inittab"
+  -e "s|^l0:|la:23:respawn:/usr/local/sbin/guest serve lab\nlb:23:respawn:/usr/local/sbin/listen\n&|" "$1/etc/inittab"
 echo 'lc:23:once:/bin/touch /run/lab-booted' >>"$1/etc/inittab"
 cp -L "$1/vmlinuz" "$1/initrd.img" "$OUT"
 rm -r "$1"/boot/* "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
