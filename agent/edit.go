@@ -155,7 +155,7 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 	}
 	s.NewList = res.Lists
 	res.Result, err = a.change(ctx, s, Request{Force: force}, job{files: append(bootstrap.ListFiles(res.Lists), *local), service: previous.Service})
-	res.Others = last == nil || !now.Ruleset.Equal(last.At(a.Moment()).Ruleset)
+	res.Others = last == nil || !now.SameRules(last.At(a.Moment()))
 	res.Path = local.Path
 	return res, err
 }

@@ -32,7 +32,7 @@ type Guard interface {
 }
 
 // GuardTable is the name of the guard's table.
-const GuardTable = "basicfw-guard"
+const GuardTable = firewall.GuardTable
 
 // ConflictError reports that another firewall manager is active, or will be from the
 // next boot on, and is left alone.

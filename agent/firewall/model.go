@@ -380,6 +380,10 @@ func (d Desired) configured() []Service {
 	return append(offered, d.Open...)
 }
 
+// GuardTable is the table that closes the machine until a change or the user-data has
+// succeeded.
+const GuardTable = "basicfw-guard"
+
 // ReservedNames are the words after "basicfw-" in the comments of the baseline
 // rules. No service may have such a name.
 var ReservedNames = []string{

@@ -12,7 +12,7 @@ import (
 )
 
 // GuardTable is the name of the guard's table, in the family inet.
-const GuardTable = "basicfw-guard"
+const GuardTable = firewall.GuardTable
 
 // Guard is a temporary table that drops what a ruleset drops, regardless of the
 // iptables tables. A firewall manager that is stopped flushes those, and leaves INPUT

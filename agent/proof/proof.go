@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/sirupsen/logrus"
 
@@ -34,9 +35,11 @@ type Proof struct {
 	known  bool // before is known
 }
 
-// situation returns what the exposure depends on, with the live rules and the next state.
+// situation returns what the exposure depends on, with the next state and the live rules
+// without the guard, which the change removes.
 func (p *Proof) situation(ctx context.Context) (exposure.Situation, error) {
 	rules, err := p.Live(ctx)
+	rules.Tables = slices.DeleteFunc(rules.Tables, func(t exposure.Table) bool { return t.Name == firewall.GuardTable })
 	st := p.Next.At(p.Now)
 	return report.Situation(p.Facts, p.Families, rules, &st), err
 }

@@ -1,6 +1,7 @@
 package settings
 
 import (
+	"cmp"
 	"fmt"
 	"net/netip"
 	"path"
@@ -37,9 +38,8 @@ type NewList struct {
 // Block blocks networks, until a time unless that is zero.
 func (e Editor) Block(r BlockRequest, end time.Time) (Edit, error) {
 	var out Edit
-	if r.Name == "" {
-		r.Name = BlockedName
-	}
+	only := r.Name
+	r.Name = cmp.Or(r.Name, BlockedName)
 	b := Block{Name: r.Name, Until: end}
 	i := slices.IndexFunc(e.Settings.Blocks, func(o Block) bool { return o.Name == r.Name })
 	if i >= 0 {
@@ -64,7 +64,7 @@ func (e Editor) Block(r BlockRequest, end time.Time) (Edit, error) {
 	}
 	b.Until = time.Time{}
 	for _, p := range r.Networks {
-		if by, list, ok := e.blockedBy(p, end); ok {
+		if by, list, ok := e.blockedBy(only, p, end); ok {
 			out.say("nothing changed: %s is already blocked%s (block.%s in %s)", firewall.FormatPrefix(p), asPart(p, by), list.Name, list.Source)
 			continue
 		}
@@ -98,11 +98,12 @@ func asPart(p, of netip.Prefix) string {
 	return " as part of " + of.String()
 }
 
-// blockedBy returns the entry that blocks p at least until a time.
-func (e Editor) blockedBy(p netip.Prefix, end time.Time) (netip.Prefix, Block, bool) {
+// blockedBy returns the entry, of one list unless its name is empty, that blocks p at least
+// until a time.
+func (e Editor) blockedBy(only string, p netip.Prefix, end time.Time) (netip.Prefix, Block, bool) {
 	for _, b := range e.Settings.Blocks {
 		for _, t := range e.liveEntries(b) {
-			if t.From.Bits() <= p.Bits() && t.From.Contains(p.Addr()) && (t.Until.IsZero() || !end.IsZero() && !t.Until.Before(end)) {
+			if (only == "" || only == b.Name) && t.From.Bits() <= p.Bits() && t.From.Contains(p.Addr()) && (t.Until.IsZero() || !end.IsZero() && !t.Until.Before(end)) {
 				return t.From, b, true
 			}
 		}
@@ -115,9 +116,9 @@ func (e Editor) liveEntries(b Block) []firewall.TimedSource {
 	return e.left(firewall.Desired{SSH: firewall.SSH{Timed: slices.Clone(b.Entries)}}).SSH.Timed
 }
 
-// Unblock removes a list or, if its name is empty, networks from lists.
+// Unblock removes a list, or networks from it; with an empty name, from all lists.
 func (e Editor) Unblock(list string, networks []netip.Prefix) (Edit, error) {
-	if list != "" {
+	if len(networks) == 0 {
 		return e.unblockList(list)
 	}
 	var out Edit
@@ -128,20 +129,27 @@ func (e Editor) Unblock(list string, networks []netip.Prefix) (Edit, error) {
 	for _, p := range networks {
 		found := false
 		for name, entries := range left {
+			if list != "" && list != name {
+				continue
+			}
 			kept := slices.DeleteFunc(slices.Clone(entries), func(t firewall.TimedSource) bool { return t.From == p })
 			if len(kept) < len(entries) {
 				left[name], found = kept, true
 			}
 		}
 		if found {
-			out.say("%s is no longer blocked", firewall.FormatPrefix(p))
+			where := ""
+			if list != "" {
+				where = " by the list " + list
+			}
+			out.say("%s is no longer blocked%s", firewall.FormatPrefix(p), where)
 			continue
 		}
-		if by, list, ok := e.blockedBy(p, e.Now.Time); ok {
+		if by, list, ok := e.blockedBy(list, p, e.Now.Time); ok {
 			return out, hint.Wrap(fmt.Errorf("%s is blocked as part of %s (block.%s in %s)", firewall.FormatPrefix(p), by, list.Name, list.Source), "basicfw-agent unblock %s", by)
 		}
 		for _, b := range e.Blocked {
-			if b.File != "" && slices.ContainsFunc(b.Networks, func(n netip.Prefix) bool { return n.Overlaps(p) }) {
+			if b.File != "" && (list == "" || list == b.Name) && slices.ContainsFunc(b.Networks, func(n netip.Prefix) bool { return n.Overlaps(p) }) {
 				return out, hint.Wrap(fmt.Errorf("%s is blocked by the list %s, %s", firewall.FormatPrefix(p), b.Name, b.File), "edit the file, or run: basicfw-agent unblock %s", b.Name)
 			}
 		}

@@ -140,6 +140,14 @@ func (st State) At(m firewall.Moment) State {
 	return st.without(st.Desired.At(m))
 }
 
+// SameRules reports whether st has the rules of o, except those about ports of containers,
+// which change without the settings.
+func (st State) SameRules(o State) bool {
+	st.Desired.Direct = o.Desired.Direct
+	rules, err := firewall.Compile(st.Desired)
+	return err == nil && rules.Equal(o.Ruleset)
+}
+
 // Settled is At, but only removes what has certainly expired; see
 // [firewall.Desired.Settled].
 func (st State) Settled(m firewall.Moment) State {

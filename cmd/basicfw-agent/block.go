@@ -160,17 +160,20 @@ its name. A list of agent.ini is overridden in local.ini with NAME = none.`,
   basicfw-agent unblock bad`,
 		Args: someArgs("an address, a network, or the name of a list"),
 	}
+	var list string
 	cmd.RunE = func(_ *cobra.Command, args []string) error {
+		if err := firewall.CheckBlockName(list); list != "" && err != nil {
+			return usageError{fmt.Errorf("--name: %w", err)}
+		}
 		var networks []netip.Prefix
-		list := ""
 		for _, word := range args {
 			p, err := firewall.ParseNetwork(word)
 			switch {
 			case err == nil:
 				networks = append(networks, p)
-			case len(args) == 1 && firewall.CheckBlockName(word) == nil:
+			case len(args) == 1 && list == "" && firewall.CheckBlockName(word) == nil:
 				list = word
-			case len(args) > 1 && firewall.CheckBlockName(word) == nil:
+			case firewall.CheckBlockName(word) == nil:
 				return usageError{errors.New("unblock: want one list, or addresses and networks")}
 			default:
 				return usageError{err}
@@ -180,6 +183,8 @@ its name. A list of agent.ini is overridden in local.ini with NAME = none.`,
 			return machine.Unblock(ctx, list, networks)
 		}))(cmd, args)
 	}
+	cmd.Flags().StringVar(&list, "name", "", "remove them from this list only (default from all lists)")
+	a.completeFlags(cmd, map[string]completer{"name": a.listNames})
 	cmd.ValidArgsFunction = noFiles(a.blockedWords)
 	return cmd
 }

@@ -36,8 +36,8 @@ func TestFail2ban(t *testing.T) {
 		file("filter.d/knock.conf", "[Definition]\nfailregex = ^ knock from <ADDR>$\ndatepattern = ^EPOCH\n")
 		file("fail2ban.conf", "[Definition]\nloglevel = INFO\nlogtarget = "+filepath.Join(dir, "f2b.log")+"\nsyslogsocket = auto\nsocket = "+filepath.Join(dir, "sock")+
 			"\npidfile = "+filepath.Join(dir, "pid")+"\ndbfile = "+filepath.Join(dir, "db")+"\ndbpurgeage = 1d\n")
-		file("jail.conf", "[knock]\nenabled = true\nbackend = polling\nmaxretry = 1\nfindtime = 1d\nbantime = 1h\nlogpath = "+log+
-			"\nfilter = knock\naction = basicfw[command=\""+program+" --root "+m.root+"\"]\n")
+		file("jail.conf", "[DEFAULT]\nenabled = true\nbackend = polling\nmaxretry = 1\nfindtime = 1d\nbantime = 1h\nlogpath = "+log+
+			"\nfilter = knock\naction = basicfw[command=\""+program+" --root "+m.root+"\"]\n[knock]\n[Other_jail.of-long-name]\n")
 		client := func(args ...string) lab.Command {
 			return lab.Command{Args: append([]string{"fail2ban-client", "-c", dir, "-s", filepath.Join(dir, "sock"), "-p", filepath.Join(dir, "pid")}, args...),
 				Env: m.command().Env, Dir: "/"}
@@ -62,6 +62,12 @@ func TestFail2ban(t *testing.T) {
 		says(t, m.must(t, exitOK, "block", "list").Stdout, m.Stranger.V4.String(), "until", "fail2ban")
 		run("set", "knock", "unbanip", m.Stranger.V6.String())
 		reached("client4 client6 stranger6")
+		run("set", "Other_jail.of-long-name", "banip", m.Stranger.V4.String())
+		run("set", "knock", "unbanip", m.Stranger.V4.String())
+		reached("client4 client6 stranger6") // the other jail's ban stays
+		run("restart")                       // it restores its bans
+		reached("client4 client6 stranger6")
+		m.must(t, exitOK, "verify", "--repair")
 		run("stop") // it ends its bans
 		reached(everybody)
 	})
