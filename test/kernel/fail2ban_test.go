@@ -59,7 +59,7 @@ func TestFail2ban(t *testing.T) {
 			run("set", "knock", "banip", a.String())
 		}
 		reached("client4 client6")
-		says(t, m.must(t, exitOK, "block", "list").Stdout, m.Stranger.V4.String(), "until", "fail2ban")
+		says(t, m.must(t, exitOK, "block", "list").Stdout, m.Stranger.V4.String(), "until", "f2b-knock")
 		run("set", "knock", "unbanip", m.Stranger.V6.String())
 		reached("client4 client6 stranger6")
 		run("set", "Other_jail.of-long-name", "banip", m.Stranger.V4.String())
