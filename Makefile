@@ -36,11 +36,11 @@ VM_TOOLS := iproute2 iptables nftables systemd-container mmdebstrap qemu-system-
 
 test-vm: rpm ## run the boot tests: virtual machines with cloud-init and the RPM, rebooted
 	test/install $(VM_TOOLS)
-	go test -count=1 -timeout 50m -tags vm -v -skip '^TestSystemV$$|^TestBoot$$/^debian-(11|13|sid)$$' ./test/vm/...
+	go test -count=1 -timeout 50m -tags vm -v -skip '^Test(SystemV|Audit)$$|^TestBoot$$/^debian-(11|13|sid)$$' ./test/vm/...
 
-test-matrix: rpm ## run the boot test on Debian 11, 12, 13 and sid, without iptables, and with System V's init
+test-matrix: rpm ## run the boot test on Debian 11, 12, 13 and sid, without iptables, and with System V's init; lynis
 	test/install $(VM_TOOLS)
-	go test -count=1 -timeout 150m -tags vm -v -run '^(TestBoot|TestSystemV)$$' ./test/vm
+	go test -count=1 -timeout 150m -tags vm -v -run '^Test(Boot|SystemV|Audit)$$' ./test/vm
 
 rpm: ## build RPMs for x86_64 and aarch64 in dist/
 	packaging/rpm/build $(VERSION)

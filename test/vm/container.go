@@ -19,7 +19,7 @@ import (
 // containerPackages are the packages of a container: no kernel, and other programs that
 // manage the firewall or write rules.
 const containerPackages = "systemd,systemd-sysv,dbus,iproute2,iptables,nftables,openssh-server,ufw,firewalld,shorewall,shorewall6," +
-	"fail2ban,docker.io"
+	"fail2ban,docker.io,lynis"
 
 // customizeContainer is run by mmdebstrap with the root directory of the new system.
 const customizeContainer = `#!/bin/sh
@@ -31,7 +31,7 @@ chroot "$1" systemctl -q disable nftables ufw firewalld shorewall shorewall6 fai
 # ufw and these do not go together, so they are there to be unpacked.
 chroot "$1" sh -ec 'mkdir /packages; cd /packages; apt-get download -q netfilter-persistent iptables-persistent'
 chroot "$1" systemctl -q mask apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer \
-  fstrim.timer getty@tty1.service console-getty.service
+  fstrim.timer lynis.timer getty@tty1.service console-getty.service
 rm -r "$1"/var/cache/apt/* "$1"/var/lib/apt/lists/*
 `
 
