@@ -24,6 +24,7 @@ var (
 type built struct {
 	image        Image
 	network      string // the unit that brings up the interface
+	datasource   Datasource
 	backend      backend
 	agent        string // the program
 	older, newer string // packages of two versions
@@ -80,16 +81,17 @@ var nftables = backend{
 // releases are the systems to boot, each with what sets up the network in its own cloud
 // images. The kernel of 11 is the original one: not every mirror has kept its last update.
 var releases = []struct {
-	name    string
-	release Release
-	network string
-	backend backend
+	name       string
+	release    Release
+	network    string
+	datasource Datasource
+	backend    backend
 }{
-	{"debian-11", Release{Suite: "bullseye", Packages: "iptables,nftables,ifupdown,linux-image-cloud-amd64/bullseye"}, "networking", iptables},
-	{"debian-12", Debian12, "systemd-networkd", iptables},
-	{"debian-13", Release{Suite: "trixie", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd", iptables},
-	{"debian-sid", Release{Suite: "sid", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd", iptables},
-	{"bare", Bare, "systemd-networkd", nftables},
+	{"debian-11", Release{Suite: "bullseye", Packages: "iptables,nftables,ifupdown,linux-image-cloud-amd64/bullseye"}, "networking", (*Wire).NoCloud, iptables},
+	{"debian-12", Debian12, "systemd-networkd", (*Wire).Droplet, iptables},
+	{"debian-13", Release{Suite: "trixie", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd", (*Wire).NoCloud, iptables},
+	{"debian-sid", Release{Suite: "sid", Packages: "iptables,nftables,netplan.io"}, "systemd-networkd", (*Wire).NoCloud, iptables},
+	{"bare", Bare, "systemd-networkd", (*Wire).NoCloud, nftables},
 }
 
 // TestBoot boots machines of each release from an image without the program. As many run at
@@ -105,7 +107,7 @@ func TestBoot(t *testing.T) {
 	for _, r := range releases {
 		t.Run(r.name, func(t *testing.T) {
 			b := b
-			b.image, b.network, b.backend = BuildImage(t, cache, r.release), r.network, r.backend
+			b.image, b.network, b.datasource, b.backend = BuildImage(t, cache, r.release), r.network, r.datasource, r.backend
 			t.Parallel() // once all images are built
 			t.Run("from first boot to removal", func(t *testing.T) { testLife(t, b) })
 			if r.release != Debian12 {

@@ -35,20 +35,21 @@ const (
 
 // site is the network of one machine, with its allowed clients.
 type site struct {
-	wire     *Wire
-	download *Download
-	prober   *Prober
-	key      string // file of the SSH key that may log in
-	network  string // the unit that brings up the machine's interface
-	backend  backend
-	anyone   bool // SSH is open to any address, not to the client alone
+	wire       *Wire
+	download   *Download
+	prober     *Prober
+	key        string // file of the SSH key that may log in
+	network    string // the unit that brings up the machine's interface
+	backend    backend
+	datasource Datasource
+	anyone     bool // SSH is open to any address, not to the client alone
 }
 
 // newSite makes a site whose prober probes the hidden ports and others.
 func newSite(t *testing.T, b built, ports ...uint16) *site {
 	t.Helper()
 	w := NewWire(t)
-	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key", network: b.network, backend: b.backend}
+	s := &site{wire: w, download: w.Serve(t), key: t.TempDir() + "/key", network: b.network, datasource: b.datasource, backend: b.backend}
 	s.prober = Probe(t, w, append(ports, hidden...)...)
 	run(t, time.Minute, "ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", s.key)
 	return s
@@ -57,11 +58,7 @@ func newSite(t *testing.T, b built, ports ...uint16) *site {
 // start starts the machine and waits until its first boot is finished.
 func (s *site) start(t *testing.T, image Image, userData string) *Machine {
 	t.Helper()
-	m := Start(t, image, s.wire, Seed{
-		UserData:      userData,
-		NetworkConfig: s.wire.NetworkConfig(),
-		MetaData:      "instance-id: i-first\nlocal-hostname: guest\npublic-keys:\n- " + read(t, s.key+".pub"),
-	})
+	m := Start(t, image, s.wire, s.datasource(s.wire, t, Instance{Key: read(t, s.key+".pub"), UserData: userData}))
 	m.WaitBoot(t, "")
 	t.Logf("%s", m.Must(t, "uname -r; dpkg-query -W systemd cloud-init rpm openssh-server; dpkg-query -W iptables 2>&1 || :"))
 	return m

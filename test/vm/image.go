@@ -52,6 +52,10 @@ func files() map[string]string {
 		"/etc/systemd/network/10-cloud-init-ens3.network.d/lab.conf": "[Network]\nIPv6AcceptRA=no\n",
 		"/etc/systemd/network/10-netplan-ens3.network.d/lab.conf":    "[Network]\nIPv6AcceptRA=no\n",
 
+		// In a droplet, cloud-init brings up the interface to reach the metadata, and then
+		// removes all its addresses. networkd would wait two minutes for the link-local one.
+		"/etc/systemd/network/10-cloud-init-eth0.network.d/lab.conf": "[Network]\nIPv6AcceptRA=no\nLinkLocalAddressing=no\n",
+
 		// The listeners start before anything that might close them: a port that is open
 		// only for a moment of the boot shows.
 		"/etc/systemd/system/lab-listen.service": `[Unit]

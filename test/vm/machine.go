@@ -31,13 +31,14 @@ const scriptLimit = 2 * time.Minute
 
 // Machine is a running virtual machine.
 type Machine struct {
-	dir   string
-	image Image
-	wire  *Wire
-	done  chan struct{} // closed when qemu has ended
-	end   string        // how qemu ended, once it has
-	conn  net.Conn
-	qemu  *os.Process
+	dir      string
+	image    Image
+	wire     *Wire
+	hardware Hardware
+	done     chan struct{} // closed when qemu has ended
+	end      string        // how qemu ended, once it has
+	conn     net.Conn
+	qemu     *os.Process
 
 	cloudInit bool // runs at boot
 
@@ -46,19 +47,12 @@ type Machine struct {
 	waiting map[int]chan wire.Reply
 }
 
-// Seed is the data of cloud-init's NoCloud datasource.
-type Seed struct{ UserData, MetaData, NetworkConfig string }
-
-// Start starts a machine on the wire until the test ends. If the test fails, the console
-// and the journal of our unit are written to the test's log.
-func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
+// Start starts a machine on the wire until the test ends, with the hardware of its
+// provider. If the test fails, the console and the journal of our unit are written to the
+// test's log.
+func Start(t testing.TB, image Image, w *Wire, hardware Hardware) *Machine {
 	t.Helper()
-	m := &Machine{dir: t.TempDir(), image: image, wire: w, cloudInit: true, waiting: map[int]chan wire.Reply{}}
-	for name, text := range map[string]string{
-		"user-data": seed.UserData, "meta-data": seed.MetaData, "network-config": seed.NetworkConfig,
-	} {
-		write(t, m.dir+"/seed/"+name, text, 0o644)
-	}
+	m := &Machine{dir: t.TempDir(), image: image, wire: w, hardware: hardware, cloudInit: true, waiting: map[int]chan wire.Reply{}}
 	run(t, time.Minute, "qemu-img", "create", "-q", "-f", "qcow2", "-b", image.Disk, "-F", "raw", m.overlay())
 	m.switchOn(t, "")
 	t.Cleanup(m.switchOff)
@@ -73,22 +67,20 @@ func Start(t testing.TB, image Image, w *Wire, seed Seed) *Machine {
 // switchOn starts qemu with additional kernel parameters.
 func (m *Machine) switchOn(t testing.TB, arguments string) {
 	t.Helper()
-	cmd := exec.Command("qemu-system-x86_64", "-nodefaults", "-display", "none",
+	cmd := exec.Command("qemu-system-x86_64", append([]string{"-nodefaults", "-display", "none",
 		"-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024",
 		"-kernel", m.image.Kernel, "-initrd", m.image.Initrd,
 		// no_timer_check: emulated on a busy computer, timer ticks may be so late that the
 		// kernel rejects the timer.
-		"-append", strings.TrimSpace("root=LABEL=root rw quiet console=ttyS0 mitigations=off no_timer_check systemd.show_status=1 "+arguments),
-		"-drive", "if=virtio,format=qcow2,cache=unsafe,file="+m.overlay(),
-		"-blockdev", "driver=vvfat,node-name=seed,read-only=on,label=cidata,dir="+m.dir+"/seed",
-		"-device", "virtio-blk-pci,drive=seed",
-		"-netdev", "tap,id=wire,script=no,downscript=no,ifname="+m.wire.Device,
-		"-device", "virtio-net-pci,netdev=wire,mac="+m.wire.MAC,
+		"-append", strings.TrimSpace("root=LABEL=root rw quiet console=ttyS0 mitigations=off no_timer_check systemd.show_status=1 " + m.hardware.Kernel + " " + arguments),
+		"-drive", "if=virtio,format=qcow2,cache=unsafe,file=" + m.overlay(),
+		"-netdev", "tap,id=wire,script=no,downscript=no,ifname=" + m.wire.Device,
+		"-device", "virtio-net-pci,netdev=wire,addr=3,mac=" + m.wire.MAC,
 		"-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng",
-		"-chardev", "socket,id=console,server=on,wait=off,path="+m.dir+"/console.sock,logappend=on,logfile="+m.console(),
+		"-chardev", "socket,id=console,server=on,wait=off,path=" + m.dir + "/console.sock,logappend=on,logfile=" + m.console(),
 		"-serial", "chardev:console",
-		"-chardev", "socket,id=lab,server=on,wait=off,path="+m.dir+"/lab.sock",
-		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab,name="+wire.Port)
+		"-chardev", "socket,id=lab,server=on,wait=off,path=" + m.dir + "/lab.sock",
+		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=lab,name=" + wire.Port}, m.hardware.Devices...)...)
 	errs, err := os.Create(m.dir + "/qemu.log")
 	if err != nil {
 		t.Fatal(err)

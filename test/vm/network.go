@@ -71,19 +71,6 @@ func (w *Wire) Forget(t testing.TB) {
 	}
 }
 
-// NetworkConfig returns cloud-init's network configuration, version 2. It uses the
-// machine's interface name, as cloud-init's renderer for ifupdown supports no other.
-func (w *Wire) NetworkConfig() string {
-	return fmt.Sprintf(`version: 2
-ethernets:
-  ens3:
-    match: {macaddress: "%s"}
-    addresses: [%s/24, "%s/64"]
-    gateway4: %s
-    gateway6: "%s"
-`, w.MAC, w.Machine.V4, w.Machine.V6, w.Router.V4, w.Router.V6)
-}
-
 // Download is a file server on the wire.
 type Download struct {
 	URL  string
@@ -94,23 +81,29 @@ type Download struct {
 func (w *Wire) Serve(t testing.TB) *Download {
 	t.Helper()
 	d := &Download{URL: fmt.Sprintf("http://%s/basicfw-agent.rpm", w.Router.V4)}
-	var l net.Listener
-	err := w.Outsider.Do(func() (err error) {
-		l, err = net.Listen("tcp", netip.AddrPortFrom(w.Router.V4, 80).String())
-		return err
-	})
-	if err != nil {
-		t.Fatalf("serving downloads: %v", err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go http.Serve(l, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+	w.serve(t, w.Router.V4, func(rw http.ResponseWriter, r *http.Request) {
 		if file := d.file.Load(); file != nil {
 			http.ServeFile(rw, r, *file)
 		} else {
 			http.Error(rw, "nothing here yet", http.StatusServiceUnavailable)
 		}
-	}))
+	})
 	return d
+}
+
+// serve starts a web server at an address of the outsider until the test ends.
+func (w *Wire) serve(t testing.TB, at netip.Addr, handle http.HandlerFunc) {
+	t.Helper()
+	var l net.Listener
+	err := w.Outsider.Do(func() (err error) {
+		l, err = net.Listen("tcp", netip.AddrPortFrom(at, 80).String())
+		return err
+	})
+	if err != nil {
+		t.Fatalf("serving at %v: %v", at, err)
+	}
+	t.Cleanup(func() { l.Close() })
+	go http.Serve(l, handle)
 }
 
 // Offer sets the file that the URL returns from now on.
