@@ -124,9 +124,9 @@ else
 fi
 `
 
-// inventory records rules, files and units. A table without rules counts as none. What
-// changes by itself is left out: files of rpm, the journal and systemd, and the host keys,
-// user and locale of cloud-init.
+// inventory records rules and files, among them units and the links that enable them. A
+// table without rules counts as none. What changes by itself is left out: files of rpm, the
+// journal and systemd, and the host keys, user and locale of cloud-init.
 const inventory = `#!/bin/sh
 set -e
 mkdir -p "$1"
@@ -140,7 +140,6 @@ for p in var/lib/cloud var/lib/rpm var/lib/systemd var/log var/tmp root/before r
 done
 find etc opt root usr/local usr/sbin usr/lib/systemd var $without -printf '%p %y %m %U:%G %l\n' | sort >"$1/files"
 find etc $without -type f -print0 | sort -z | xargs -0 cksum >"$1/sums"
-systemctl list-unit-files --no-legend >"$1/units"
 `
 
 // baseSpec describes a package that provides what a base image has: rpm does not know
