@@ -95,7 +95,7 @@ func TestSystemV(t *testing.T) {
 	s := &sysv{site: &site{wire: w, backend: iptables}}
 	s.prober = Probe(t, w, append([]uint16{22}, hidden...)...)
 	began := time.Now()
-	s.m = Start(t, image, w, Seed{})
+	s.m = Start(t, image, w, Hardware{})
 	t.Cleanup(func() {
 		if t.Failed() && !s.m.ended() {
 			r, err := s.m.call("tail -n 40 /var/log/basicfw-agent.log; ss -Hltn; ps axf | tail -n 40; iptables-save", scriptLimit)
