@@ -8,22 +8,14 @@ import (
 	"time"
 )
 
-// checkWithoutVar wipes the state's directory three times: under the service, whose sandbox
-// cannot make it again, before its next start, and before a boot. The rules stay, and the
-// state is restored.
+const wipe = "rm -r /var/lib/basicfw; "
+
+// checkWithoutVar wipes the state's directory under the service, whose sandbox cannot make
+// it again, and restarts the service. The rules stay, and the state is restored. What has no
+// copy, the backup, is kept for the removal.
 func (s *site) checkWithoutVar(t *testing.T, m *Machine) {
-	const wipe = "rm -r /var/lib/basicfw; "
-	// The backup, which the removal restores, has no copy.
 	m.Must(t, "cp -a /var/lib/basicfw/backup /root/backup")
 	before := m.Must(t, "rules")
-	restored := func(when string) {
-		t.Helper()
-		if now := m.Must(t, "rules"); now != before {
-			t.Errorf("%s, the rules are\n%s\nand were\n%s", when, now, before)
-		}
-		m.Must(t, "cmp /var/lib/basicfw/state.json /etc/basicfw/state.json && test \"$(stat -c %a%U /var/lib/basicfw)\" = 700root && basicfw-agent verify")
-	}
-
 	m.Must(t, "flock /run/basicfw-agent/lock sh -c '"+wipe+s.backend.damage[0].script+"'")
 	until(t, 30*time.Second, "the rules to be back without the state", func() error {
 		if now := m.Must(t, "rules"); now != before {
@@ -32,14 +24,35 @@ func (s *site) checkWithoutVar(t *testing.T, m *Machine) {
 		return nil
 	})
 	m.Must(t, "systemctl restart basicfw-agent")
-	restored("after a restart of the service")
+	s.checkRestored(t, m, before)
+}
 
-	m.Must(t, "systemctl stop basicfw-agent; "+wipe)
+// checkRestored checks that rules and state are as before.
+func (s *site) checkRestored(t *testing.T, m *Machine, before string) {
+	t.Helper()
+	if now := m.Must(t, "rules"); now != before {
+		t.Errorf("the rules are\n%s\nand were\n%s", now, before)
+	}
+	m.Must(t, "cmp /var/lib/basicfw/state.json /etc/basicfw/state.json && test \"$(stat -c %a%U /var/lib/basicfw)\" = 700root && basicfw-agent verify")
+}
+
+// checkBroken boots the machine with damaged rules and files, and without the state's
+// directory: all of it is restored from the copy of the state.
+func (s *site) checkBroken(t *testing.T, m *Machine) {
+	rules, files := m.Must(t, "rules"), m.Must(t, "cat "+s.backend.files)
+	m.Must(t, "set -e; systemctl stop basicfw-agent; "+s.backend.spoil)
+	if out, code := m.Run(t, "basicfw-agent verify"); code != 3 {
+		t.Fatalf("verify of broken rules: exit code %d\n%s", code, out)
+	}
+	m.Must(t, wipe)
 	since := time.Now()
 	m.Reboot(t)
 	s.checkBoot(t, m, since)
-	restored("after a boot")
+	s.checkRestored(t, m, rules)
 	s.checkProtected(t, m, webMail)
+	if now := m.Must(t, "cat "+s.backend.files); now != files {
+		t.Errorf("the persisted files are\n%s\nand were before the damage\n%s", now, files)
+	}
 	s.checkLog(t, m)
 	m.Must(t, "mv /root/backup /var/lib/basicfw/backup")
 }
