@@ -73,7 +73,7 @@ func check(d Desired) error {
 	}
 	names := map[string]bool{}
 	for _, s := range d.configured() {
-		if err := CheckServiceName(s.Name); err != nil {
+		if err := CheckServiceName(s.Name); err != nil && !slices.Contains(reservedLater, s.Name) {
 			errs = append(errs, fmt.Errorf("%s%w", at(s), err))
 		}
 		if s.File != "" && len(s.From) == 0 {

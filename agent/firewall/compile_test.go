@@ -41,6 +41,21 @@ func TestCompileRefuses(t *testing.T) {
 	}
 }
 
+// TestNamesReservedLater compiles a desired state of version 0.1 with names that are
+// reserved now. The service has to be able to follow the machine with it.
+func TestNamesReservedLater(t *testing.T) {
+	for _, name := range reservedLater {
+		d := base()
+		d.Profile.Services[0].Name = name
+		if _, err := Compile(d); err != nil {
+			t.Error(err)
+		}
+		if err := CheckServiceName(name); err == nil {
+			t.Errorf("%s is not reserved", name)
+		}
+	}
+}
+
 // TestSSHDKeepsItsPorts checks that a service with a port of sshd opens its other ports
 // only, and is reported.
 func TestSSHDKeepsItsPorts(t *testing.T) {

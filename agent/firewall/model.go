@@ -393,6 +393,10 @@ var ReservedNames = []string{
 	"ssh-limit", "ssh-log", "trusted", "unlock", "xmas",
 }
 
+// reservedLater are the reserved names that version 0.1 allowed. A state of that version
+// may have such a service, and stays valid; its settings do not.
+var reservedLater = []string{"block", "direct", "forward", "icmp", "igmp", "published", "routed"}
+
 // CheckServiceName returns an error if a service name is invalid.
 func CheckServiceName(name string) error {
 	if name == "" || len(name) > 20 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
