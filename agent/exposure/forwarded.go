@@ -61,6 +61,9 @@ func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 			out = slices.Delete(out, i+1+at, i+2+at)
 		}
 	}
+	for i, b := range out {
+		out[i].Container = s.Containers[b.Port+"/"+b.Proto]
+	}
 	return out
 }
 

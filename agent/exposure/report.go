@@ -30,7 +30,8 @@ type Situation struct {
 	Rules      Ruleset
 	Families   []firewall.Family // that the kernel supports
 	Interfaces []firewall.Interface
-	Ports      []Port // listeners, services and sshd's ports
+	Ports      []Port            // listeners, services and sshd's ports
+	Containers map[string]string // names of containers, by the ports that they publish: "80/tcp"
 	// Origin returns what in the settings one of our own rules implements, by the name
 	// in its comment ("http", "ssh") and a source that it matches. It is nil if no
 	// desired state exists.

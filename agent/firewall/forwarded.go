@@ -22,6 +22,8 @@ type ForwardedPort struct {
 	By string `json:"by"` // the table and chain of the rule
 	// Program is the owner of the rule, if the names reveal it.
 	Program string `json:"program"`
+	// Container is the name of the container that publishes the port, if it is known.
+	Container string `json:"container,omitempty"`
 	// Local is set if the new destination is this host: INPUT decides about the packets.
 	Local bool `json:"local,omitempty"`
 	// Held is set if the settings decide who reaches the port from public interfaces, and

@@ -21,6 +21,8 @@ type Facts struct {
 	// Seen are other authenticated SSH sessions of users who may become root.
 	Seen      []netip.Prefix
 	Listeners []Listener
+	// Containers are the names of running containers, by the ports that they publish.
+	Containers map[string]string
 	// Instance is cloud-init's instance-id, or empty if there is none.
 	Instance      string
 	LoginWarnings []string // sentences about logins that may surprise the administrator

@@ -15,7 +15,7 @@ import (
 // Situation returns what the exposure of a machine depends on: the live rules of all
 // programs, and where packets arrive. st is nil if there is no desired state.
 func Situation(f host.Facts, families []firewall.Family, rules exposure.Ruleset, st *store.State) exposure.Situation {
-	out := exposure.Situation{Rules: rules, Families: families, Interfaces: f.Interfaces}
+	out := exposure.Situation{Rules: rules, Families: families, Interfaces: f.Interfaces, Containers: f.Containers}
 	for _, l := range f.Listeners {
 		out.Add(l.Proto, l.Process, l.Port)
 	}

@@ -18,7 +18,11 @@ func (s Status) Bypassing() []firewall.ForwardedPort {
 // its families and addresses, with the command that opens it.
 func ClosedPorts(list []firewall.ForwardedPort) (out []string) {
 	for _, b := range list {
-		text := fmt.Sprintf("%s published by %s: closed", PortText(b), cmp.Or(b.Program, "another program"))
+		by := cmp.Or(b.Program, "another program")
+		if b.Container != "" {
+			by += " (" + b.Container + ")"
+		}
+		text := fmt.Sprintf("%s published by %s: closed", PortText(b), by)
 		if b.Port != firewall.AnyPort && b.Proto != firewall.AnyPort {
 			text += "; open it: basicfw-agent open " + PortText(b)
 		}

@@ -88,6 +88,9 @@ func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Fac
 		}
 	}
 	f.Listeners = host.Listeners(listening, name)
+	if names {
+		f.Containers = host.Containers(v.System)
+	}
 	f.Instance = v.Instance()
 	f.LoginWarnings = append(sshd.LoginWarnings(v.System), processes.Multiplexed(caller, listening, established)...)
 	f.KeptLists = v.keptLists()

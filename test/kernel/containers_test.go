@@ -21,7 +21,7 @@ import (
 )
 
 // forwarded is an entry of "forwarded" in "status --json".
-type forwarded struct{ Family, Proto, Port, On, To, Program string }
+type forwarded struct{ Family, Proto, Port, On, To, Program, Container string }
 
 // engine is a container engine on a test machine.
 type engine struct {
@@ -41,7 +41,11 @@ func newEngine(t *testing.T, m *machine, program string) *engine {
 	t.Helper()
 	lab.Need(t, "unshare", "nsenter")
 	e := &engine{m: m, program: program}
-	m.Host.Bind(t, t.TempDir(), "/var/lib")
+	lib := t.TempDir()
+	m.Host.Bind(t, lib, "/var/lib")
+	if err := os.Symlink(filepath.Join(lib, "docker"), filepath.Join(m.root, "var/lib/docker")); err != nil {
+		t.Fatal(err)
+	}
 	m.Host.MustRun(t, "sh", "-ec", "mkdir /run/etc; mount -t tmpfs tmpfs /run/etc; mkdir /run/etc/upper /run/etc/work; "+
 		"mount -t overlay -o lowerdir=/etc,upperdir=/run/etc/upper,workdir=/run/etc/work overlay /etc")
 	group := filepath.Join("/sys/fs/cgroup", e.group())
@@ -73,6 +77,14 @@ func newEngine(t *testing.T, m *machine, program string) *engine {
 		return err == nil
 	})
 	return e
+}
+
+// shown returns a container's name as the program shows it: only Docker's are known.
+func (e *engine) shown(name string) string {
+	if e.program == "Docker" {
+		return name
+	}
+	return ""
 }
 
 // group returns the name of the control group.
@@ -261,7 +273,7 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 			t.Errorf("forwarded (-want +got):\n%s", diff)
 		}
 	}
-	db := []forwarded{{ipv4, "tcp", "5432", "", e.address[ipv4], e.program}, {ipv6, "tcp", "5432", "", e.address[ipv6], e.program}}
+	db := []forwarded{{ipv4, "tcp", "5432", "", e.address[ipv4], e.program, e.shown("db")}, {ipv6, "tcp", "5432", "", e.address[ipv6], e.program, e.shown("db")}}
 
 	works("before bootstrap")
 	m.write(t, agentINI, "[containers]\npublished = leave\n", 0o640)
@@ -286,13 +298,13 @@ func testEngine(t *testing.T, m *machine, e *engine) {
 	to, _, _ := strings.Cut(strings.Replace(e.address[ipv4], ".2:", ".3:", 1), ":")
 	list := slices.Clone(db)
 	if e.program == "podman" { // writes one rule for a range
-		list = append(list, forwarded{ipv4, "udp", "8000-8002", host, to + ":9100-9102", e.program})
+		list = append(list, forwarded{ipv4, "udp", "8000-8002", host, to + ":9100-9102", e.program, ""})
 	} else {
 		for i := range 3 {
-			list = append(list, forwarded{ipv4, "udp", fmt.Sprint(8000 + i), host, fmt.Sprintf("%s:%d", to, 9100+i), e.program})
+			list = append(list, forwarded{ipv4, "udp", fmt.Sprint(8000 + i), host, fmt.Sprintf("%s:%d", to, 9100+i), e.program, e.shown("more")})
 		}
 	}
-	want(append(list, forwarded{ipv4, "tcp", "9000", host, to + ":9000", e.program})...)
+	want(append(list, forwarded{ipv4, "tcp", "9000", host, to + ":9000", e.program, e.shown("more")})...)
 	wantVerdict("protected, but 5 ports are published by " + e.program + ", bypassing this firewall")
 	e.must(t, "rm", "-f", "more")
 	want(db...)
@@ -337,7 +349,11 @@ func testHeld(t *testing.T, m *machine, e *engine) {
 		m.must(t, exitOK, "verify")
 	}
 	want(false)
-	says(t, m.must(t, exitOK, "status").Stdout, "protected: profile web+mail", "5432/tcp published by "+e.program+": closed; open it: basicfw-agent")
+	by := e.program
+	if e.shown("db") != "" {
+		by += " (db)"
+	}
+	says(t, m.must(t, exitOK, "status").Stdout, "protected: profile web+mail", "5432/tcp published by "+by+": closed; open it: basicfw-agent")
 	m.must(t, exitOK, "open", "5432/tcp", "--from", m.Client.String())
 	want(true)
 	e.must(t, "rm", "-f", "db")
@@ -415,7 +431,7 @@ func TestForwardedByNftables(t *testing.T) {
 			m.wantReach(t, to, 8080, false, false)
 		}
 		s := m.status(t, exitOK)
-		if diff := cmp.Diff([]forwarded{{ipv4, "tcp", "5432", "", "10.88.0.2:5432", "podman"}, {ipv6, "tcp", "5432", "", "[fd00::2]:5432", "podman"}}, s.Forwarded); diff != "" {
+		if diff := cmp.Diff([]forwarded{{ipv4, "tcp", "5432", "", "10.88.0.2:5432", "podman", ""}, {ipv6, "tcp", "5432", "", "[fd00::2]:5432", "podman", ""}}, s.Forwarded); diff != "" {
 			t.Errorf("forwarded (-want +got):\n%s", diff)
 		}
 		// Neither command closes it.
