@@ -9,9 +9,10 @@ import (
 	"github.com/basicfw/basicfw-agent/test/lab"
 )
 
-// TestFail2ban bans the stranger with the packaged action of a real fail2ban.
+// TestFail2ban bans the stranger with the packaged action of a real fail2ban. The action runs
+// block and unblock, which other tests run with each backend.
 func TestFail2ban(t *testing.T) {
-	onEach(t, func(t *testing.T, m *machine) {
+	on(t, []string{"nft"}, func(t *testing.T, m *machine) {
 		lab.NeedTools(t, "fail2ban-server")
 		m.Host.Listen(t, 80)
 		m.bootstrap(t)
