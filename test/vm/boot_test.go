@@ -106,9 +106,9 @@ func TestBoot(t *testing.T) {
 	}
 	for _, r := range releases {
 		t.Run(r.name, func(t *testing.T) {
+			t.Parallel()
 			b := b
 			b.image, b.network, b.datasource, b.backend = BuildImage(t, cache, r.release), r.network, r.datasource, r.backend
-			t.Parallel() // once all images are built
 			t.Run("from first boot to removal", func(t *testing.T) { testLife(t, b) })
 			if r.release != Debian12 {
 				return
