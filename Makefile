@@ -36,7 +36,7 @@ VM_TOOLS := iproute2 iptables nftables systemd-container mmdebstrap qemu-system-
 
 test-vm: rpm ## run the boot tests: virtual machines with cloud-init and the RPM, rebooted
 	test/install $(VM_TOOLS)
-	go test -count=1 -timeout 50m -tags vm -v -skip '^Test(SystemV|Audit)$$|^TestBoot$$/^debian-(11|13|sid)$$' ./test/vm/...
+	go test -count=1 -timeout 50m -tags vm -v -skip '^Test(SystemV|Audit)$$|^TestBoot$$/^debian-(11|13|sid)$$|^TestBoot$$/^bare$$/^from/^day_two$$' ./test/vm/...
 
 test-matrix: rpm ## run the boot test on Debian 11, 12, 13 and sid, without iptables, and with System V's init; lynis
 	test/install $(VM_TOOLS)
