@@ -127,7 +127,7 @@ func ParsePorts(text string) (PortRange, Proto, error) {
 		last = first
 	}
 	if !isNumber(first) || !isNumber(last) {
-		return PortRange{}, "", fmt.Errorf("%s: want a port or port range and a protocol, such as 8080/tcp or 40000-40100/udp", Quote(text))
+		return PortRange{}, "", fmt.Errorf("%s: want a port or port range and a protocol, such as 8080/tcp or 40000-40100/udp; or a protocol such as vrrp", Quote(text))
 	}
 	if p, err := parseProtocol(proto); p != "" || err != nil { // 50/esp
 		return PortRange{}, "", fmt.Errorf("%s: this protocol has no ports: write %s", Quote(text), cmp.Or(p.String(), "proto NUMBER"))
