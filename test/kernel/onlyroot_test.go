@@ -276,7 +276,7 @@ func TestCallersEnvironment(t *testing.T) {
 		}
 		for _, entry := range strings.Split(strings.TrimSpace(string(text)), "\n") {
 			switch entry {
-			case "LC_ALL=C", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin":
+			case "LC_ALL=C", "TZ=UTC0UTC0", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin":
 			default:
 				t.Errorf("iptables was run with %q", entry)
 			}
