@@ -27,7 +27,7 @@ const (
 //
 // Conntrack sees packets only once the first stateful rule is loaded. It does not
 // know older connections: if the client sends first, its packet looks like a new
-// connection without a SYN. In the added entry this host is the originator, also if
+// connection without a SYN. In the added entry this host is the originator, even if
 // the peer connected: the peer's packets are then replies, and ESTABLISHED.
 //
 // Existing entries do not change. The error reports how many connections could not
@@ -70,9 +70,8 @@ func (ConntrackTable) Adopt() (n int, err error) {
 	return n, nil
 }
 
-// trackedAs returns the conntrack state that matches a socket's state, and the
-// kernel's default timeout for it, in seconds. The timeout is zero if the socket is
-// no open connection.
+// trackedAs returns the conntrack state that matches a socket's state, and the kernel's default
+// timeout for it, in seconds. The timeout is zero if the socket is not an open connection.
 func trackedAs(socketState uint8) (state uint8, timeout uint32) {
 	switch socketState {
 	case stateEstablished:

@@ -8,16 +8,16 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// dockerDir is where Docker keeps a directory for each container (moby: container/container.go,
-// ToDisk).
+// dockerDir is the directory where Docker keeps a directory for each container (moby:
+// container/container.go, ToDisk).
 const dockerDir = "/var/lib/docker/containers"
 
-// maxContainers limits how many of them are read.
+// maxContainers limits how many of these directories are read.
 const maxContainers = 500
 
 // Containers returns the names of running Docker containers by the ports that they
-// publish, such as "8080/tcp". They are shown to the administrator, and decide nothing. What
-// cannot be read is left out.
+// publish, such as "8080/tcp". The names are only displayed, and affect no decision.
+// What cannot be read is omitted.
 func Containers(sys *system.System) map[string]string {
 	entries, _ := sys.ReadDir(dockerDir)
 	out := map[string]string{}

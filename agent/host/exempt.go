@@ -18,8 +18,8 @@ type Exempt struct {
 	Soft bool
 }
 
-// Exempt returns the networks that are never blocked: what is no source from outside, and
-// what this host needs for its own network.
+// Exempt returns the networks that are never blocked: those that are never sources
+// from outside, and those that this host's own network needs.
 func (h Host) Exempt(sys *system.System) (out []Exempt) {
 	add := func(p netip.Prefix, why string, soft bool) { out = append(out, Exempt{p.Masked(), why, soft}) }
 	for _, r := range []struct{ network, why string }{

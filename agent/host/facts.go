@@ -40,8 +40,8 @@ func (f Facts) Ports() (ports []uint16, why []string, live bool, err error) {
 	return f.SSHPorts, f.SSHWhy, f.SSHLive, nil
 }
 
-// SessionPort is the source of a port that an SSH session came in by. It stays one of
-// sshd's ports until the detection is repeated, as nothing else tells that it is one.
+// SessionPort is the source of a port by which an SSH session came in. It remains one of
+// sshd's ports until the detection is repeated, because there is no other evidence for it.
 const SessionPort = "an SSH session that ran basicfw-agent came in by it"
 
 // NoSSHD is the source of port 22 if no SSH server is known.

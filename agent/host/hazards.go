@@ -13,8 +13,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Hazards are settings of the kernel because of which it drops packets that the rules accept,
-// or does not recognise the connection of packets.
+// Hazards are kernel settings that make the kernel drop packets that the rules
+// accept, or fail to recognise the connection of packets.
 type Hazards struct {
 	IPVS       bool         // IPVS hides the connections of its services from conntrack
 	Helpers    []string     // conntrack helpers that the kernel assigns by itself
@@ -30,7 +30,7 @@ func ReadHazards(interfaces []firewall.Interface) Hazards {
 	return kernelFiles{"/proc", "/sys"}.hazards(interfaces, outgoing)
 }
 
-// kernelFiles are where the kernel's files are mounted.
+// kernelFiles are the paths where the kernel's file systems are mounted.
 type kernelFiles struct{ proc, sys string }
 
 func (k kernelFiles) hazards(interfaces []firewall.Interface, outgoing func(from netip.Addr) string) (h Hazards) {
@@ -75,11 +75,11 @@ func (k kernelFiles) setting(name string) string {
 	return strings.TrimSpace(string(data))
 }
 
-// outside is an address of the internet, which has no route of its own (198.41.0.4 is a root
+// outside is an internet address without a route of its own (198.41.0.4 is a root
 // name server, whose address has been the same for decades).
 var outside = netip.AddrFrom4([4]byte{198, 41, 0, 4})
 
-// outgoing returns the interface by which packets of an address leave to the internet, or "".
+// outgoing returns the interface by which packets from an address leave for the internet, or "".
 func outgoing(from netip.Addr) string {
 	routes, err := netlink.RouteGetWithOptions(net.IP(outside.AsSlice()), &netlink.RouteGetOptions{SrcAddr: net.IP(from.AsSlice())})
 	if err != nil || len(routes) == 0 {

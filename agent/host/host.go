@@ -26,8 +26,8 @@ type Host struct {
 	Gateways []netip.Addr
 }
 
-// Detect returns the interfaces and routes of this network namespace. The zones are those
-// that the interfaces' properties suggest: [Settle] returns those that count.
+// Detect returns the interfaces and routes of this network namespace. The zones are
+// those that the interfaces' properties suggest: [Settle] returns the zones in effect.
 func Detect() (Host, error) {
 	links, err := retry(netlink.LinkList)
 	if err != nil {
@@ -51,7 +51,7 @@ func Detect() (Host, error) {
 	return assemble(links, addrs, routes), nil
 }
 
-// retry repeats a dump that a change has interrupted: entries may be missing.
+// retry repeats a dump that a change has interrupted, because entries may be missing.
 func retry[T any](dump func() (T, error)) (v T, err error) {
 	for range 10 {
 		if v, err = dump(); !errors.Is(err, netlink.ErrDumpInterrupted) {

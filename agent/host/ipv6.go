@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// HasIPv6 reports whether the kernel has IPv6. With ipv6.disable=1 on its command
-// line it has not (af_inet6.c registers no socket family). With the kernel parameter
-// disable_ipv6=1 it has, as that can be reset.
+// HasIPv6 reports whether the kernel has IPv6. It does not with ipv6.disable=1 on its
+// command line (af_inet6.c registers no socket family). It does with the kernel
+// parameter disable_ipv6=1, which can be reset.
 func HasIPv6() bool {
 	// Opening a socket loads the module if necessary.
 	fd, err := syscall.Socket(syscall.AF_INET6, syscall.SOCK_DGRAM|syscall.SOCK_CLOEXEC, 0)

@@ -10,7 +10,7 @@ import (
 
 // privateBlocks returns the ranges that the internet does not route: RFC 1918,
 // carrier NAT (RFC 6598) and unique local addresses (RFC 4193). Documentation ranges
-// count as public, because they stand for public ones.
+// count as public, because they represent public ones.
 func privateBlocks() []netip.Prefix {
 	return []netip.Prefix{
 		netip.MustParsePrefix("10.0.0.0/8"),
@@ -49,10 +49,11 @@ func (h Host) Has(addr netip.Addr) bool {
 	return h.hasAddress(func(a netip.Prefix) bool { return a.Addr() == addr })
 }
 
-// CheckNamed checks a client that the administrator has named. An address of this host is
-// an error, and a private one that this host cannot reach: it is probably the client's
-// address in its office network. It is only a warning if this host has no public address,
-// as clients may come through a network that it does not know. So is one that may change.
+// CheckNamed checks a client that the administrator has named. An address of this
+// host is an error. So is a private address that this host cannot reach, which is
+// probably the client's address in its office network. The latter is only a warning
+// if this host has no public address: clients may come through a network that it does
+// not know. An address that may change is also a warning.
 func (h Host) CheckNamed(p netip.Prefix) (warning string, err error) {
 	who := firewall.FormatPrefix(p)
 	switch {
@@ -70,7 +71,7 @@ func (h Host) CheckNamed(p netip.Prefix) (warning string, err error) {
 		"check that this host sees the client with this address", who), nil
 }
 
-// CheckAllNamed is CheckNamed for several clients. It reports warnings to warn.
+// CheckAllNamed is CheckNamed for several clients. It passes warnings to warn.
 func (h Host) CheckAllNamed(list []netip.Prefix, warn func(...any)) error {
 	for _, p := range list {
 		warning, err := h.CheckNamed(p)

@@ -24,11 +24,11 @@ type Kept struct {
 	Zone firewall.Zone `json:"zone"`
 }
 
-// maxAbsent is how many links are kept that do not exist now.
+// maxAbsent is the maximum number of kept links that do not exist now.
 const maxAbsent = 256
 
-// Settle returns interfaces, as [Detect] returns them, with the zones that count, and
-// what to keep of them for the next call:
+// Settle returns interfaces, as [Detect] returns them, with the zones in effect, and
+// the links to keep for the next call:
 //
 //   - The settings decide for the interfaces that they name.
 //   - Any other link that carries addresses keeps the zone in which it was first seen,
@@ -56,7 +56,7 @@ func Settle(detected []firewall.Interface, n Naming, kept []Kept) ([]firewall.In
 		case m < 0 || out[i].Master == "":
 		case out[i].Reason == noAddress:
 			out[i].Zone, out[i].Reason = out[m].Zone, "is a port of "+out[m].Name
-		case out[i].Reason == inVRF(out[m].Name): // which the settings may name
+		case out[i].Reason == inVRF(out[m].Name): // the settings may name the VRF
 			out[i].Zone = out[m].Zone
 		}
 	}
@@ -64,7 +64,7 @@ func Settle(detected []firewall.Interface, n Naming, kept []Kept) ([]firewall.In
 }
 
 // KeepIPv4 sets IPv4 of interfaces to what was recorded, unless that is NoIPv4. What an
-// earlier version recorded stays empty. Only a desired state that is computed again differs.
+// earlier version recorded stays empty. Only a newly computed desired state changes it.
 func KeepIPv4(recorded, now []firewall.Interface) {
 	was := map[string]string{}
 	for _, i := range recorded {
@@ -77,12 +77,12 @@ func KeepIPv4(recorded, now []firewall.Interface) {
 	}
 }
 
-// isPort reports whether a link is the port of a bridge or bond. Members of a VRF are not.
+// isPort reports whether a link is the port of a bridge or bond. Members of a VRF are not ports.
 func isPort(l firewall.Interface, links []firewall.Interface) bool {
 	return l.Master != "" && slices.ContainsFunc(links, func(m firewall.Interface) bool { return m.Name == l.Master && m.Kind != "vrf" })
 }
 
-// settle sets the zone of a link, and returns next with it.
+// settle sets the zone of a link, and returns next with the link added.
 func settle(l *firewall.Interface, detected []firewall.Interface, kept, next []Kept) []Kept {
 	_, addressed := global(l.Addresses)
 	same, wide := find(*l, detected, kept)
@@ -115,9 +115,8 @@ func settle(l *firewall.Interface, detected []firewall.Interface, kept, next []K
 	return next
 }
 
-// find returns the kept zone of a link, which may have another name now, or else the zone
-// of links of that name. It is the narrowest one if there are several, and "" if there is
-// none.
+// find returns the kept zone of a link, which may have a new name. Otherwise, it returns
+// the zone of links with the same name: the narrowest one, or "" if there is none.
 func find(l firewall.Interface, detected []firewall.Interface, kept []Kept) (same bool, zone firewall.Zone) {
 	for _, is := range []func(Kept) bool{
 		func(k Kept) bool { return k.Name == l.Name && k.MAC == l.MAC && k.Kind == l.Kind },
@@ -145,8 +144,9 @@ func exists(detected []firewall.Interface, k Kept) bool {
 	return slices.ContainsFunc(detected, func(i firewall.Interface) bool { return i.Name == k.Name && i.MAC == k.MAC && i.Kind == k.Kind })
 }
 
-// apply sets the zone of an interface that the settings name. An exact name has priority
-// over one with a "*", and then public, where less is open, over private; trusted wins.
+// apply sets the zone of an interface that the settings name. An exact name has
+// priority over one with a "*", and then public, where less is open, over private.
+// Trusted has priority over both.
 func (n Naming) apply(l *firewall.Interface, kept, next []Kept) []Kept {
 	for _, exact := range []bool{false, true} {
 		for _, z := range []struct {
@@ -187,8 +187,8 @@ func trusts(pattern string, l firewall.Interface, kept []Kept) bool {
 	return pattern == l.Name && !slices.ContainsFunc(kept, other)
 }
 
-// prune removes what need not be kept: links that are gone and cannot have been an uplink,
-// names that are no longer trusted, and the oldest of too many.
+// prune removes what need not be kept: links that no longer exist and cannot have been
+// an uplink, names that are no longer trusted, and the oldest links over the limit.
 func (n Naming) prune(kept []Kept, now []firewall.Interface) (out []Kept) {
 	absent := 0
 	for _, k := range slices.Backward(kept) {
@@ -209,7 +209,7 @@ func (n Naming) prune(kept []Kept, now []firewall.Interface) (out []Kept) {
 	return out
 }
 
-// Remember returns what to keep of interfaces that a version without [Kept] has recorded.
+// Remember returns the links to keep from interfaces that a version without [Kept] recorded.
 func Remember(recorded []firewall.Interface) (kept []Kept) {
 	for _, i := range recorded {
 		_, addressed := global(i.Addresses)
@@ -220,8 +220,8 @@ func Remember(recorded []firewall.Interface) (kept []Kept) {
 	return kept
 }
 
-// Absent returns the settings that name an interface which does not exist:
-// "trusted = wg0". A pattern may match nothing.
+// Absent returns the settings that name an interface which does not exist: "trusted =
+// wg0". Patterns are omitted: they may match nothing.
 func (n Naming) Absent(now []firewall.Interface) (list []string) {
 	for _, named := range []struct {
 		key   string

@@ -15,8 +15,8 @@ type Tunnel struct {
 	Ports     []Listener // at which its packets arrive; never empty
 }
 
-// LinkTo returns the name and kind of the interface by which this host sends from one of
-// its addresses to another host, or "".
+// LinkTo returns the name and kind of the interface by which this host sends from one
+// of its addresses to another host, or "" if there is none.
 func LinkTo(to, from netip.Addr) (name, kind string) {
 	routes, err := netlink.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: from.AsSlice()})
 	if err != nil || len(routes) == 0 {

@@ -20,9 +20,8 @@ func Watch(ctx context.Context, tell func()) error {
 	return nil
 }
 
-// ofZones reports whether a message is about anything but a route that is no default
-// route: some machines change thousands of those. The length of the destination is
-// the second byte (struct rtmsg).
+// ofZones reports whether a message is about anything except a non-default route: some machines
+// change thousands of those. The length of the destination is the second byte (struct rtmsg).
 func ofZones(m syscall.NetlinkMessage) bool {
 	route := m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE
 	return !route || len(m.Data) < 2 || m.Data[1] == 0

@@ -20,7 +20,7 @@ type link struct {
 	addresses    []netip.Prefix
 	ipv4         string // firewall.Interface.IPv4, or "" for none
 	defaultRoute bool   // in the main table
-	otherTable   int    // another one that has a default route by this link, or 0
+	otherTable   int    // another table that has a default route by this link, or 0
 }
 
 // interfaces returns the links with the zones that their properties suggest.
@@ -128,9 +128,8 @@ func leadsOutside(kind string) bool {
 		"hsr", "macsec", "rmnet", "wwan"}, kind)
 }
 
-// servesGuests reports whether l is a host-only bridge, as created by Docker, libvirt,
-// LXD and podman. It has an address at which it serves its guests, and no port that
-// leads outside.
+// servesGuests reports whether l is a host-only bridge, as created by Docker, libvirt, LXD and
+// podman. It has an address at which it serves its guests, but no port that leads outside.
 func servesGuests(l *link, links []*link) bool {
 	_, hasAddress := global(l.addresses)
 	return l.kind == "bridge" && hasAddress && !hasHardware(l, links)
