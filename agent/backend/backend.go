@@ -20,8 +20,8 @@ const (
 	Nftables = "nftables"
 )
 
-// Backend applies our rules to a kernel's INPUT. One of the kernel's two engines has them
-// and the other has none; other programs' rules count in both.
+// Backend applies our rules to a kernel's INPUT. One of the kernel's two engines holds
+// them and the other holds none of them. Other programs' rules are in effect in both.
 type Backend interface {
 	Engine
 	// Yield sets INPUT's policy to ACCEPT while the guard filters.
@@ -46,7 +46,7 @@ type Engines struct {
 		Remove(ctx context.Context, b Backup) error
 	}
 	Nftables Engine // our table, or none if a ruleset is empty
-	// Leftover is what iptables has of our rules and cannot remove.
+	// Leftover is those of our rules that iptables has but cannot remove.
 	Leftover interface {
 		Exists() (bool, error)
 		Remove() error
@@ -77,8 +77,8 @@ func (e Engines) guess() string {
 	return Iptables
 }
 
-// Find returns the backend that holds our rules, or could hold them, and what it found.
-// If name is empty and iptables fails, that is nftables.
+// Find returns the backend that holds our rules, or could hold them, and what it
+// found. If name is empty and iptables fails, it returns nftables.
 func Find(ctx context.Context, choose func(name string) Backend, name string) (Backend, Inspection, error) {
 	b := choose(name)
 	in, err := b.Inspect(ctx, firewall.Ruleset{})
@@ -91,7 +91,7 @@ func Find(ctx context.Context, choose func(name string) Backend, name string) (B
 	return b, in, err
 }
 
-// Permanent reports that an engine cannot be read, at another attempt either.
+// Permanent reports whether another attempt to read an engine would also fail.
 func Permanent(err error) bool {
 	var p interface{ Permanent() bool }
 	return errors.As(err, &p) && p.Permanent()
@@ -258,7 +258,7 @@ func (b inNftables) Remove(ctx context.Context, old Backup) error {
 type nftablesSnapshot struct {
 	both
 	table    bool // our table exists
-	leftover bool // iptables has rules of ours that it cannot remove
+	leftover bool // iptables cannot remove some of our rules
 	engines  Engines
 }
 
@@ -299,22 +299,22 @@ func (s nftablesSnapshot) Restore(ctx context.Context, added Backup) error {
 // Inspection is what a backend found in the kernel, compared with a ruleset.
 type Inspection struct {
 	Backend string           // the program and its version: "iptables 1.8.9 (nf_tables)"
-	Present bool             // a chain of ours exists in any family
+	Present bool             // one of our chains exists in any family
 	Changes string           // differs after a change of any program's rules
 	Drift   []firewall.Drift // how the kernel differs from the ruleset
 	// Exposed are the differences that open ports which should be closed; LockedOut are
 	// those that lock everyone out.
 	Exposed, LockedOut []Finding
 	Flushed            []firewall.Family  // the families in which none of our rules is left
-	Foreign            []firewall.Foreign // other programs' rules in INPUT that decide on packets to this host
+	Foreign            []firewall.Foreign // other programs' rules in INPUT that decide about packets to this host
 	Conflicts          []string           // other firewall managers whose chains INPUT jumps to
-	Warnings           []string           // sentences about what else decides on packets
+	Warnings           []string           // sentences about what else decides about packets
 	Backup             Backup             // the present rules that Load changes outside our own chains
-	Snapshot           Snapshot           // what was read; nil if nothing could be
+	Snapshot           Snapshot           // what was read; nil if nothing could be read
 }
 
 // Snapshot is the kernel's rules as a backend read them. A load starts from them, and
-// can be undone to them.
+// can be rolled back to them.
 type Snapshot interface {
 	// Load replaces our rules by want, in both families or in neither. With clear, it
 	// also removes other programs' terminal rules from INPUT. The error is a
@@ -335,8 +335,7 @@ type Finding struct {
 	Next   string // the command that fixes it if a repair does not, or ""
 }
 
-// Backup is what Load changes outside our own chains, as it was before. Remove restores
-// it.
+// Backup is the former content of what Load changes outside our own chains. Remove restores it.
 type Backup struct {
 	IPv4 FamilyBackup `json:"ipv4"`
 	IPv6 FamilyBackup `json:"ipv6"`
