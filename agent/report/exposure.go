@@ -31,8 +31,8 @@ func Situation(f host.Facts, families []firewall.Family, rules exposure.Ruleset,
 	return out
 }
 
-// Requirements returns what has to be reached if a desired state is in effect: each
-// service, and each source that may log in.
+// Requirements returns what must be reachable if a desired state is in effect: each
+// service, and SSH from each source that may log in.
 func Requirements(d firewall.Desired) (out []exposure.Requirement) {
 	add := func(name string, proto firewall.Proto, ports firewall.PortRange, from ...netip.Prefix) {
 		q := exposure.Requirement{Name: name, Proto: proto, Ports: ports}
@@ -101,7 +101,7 @@ func Findings(list []exposure.Entry) (out []string) {
 	return out
 }
 
-// enumerate returns "a, b and c", and at most a number of items.
+// enumerate returns a list as "a, b and c", with at most a number of items.
 func enumerate(items []string, most int) string {
 	last := len(items) - 1
 	switch {
@@ -131,8 +131,8 @@ func sourcesOf(e exposure.Entry) string {
 	return enumerate(firewall.FormatPrefixes(e.From.Networks()), 3)
 }
 
-// ruleOf returns the rule that makes the difference: that which translates the destination,
-// or the deciding one.
+// ruleOf returns the rule that is responsible for an entry: the one that translates
+// the destination, otherwise the deciding one.
 func ruleOf(e exposure.Entry) string {
 	by := e.By
 	if via := e.Via; via.Text != "" {

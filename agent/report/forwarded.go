@@ -14,8 +14,8 @@ func (s Status) Bypassing() []firewall.ForwardedPort {
 	return slices.DeleteFunc(slices.Clone(s.Forwarded), func(b firewall.ForwardedPort) bool { return b.Local || b.Held })
 }
 
-// ClosedPorts returns a sentence about each published port that the settings close, whatever
-// its families and addresses, with the command that opens it.
+// ClosedPorts returns a sentence about each published port that the settings close, with the
+// command that opens it. Each port has one sentence, regardless of its families and addresses.
 func ClosedPorts(list []firewall.ForwardedPort) (out []string) {
 	for _, b := range list {
 		by := cmp.Or(b.Program, "another program")
@@ -47,9 +47,9 @@ func howToClose(list []firewall.ForwardedPort) string {
 	return "remove the forwarding rule in the program that added it"
 }
 
-// ForwardedVerdict returns how many ports are forwarded, and by which program if it is the
-// same for all: "5432/tcp is published by Docker". A port counts once, whatever its
-// families and addresses.
+// ForwardedVerdict returns how many ports are forwarded, and by which program if it
+// is the same for all: "5432/tcp is published by Docker". A port counts once,
+// regardless of its families and addresses.
 func ForwardedVerdict(list []firewall.ForwardedPort) string {
 	ports := ports{}
 	texts := map[string]bool{}

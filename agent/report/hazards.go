@@ -56,7 +56,7 @@ func (in Input) warnHazards(w *warnings, situation exposure.Situation, s Status)
 func ruleText(r exposure.Reference) string { return ruleOf(exposure.Entry{Via: r}) }
 
 // unanswered returns the port of this host to which a port is forwarded, if nothing
-// listens there. A port for one protocol or several, and one on loopback, is not judged.
+// listens there. It ignores ranges of ports, ports of any protocol, and those on loopback.
 func unanswered(f firewall.ForwardedPort, listeners []host.Listener) (to string, ok bool) {
 	text, isPort := strings.CutPrefix(f.To, "port ")
 	if to, err := netip.ParseAddrPort(f.To); err == nil && !to.Addr().IsLoopback() {
@@ -72,8 +72,7 @@ func unanswered(f firewall.ForwardedPort, listeners []host.Listener) (to string,
 // apiPort is the port of the Kubernetes API server on a node.
 const apiPort = 6443
 
-// podsWithoutAPI returns the bridge of pods if they do not reach the API server of this
-// host.
+// podsWithoutAPI returns the bridge of pods if they cannot reach the API server of this host.
 func (s Status) podsWithoutAPI(listeners []host.Listener) string {
 	const bridge = "cni0"
 	if !slices.ContainsFunc(s.Interfaces, func(i firewall.Interface) bool { return i.Name == bridge && i.Zone != firewall.TrustedZone }) ||

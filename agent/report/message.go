@@ -33,7 +33,7 @@ func (s Status) Message() string {
 	for _, c := range s.Conditions {
 		run := map[string]string{Unprotected: "status", Failsafe: "bootstrap", Unlocked: "lock", Drifted: "status", Exposed: "status", Blocked: "status", Pending: "confirm"}[c]
 		if run == "" || differs && c == Drifted {
-			continue // one of them is enough
+			continue // already covered by a previous line
 		}
 		differs = differs || c == Unprotected || c == Failsafe
 		lines = append(lines, s.Sentence(c)+". Run: basicfw-agent "+run)

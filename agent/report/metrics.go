@@ -76,7 +76,7 @@ func label(value string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`).Replace(value) + `"`
 }
 
-// countPorts returns how many ports entries have, over both families.
+// countPorts returns the number of ports in entries, counting each once for both families.
 func countPorts(list []exposure.Entry) int {
 	ports := map[string]bool{}
 	for _, e := range list {

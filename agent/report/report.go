@@ -36,7 +36,7 @@ type Input struct {
 	SettingsErr   error               // why the present settings are invalid
 	Live          exposure.Ruleset    // the rules of all programs
 	LiveErr       error               // why Live is incomplete; then exposure is unknown
-	Alone         exposure.Ruleset    // the rules of the wanted state alone
+	Alone         exposure.Ruleset    // the rules of the desired state alone
 	Verified      time.Time           // when the service last found no drift
 	RepairPaused  []string            // one sentence per part whose repair is backing off
 }

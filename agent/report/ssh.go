@@ -61,7 +61,7 @@ func callerOf(addr netip.Addr, st store.State, allow []string) *CallerStatus {
 	return &c
 }
 
-// client returns the argument of "ssh allow" that suits the reader of the status.
+// client returns the argument of "ssh allow" for the reader of the status.
 func (s Status) client() string {
 	if s.SSH.Caller != nil {
 		return "me"

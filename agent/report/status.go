@@ -21,7 +21,7 @@ const (
 	Exposed         = "exposed"          // other rules open a port that the settings do not
 	Blocked         = "blocked"          // other rules drop all packets of a service that the settings open
 	Pending         = "pending"          // a change rolls back unless it is confirmed
-	Protected       = "protected"        // none of the others
+	Protected       = "protected"        // none of the others applies
 )
 
 // Conditions lists all conditions. The first that holds is the state.
@@ -202,7 +202,7 @@ func empty[T any](list *[]T) {
 }
 
 // ExitCode returns the exit code of the command status: 0 if protected, 4 if not
-// bootstrapped, else 3.
+// bootstrapped, otherwise 3.
 func (s Status) ExitCode() int {
 	switch s.State {
 	case Protected:
@@ -214,7 +214,7 @@ func (s Status) ExitCode() int {
 }
 
 // Redacted returns s as all users may read it: states, numbers, times, and names that this
-// program or the administrator chose. What may contain a client's address is left out:
+// program or the administrator chose. What may contain a client's address is omitted:
 // sources, and all text that comes from elsewhere, such as rules, reasons, errors, and the
 // names of processes and of other programs' chains. The host's own addresses remain.
 func (s Status) Redacted() Status {
