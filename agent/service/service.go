@@ -60,8 +60,8 @@ func New(sys *system.System, executable string) (*Manager, error) {
 	return m, nil
 }
 
-// awaitsSystemd reports whether systemd is installed, and no init runs: in a container that
-// runs a single program, or while an image is built. kardianos assumes System V there.
+// awaitsSystemd reports whether systemd is installed but no init runs, as in a container
+// that runs a single program, or while an image is built. kardianos assumes System V there.
 func (m *Manager) awaitsSystemd() bool {
 	comm, err := m.sys.ReadLimited("/proc/1/comm", 64)
 	if err != nil || string(bytes.TrimSpace(comm)) == "init" {
@@ -82,7 +82,7 @@ type Status struct {
 type definition struct {
 	path   string
 	mode   fs.FileMode
-	text   string // "@EXEC@" stands for the program
+	text   string // "@EXEC@" represents the program
 	option string // kardianos's option for text
 }
 
@@ -149,7 +149,7 @@ func (m *Manager) live() bool {
 	return m.sys.Root == "" && !system.Chrooted() && (m.initSystem != "linux-systemd" || m.sys.Exists("/run/systemd/system"))
 }
 
-// register makes kardianos write the definition and enable the service.
+// register lets kardianos write the definition and enable the service.
 func (m *Manager) register(d definition) error {
 	k, restore, err := m.kardianos(d)
 	if err != nil {
@@ -183,8 +183,8 @@ func (m *Manager) register(d definition) error {
 }
 
 // kardianos returns the library's view of the service. The library finds systemctl by
-// PATH and passes on the environment. Until restore is called, that is our own: the
-// caller's must not decide what root runs, and how.
+// PATH and passes on the environment. Until restore is called, they are our own: the
+// caller's environment must not decide what root runs, and how.
 func (m *Manager) kardianos(d definition) (k service.Service, restore func(), err error) {
 	k, err = service.New(nil, &service.Config{
 		Name:       name,
@@ -217,8 +217,8 @@ func setEnviron(environ []string) {
 	}
 }
 
-// startBeforeNetwork renames the links that kardianos made: its S50 is after the network
-// (S10). S09 is before it, and after the distribution's own iptables.
+// startBeforeNetwork renames the links that kardianos made. Its S50 starts after the
+// network (S10). S09 starts before the network, and after the distribution's own iptables.
 func (m *Manager) startBeforeNetwork() error {
 	links, err := m.links()
 	if err != nil {
@@ -298,9 +298,9 @@ func (m *Manager) enabled() bool {
 	return err == nil && slices.ContainsFunc(links, func(l string) bool { return filepath.Base(l)[0] != 'K' })
 }
 
-// Uninstall stops the service, which leaves the rules loaded, and unregisters it. When
-// it returns, no process of the service is left that could repair anything. A service
-// that is not registered is no error.
+// Uninstall stops the service, which leaves the rules loaded, and unregisters it.
+// When it returns, no process of the service is left that could repair anything. It
+// is not an error if the service is not registered.
 func (m *Manager) Uninstall() error {
 	for initSystem, d := range definitions() {
 		if !m.sys.Exists(d.path) || m.masked(d) {
@@ -318,7 +318,7 @@ func (m *Manager) Uninstall() error {
 	return nil
 }
 
-// unregister stops the service and makes kardianos remove it.
+// unregister stops the service and lets kardianos remove it.
 func (m *Manager) unregister(d definition) error {
 	switch m.initSystem {
 	case "linux-upstart":
@@ -348,8 +348,8 @@ func (m *Manager) unregister(d definition) error {
 	return nil
 }
 
-// Status reads files and control groups: systemctl would take longer than all the rest
-// of a status or verify.
+// Status reads files and control groups: systemctl would take longer than the rest of
+// a status or verify.
 func (m *Manager) Status() (Status, error) {
 	d, ok := definitions()[m.initSystem]
 	if !ok {
@@ -368,7 +368,7 @@ func (m *Manager) Status() (Status, error) {
 
 func (m *Manager) active() bool {
 	if m.sys.Root != "" || system.Chrooted() {
-		return false // what runs does not belong to that root
+		return false // running processes do not belong to that root
 	}
 	switch m.initSystem {
 	case "unix-systemv":
@@ -405,8 +405,7 @@ func (m *Manager) Restart() error {
 	return m.begin("restart", "try-restart")
 }
 
-// begin passes a verb to the service manager without waiting. systemctl has its own name
-// for it.
+// begin passes a verb to the service manager without waiting. systemctl has its own verb.
 func (m *Manager) begin(verb, systemd string) error {
 	switch m.initSystem {
 	case "unix-systemv":
@@ -442,7 +441,7 @@ func (m *Manager) Refresh() (changed bool, err error) {
 	if m.initSystem != "linux-systemd" {
 		return true, nil
 	}
-	if st.Enabled { // as the other version's [Install] says
+	if st.Enabled { // as in [Install] of the other version
 		if err := m.systemctl("reenable", unit); err != nil {
 			return true, err
 		}
