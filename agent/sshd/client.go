@@ -15,7 +15,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// newClient returns a session from an address, unless that identifies no client.
+// newClient returns a session from an address, if the address identifies a client.
 func newClient(a netip.Addr, reason string) (host.Session, bool) {
 	a = a.Unmap()
 	// A link-local address without its zone is not unique.
@@ -29,7 +29,7 @@ func newClient(a netip.Addr, reason string) (host.Session, bool) {
 	return host.Session{Addr: a, Prefix: netip.PrefixFrom(a, bits).Masked(), Reason: reason}, true
 }
 
-// maxAncestors limits the walk to PID 1, as processes start and end meanwhile.
+// maxAncestors limits the walk to PID 1, as processes may start and end during it.
 const maxAncestors = 64
 
 // Caller is a process, its ancestors, and the values of SSH_CONNECTION in them, nearest
@@ -78,10 +78,10 @@ func (p *Processes) Invoker(caller Caller, listening, established []system.Socke
 	return host.Session{}, false
 }
 
-// serves reports whether an SSH server has a connection open, and when it began. It is
-// OpenSSH, and the peer has authenticated. Or it is another root-owned process for this
-// connection alone, dropbear or an ancestor of the caller. A process that also listens on
-// the port serves other peers, too: its connection may be any user's.
+// serves reports whether an SSH server has a connection open, and when it began. The
+// server is OpenSSH, and the peer has authenticated. Or it is another root-owned process
+// that serves only this connection: dropbear, or an ancestor of the caller. A process that
+// also listens on the port serves other peers too, so the connection may be any user's.
 func (p *Processes) serves(caller Caller, s system.Socket, listening []system.Socket) (began time.Duration, ok bool) {
 	if p.authenticated(s) {
 		return p.ssh[s.Inode].began, true

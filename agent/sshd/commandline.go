@@ -14,9 +14,9 @@ import (
 // (Debian, SUSE).
 var environmentFiles = []string{"/etc/sysconfig/sshd", "/etc/sysconfig/ssh", "/etc/default/ssh", "/etc/default/sshd"}
 
-// readCommandLines reads the options that the service's unit will start sshd with. sshd
-// ignores the ports in its configuration if there are any here, but a unit may not use
-// the file: both count.
+// readCommandLines reads the options that the service's unit will start sshd with. If
+// they include ports, sshd ignores those in its configuration. However, a unit may
+// not use the file of options, so the ports of both count.
 func (r *configReader) readCommandLines() {
 	for _, file := range environmentFiles {
 		data, err := readRegular(r.sys, file, maxConfigSize)
@@ -26,7 +26,7 @@ func (r *configReader) readCommandLines() {
 		for n, line := range strings.Split(string(data), "\n") {
 			name, value, _ := strings.Cut(strings.TrimSpace(line), "=")
 			if name = strings.TrimPrefix(name, "export "); name == "OPTIONS" || name == "SSHD_OPTS" {
-				words, _ := splitArgs(value) // the shell's quotes, and then sshd's arguments
+				words, _ := splitArgs(value) // first the shell's quotes, then sshd's arguments
 				r.commandLine(strings.Join(words, " "), place(file, n))
 			}
 		}
@@ -40,7 +40,7 @@ func (r *configReader) readCommandLines() {
 	}
 }
 
-// commandLine adds what sshd's options set, by the rules of getopt(3) and sshd(8).
+// commandLine adds the settings in sshd's options, parsed as in getopt(3) and sshd(8).
 func (r *configReader) commandLine(text, at string) {
 	args, _ := splitArgs(text)
 	for len(args) > 0 {
@@ -74,7 +74,7 @@ func (r *configReader) commandLine(text, at string) {
 }
 
 // mainConfig returns sshd's configuration file. Distributions with their own files in
-// /usr, such as SUSE's, have the administrator's in /etc only if it replaces them.
+// /usr, such as SUSE's, have a file of the administrator in /etc only if it replaces them.
 func mainConfig(sys *system.System) string {
 	if usr := "/usr" + sshdConfigFile; !sys.Exists(sshdConfigFile) && sys.Exists(usr) {
 		return usr
@@ -82,8 +82,7 @@ func mainConfig(sys *system.System) string {
 	return sshdConfigFile
 }
 
-// ConfigPaths returns the files and directories whose changes may move sshd to another
-// port.
+// ConfigPaths returns the files and directories in which a change may move sshd to another port.
 func ConfigPaths(sys *system.System) []string {
 	r := &configReader{sys: sys}
 	r.include(mainConfig(sys), 0)

@@ -28,7 +28,7 @@ type Processes struct {
 	ssh map[uint64]holders
 }
 
-// process is a process with a program, so no kernel thread or zombie.
+// process is a process with a program: not a kernel thread or zombie.
 type process struct {
 	pid int
 	exe string // without the suffix " (deleted)" after an upgrade
@@ -44,8 +44,8 @@ type holders struct {
 	began time.Duration
 }
 
-// ReadProcesses reads the list of processes, and the open files of only sshd's. With a
-// hundred processes it takes 0.4 ms.
+// ReadProcesses reads the list of processes, and only the open files of sshd
+// processes. It takes 0.4 ms with a hundred processes.
 func ReadProcesses() (*Processes, error) { return readProcesses("/proc") }
 
 func readProcesses(proc string) (*Processes, error) {
@@ -82,8 +82,8 @@ func isSSHD(exe string) bool {
 }
 
 // contained reports whether a process runs in a container, which may share the host's
-// network: it is in another PID namespace, or in a cgroup that is neither PID 1's nor a
-// unit of this machine. What a kernel without these cannot tell does not count.
+// network: it is in another PID namespace, or in a cgroup that is neither PID 1's nor a unit
+// of this machine. On a kernel without PID namespaces or cgroups, that evidence is ignored.
 func (p *Processes) contained(pid int) bool {
 	ours, _ := os.Readlink(p.proc + "/self/ns/pid")
 	if ns, _ := os.Readlink(p.path(pid, "ns/pid")); ns != ours && ns != "" && ours != "" {
@@ -102,7 +102,7 @@ func (p *Processes) cgroup(pid int) string {
 			group = path
 		}
 		if _, path, ok := strings.Cut(line, ":name=systemd:"); ok {
-			group = path // on a machine with both, systemd uses this one
+			group = path // on a machine with both hierarchies, systemd uses this one
 		}
 	}
 	return group
@@ -179,10 +179,10 @@ func (p *Processes) authenticated(s system.Socket) bool {
 }
 
 // Names returns the names of the processes that have the sockets open, by inode. If
-// several share one, it is the oldest except PID 1, which opens sockets for services.
-// It takes 2 ms with a hundred processes. Any user can give a process any name.
+// several share a socket, it is the oldest one except PID 1, which opens sockets for
+// services. It takes 2 ms with a hundred processes. Any user can give a process any name.
 func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
-	sought := map[uint64]bool{} // no process but PID 1 found so far
+	sought := map[uint64]bool{} // true if no process except PID 1 was found yet
 	for _, s := range sockets {
 		sought[s.Inode] = true
 	}
@@ -209,8 +209,8 @@ func (p *Processes) Names(sockets []system.Socket) map[uint64]string {
 	return names
 }
 
-// name returns a process's name, printable. /proc/PID/comm appeared in Linux 2.6.33; the
-// name in /proc/PID/stat is the same, in parentheses, and may contain these.
+// name returns a process's name, printable. /proc/PID/comm appeared in Linux 2.6.33;
+// /proc/PID/stat has the same name in parentheses, and the name may contain parentheses.
 func (p *Processes) name(pid int) (string, error) {
 	comm, err := p.read(pid, "comm", 64)
 	if errors.Is(err, fs.ErrNotExist) {

@@ -17,7 +17,7 @@ import (
 // one for their commands.
 func (p *Processes) Shells(sys *system.System, established []system.Socket) []host.Session {
 	established = slices.DeleteFunc(slices.Clone(established), func(s system.Socket) bool {
-		return s.Local.Addr() == s.Remote.Addr() // from this host, which proves nothing
+		return s.Local.Addr() == s.Remote.Addr() // from this host itself, which proves nothing
 	})
 	servers := p.dropbears(established)
 	for _, s := range established {

@@ -165,7 +165,7 @@ func (r *configReader) parse(file, text string, depth int) {
 	}
 }
 
-// set sets a directive, unless it concerns no port.
+// set sets a directive if it concerns ports.
 func (r *configReader) set(keyword, value, at string) {
 	switch keyword {
 	case "port":

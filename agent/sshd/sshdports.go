@@ -25,7 +25,7 @@ const sshdConfigFile = "/etc/ssh/sshd_config"
 //
 // There is at least one. live is set if sshd or PID 1 listens; otherwise, as early in
 // a boot, only the configuration is known. The error reports unreadable files; the
-// ports follow from the rest.
+// ports are then those in the others.
 func (p *Processes) SSHDPorts(sys *system.System, listening []system.Socket, caller *host.Session) (ports []uint16, why []string, live bool, err error) {
 	reasons := map[uint16][]string{}
 	add := func(port uint16, reason string) {

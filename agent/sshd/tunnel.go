@@ -11,7 +11,7 @@ import (
 
 // Tunnel returns the VPN of this host that a session came through, or nil: a WireGuard
 // interface of the kernel, or a tun or tap interface of a process that listens. tailscaled
-// and zerotier-one need no open port: both ends send first.
+// and zerotier-one do not count: they need no open port, because both ends send first.
 func (p *Processes) Tunnel(s host.Session, listening []system.Socket) *host.Tunnel {
 	name, kind := host.LinkTo(s.Addr, s.Local.Addr())
 	var ports []host.Listener

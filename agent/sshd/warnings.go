@@ -12,9 +12,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Multiplexed returns a warning if the caller's SSH session came in by a program that
-// listens for SSH and other protocols, such as sslh: it has one end of the connection open.
-// No rule for SSH applies to its ports.
+// Multiplexed returns a warning if the caller's SSH session came in through a program
+// that listens for SSH and other protocols, such as sslh. The program has one end of
+// the connection open. No rule for SSH applies to its ports.
 func (p *Processes) Multiplexed(caller Caller, listening, established []system.Socket) []string {
 	for _, value := range caller.connections {
 		remote, local, err := parseSSHConnection(value)
