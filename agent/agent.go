@@ -83,7 +83,7 @@ func (e *UsageError) Unwrap() error { return e.Err }
 // lockWait is how long a command waits for another change to finish.
 const lockWait = 60 * time.Second
 
-// lock lets command make changes alone, until unlock is called. It waits at most wait for
+// lock reserves changes for command until unlock is called. It waits at most wait for
 // another change.
 func (a *Agent) lock(ctx context.Context, command string, wait time.Duration) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, wait)
@@ -133,8 +133,8 @@ func (a *Agent) facts(s settings.Settings, names bool) (f host.Facts, err error)
 	return a.found, err
 }
 
-// decide computes the desired state from the settings and the facts. previous is the
-// state on disk. It is nil if that cannot be read and is to be replaced; Apply logs it.
+// decide computes the desired state from the settings and the facts. previous is the state
+// on disk. It is nil if the state cannot be read and is to be replaced; Apply logs that.
 func (a *Agent) decide(ctx context.Context, s settings.Settings, redetect bool) (st store.State, previous *store.State, warnings []string, err error) {
 	set, err := profiles.Load(a.System)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 	"github.com/basicfw/basicfw-agent/bootstrap"
 )
 
-// Request is the options of a change. The zero value is that of a plain apply.
+// Request is the options of a change. The zero value is a plain apply.
 type Request struct {
 	DryRun      bool // only plan
 	Redetect    bool // repeat the detection
@@ -172,9 +172,9 @@ func (a *Agent) options(st store.State, previous *store.State, s settings.Settin
 }
 
 // closeAnyway closes a machine whose bootstrap failed with cause. It uses the profile if
-// only the client was refused, else the failsafe rules, and keeps the flags. profile is ""
-// if another firewall manager or the previous desired state already closes the machine.
-// unsaved is why nothing could be saved, if the rules alone are loaded.
+// only the client was refused, otherwise the failsafe rules, and keeps the flags. profile
+// is "" if another firewall manager or the previous desired state already closes the
+// machine. If only the rules could be loaded, unsaved is the reason why nothing was saved.
 func (a *Agent) closeAnyway(ctx context.Context, f bootstrap.Flags, r Request, cause error, locked bool) (profile string, unsaved, err error) {
 	var conflict *apply.ConflictError
 	var takeOver *apply.TakeOverError
@@ -185,7 +185,7 @@ func (a *Agent) closeAnyway(ctx context.Context, f bootstrap.Flags, r Request, c
 		return "", nil, nil // closed by the previous desired state
 	}
 	f, retry := bootstrap.Keepable(a.System, f, cause)
-	s, local, _ := bootstrap.LoadSettings(a.System, a.config, f) // there may be errors in it
+	s, local, _ := bootstrap.LoadSettings(a.System, a.config, f) // it may have errors
 	refuse := s.OnConflict == settings.Refuse
 	o := apply.Options{Clear: true, Service: !r.NoService, Choose: true, Files: files.Optional(local), Record: []string{a.localPath()}, Refuse: refuse, TakeOver: !refuse}
 	if locked && bootstrap.OnlyClient(cause) {

@@ -28,7 +28,7 @@ type Edited struct {
 	Path   string // the file that was written; "" if none was
 }
 
-// Open opens a service, for a time or for good.
+// Open opens a service, temporarily or permanently.
 func (a *Agent) Open(ctx context.Context, want firewall.Service, length time.Duration) (Edited, error) {
 	return a.edit(ctx, "open", false, length, func(e settings.Editor, until time.Time) (settings.Edit, error) {
 		want.Until = until
@@ -45,7 +45,7 @@ func (a *Agent) Close(ctx context.Context, r settings.CloseRequest) (Edited, err
 	return a.edit(ctx, "close", false, 0, func(e settings.Editor, _ time.Time) (settings.Edit, error) { return e.Close(r) })
 }
 
-// Block blocks networks on public interfaces, for a time or for good.
+// Block blocks networks on public interfaces, temporarily or permanently.
 func (a *Agent) Block(ctx context.Context, r settings.BlockRequest, length time.Duration, force bool) (Edited, error) {
 	res, err := a.edit(ctx, "block", force, length, func(e settings.Editor, until time.Time) (settings.Edit, error) {
 		r.Networks = bootstrap.NewBlocker(a.System, a.host, a.found.Session, settings.Settings{ForceBlocks: force}).Blockable(r.Networks, e.SSH, a.Log.Warn)
@@ -62,7 +62,7 @@ func (a *Agent) Unblock(ctx context.Context, list string, networks []netip.Prefi
 	return a.edit(ctx, "unblock", false, 0, func(e settings.Editor, _ time.Time) (settings.Edit, error) { return e.Unblock(list, networks) })
 }
 
-// Who is a list of addresses and networks, with Me also the caller's.
+// Who is a list of addresses and networks. With Me, it includes the caller's address.
 type Who struct {
 	Addresses []netip.Prefix
 	Me        bool
@@ -81,7 +81,7 @@ func (a *Agent) resolve(w Who) ([]netip.Prefix, error) {
 	return append(w.Addresses, a.found.Session.Prefix), nil
 }
 
-// AllowSSH allows sources to log in over SSH, for a time or for good.
+// AllowSSH allows sources to log in over SSH, temporarily or permanently.
 func (a *Agent) AllowSSH(ctx context.Context, w Who, length time.Duration, force bool) (Edited, error) {
 	return a.edit(ctx, "allow", force, length, func(e settings.Editor, until time.Time) (settings.Edit, error) {
 		if err := a.host.CheckAllNamed(w.Addresses, a.Log.Warn); err != nil {
@@ -128,8 +128,8 @@ func (a *Agent) edit(ctx context.Context, command string, force bool, length tim
 		return res, err
 	}
 	now, last, _, err := a.decide(ctx, s, false)
-	var overlap *firewall.SSHPortError // "close" removes it
-	var blocks *bootstrap.BlockError   // "unblock" does
+	var overlap *firewall.SSHPortError // "close" removes the conflict
+	var blocks *bootstrap.BlockError   // "unblock" removes the conflict
 	if err != nil && !errors.As(err, &overlap) && !errors.As(err, &blocks) {
 		return res, err
 	}
@@ -228,8 +228,8 @@ func (a *Agent) ExpirePending(ctx context.Context) error {
 	return nil
 }
 
-// Unlock opens SSH to some sources for a time; no source is any address. With all, nothing
-// is filtered.
+// Unlock temporarily opens SSH to some sources, or to any address if there are none.
+// With all, nothing is filtered.
 func (a *Agent) Unlock(ctx context.Context, from []netip.Prefix, length time.Duration, all bool) (*firewall.Unlock, error) {
 	unlock, err := a.lock(ctx, "unlock", lockWait)
 	if err != nil {

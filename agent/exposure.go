@@ -14,7 +14,7 @@ import (
 // Situation returns what this machine's exposure depends on: the live rules of all
 // programs, and where packets arrive. It needs no desired state.
 func (a *Agent) Situation(ctx context.Context) (s exposure.Situation, err error) {
-	given, _ := settings.Load(a.System, a.config) // invalid settings change nothing that is live
+	given, _ := settings.Load(a.System, a.config) // invalid settings do not affect the live rules
 	facts, err := a.facts(given, true)
 	if err != nil {
 		return s, err

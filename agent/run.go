@@ -46,7 +46,7 @@ func (a *Agent) Run(ctx context.Context, s settings.Settings, ready func(status 
 		Watch: a.survey.Watch, Shells: a.survey.Shells,
 		Every: time.Minute,
 		Gather: func(ctx context.Context) (report.Input, error) {
-			now, _ := settings.Load(a.System, a.config) // what status shows of it has no effect
+			now, _ := settings.Load(a.System, a.config) // the settings are only displayed
 			_, facts, err := a.survey.Look(now, true)
 			if err != nil {
 				a.Log.WithError(err).Warn("the status is incomplete")

@@ -46,7 +46,7 @@ func (a *Agent) Verify(ctx context.Context, repair bool) (verify.Report, error) 
 	}
 	r, err := a.Verifier.Verify(ctx, a.survey.Ports)
 	if err != nil {
-		_, e := a.State() // with a hint, if it is the state that could not be read
+		_, e := a.State() // State adds a hint if the state could not be read
 		return r, cmp.Or(e, err)
 	}
 	if lockErr != nil && len(r.Drift) > 0 {
