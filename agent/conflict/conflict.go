@@ -27,9 +27,9 @@ type manager struct {
 	ready   []string                  // a command that succeeds once its rules are loaded, if its start returns earlier
 }
 
-// known returns the managers that write their own rules into INPUT or filter beside it.
-// Programs that load our or the administrator's files (netfilter-persistent,
-// nftables.service) are not among them.
+// known returns the managers that write their own rules into INPUT, or that filter
+// elsewhere. It omits programs that load our files or the administrator's
+// (netfilter-persistent, nftables.service).
 func known() []manager {
 	return []manager{
 		{name: "firewalld", units: []string{"firewalld.service"}, mask: true, table: "firewalld", ready: []string{"firewall-cmd", "--state"}},
@@ -70,7 +70,7 @@ func New(sys *system.System, table func(name string) (bool, error)) *Resolver {
 }
 
 // Find lists the managers that filter now, or will from the next boot on. chains names
-// those whose chains are in iptables. It runs no program: every status calls it.
+// those whose chains are in iptables. Find runs no program, because every status calls it.
 func (m *Resolver) Find(chains []string) ([]firewall.Conflict, error) {
 	var out []firewall.Conflict
 	var errs []error
@@ -98,8 +98,8 @@ func (m *Resolver) Find(chains []string) ([]firewall.Conflict, error) {
 	return out, errors.Join(errs...)
 }
 
-// Record returns the status of a manager's units. The error is a [*NotHereError] if it is
-// active but cannot be stopped.
+// Record returns the status of a manager's units. The error is a [*NotHereError] if
+// the manager is active but cannot be stopped.
 func (m *Resolver) Record(ctx context.Context, st firewall.Conflict) (firewall.ConflictBackup, error) {
 	k, err := lookUp(st.Name)
 	if err != nil {
@@ -162,8 +162,8 @@ func (m *Resolver) show(ctx context.Context, unit string) (map[string]string, er
 	return p, nil
 }
 
-// running reports whether a unit is up, or will be: early in a boot its start may be
-// queued.
+// running reports whether a unit is running, or will be: early in a boot, its start
+// may be queued.
 func running(p map[string]string) bool { return up(p) || p["Job"] != "" && p["Job"] != "0" }
 
 func up(p map[string]string) bool {
@@ -178,8 +178,8 @@ func (e *NotHereError) Error() string {
 	return fmt.Sprintf("rules of %s are loaded, but it has no systemd unit that could be stopped", e.Name)
 }
 
-// Stop stops the manager that rec describes and prevents its start at boot, or with mask
-// any start. active is set if its rules are loaded.
+// Stop stops the manager that rec describes and prevents its start at boot or, with
+// mask, any start. active is set if its rules are loaded.
 func (m *Resolver) Stop(ctx context.Context, rec firewall.ConflictBackup, active bool) error {
 	k, err := lookUp(rec.Name)
 	if err != nil {
