@@ -21,7 +21,7 @@ import (
 // ErrNothingPending reports that there is nothing to confirm.
 var ErrNothingPending = errors.New("no change is pending")
 
-// Lease is the desired state, and the pending change that is to replace it.
+// Lease is the desired state and the pending change that will replace it.
 type Lease struct {
 	State   store.State
 	Pending *store.Pending // nil if there is none
@@ -128,7 +128,7 @@ func (l Lease) Next(e Event, m firewall.Moment) (Lease, error) {
 	return l, err
 }
 
-// rolledBack returns l without its pending change, and with the reason in its state.
+// rolledBack returns l without its pending change and with the reason in its state.
 func (l Lease) rolledBack(why string) Lease {
 	if l.Pending != nil {
 		l.State.RolledBack = fmt.Sprintf("the change of %s was rolled back: %s", l.Pending.Window.Since.Format("2006-01-02 15:04:05 MST"), why)
@@ -137,8 +137,8 @@ func (l Lease) rolledBack(why string) Lease {
 	return l
 }
 
-// Waiting reports whether a change is pending. A change from another boot is not: the boot
-// has loaded the previous state.
+// Waiting reports whether a change is pending. A change from another boot is not
+// pending: the present boot has loaded the previous state.
 func (l Lease) Waiting(m firewall.Moment) bool {
 	_, over := l.expired(m)
 	return l.Pending != nil && !over
@@ -216,7 +216,7 @@ func WithoutRule(st store.State) (store.State, bool) {
 }
 
 // ProveClient returns how the caller's session proves that the detected client is the
-// administrator's. The error is ErrNothingPending if no client is to be confirmed.
+// administrator's. The error is ErrNothingPending if no client needs confirmation.
 func ProveClient(session *host.Session, st store.State, m firewall.Moment, force bool) (by string, err error) {
 	switch {
 	case !Detected(st) && st.RolledBack != "":
@@ -268,7 +268,7 @@ func (e *LockoutError) Error() string {
 	return would.Replace(e.What()) + "; nothing was changed"
 }
 
-// What returns what locks the caller out.
+// What returns the cause of the lockout.
 func (e *LockoutError) What() string {
 	if e.Tunnel != nil {
 		return fmt.Sprintf("your SSH session came through %s, whose port %s is closed", e.Tunnel.Interface, e.tunnelPort())
@@ -279,7 +279,7 @@ func (e *LockoutError) What() string {
 	return fmt.Sprintf("your address %s is not allowed to log in again", e.From)
 }
 
-// Fix returns what lets the caller in.
+// Fix returns what to do so that the caller can log in.
 func (e *LockoutError) Fix() string {
 	if e.Tunnel != nil {
 		return "basicfw-agent open " + e.tunnelPort()
@@ -313,7 +313,7 @@ func Lockout(session *host.Session, st store.State) *LockoutError {
 	return nil
 }
 
-// opens reports whether a desired state opens a port, to some sources at least.
+// opens reports whether a desired state opens a port to at least some sources.
 func opens(d firewall.Desired, proto firewall.Proto, port uint16) bool {
 	return proto == firewall.TCP && slices.Contains(d.SSH.Ports, port) ||
 		slices.ContainsFunc(d.Services(), func(s firewall.Service) bool { return s.Proto == proto && s.Ports.Contains(port) })
@@ -338,9 +338,9 @@ func Refuse(session *host.Session, next store.State, previous *store.State, must
 	return hint.Wrap(e, "%s, or use --force", e.Fix())
 }
 
-// The two ways to unlock a machine without logging in: a kernel parameter, entered at the
-// boot loader's prompt, and a file, created from a rescue system. Each may contain a
-// duration, and works once.
+// The two ways to unlock a machine without logging in: a kernel parameter, entered at
+// the boot loader's prompt, and a file, created from a rescue system. Each may
+// contain a duration and works only once.
 const (
 	RescueFile      = "/etc/basicfw/unlock"
 	rescueParameter = "basicfw.unlock"
@@ -357,9 +357,9 @@ func RescueParameter(commandLine string) string {
 	return ""
 }
 
-// RescueLength returns the duration of an unlock from the text of the file or the kernel
-// parameter. The default is 15 minutes. It applies also with an error, because a typing
-// mistake must not keep the administrator locked out.
+// RescueLength returns the duration of an unlock from the text of the file or the
+// kernel parameter. The default is 15 minutes. It is also returned with an error,
+// because a typing mistake must not keep the administrator locked out.
 func RescueLength(text string) (time.Duration, error) {
 	text = strings.TrimSpace(strings.TrimPrefix(strings.TrimPrefix(text, rescueParameter), "="))
 	if text == "" {
