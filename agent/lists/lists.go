@@ -1,4 +1,4 @@
-// Package lists reads lists of networks from files: one address or CIDR a line.
+// Package lists reads lists of networks from files: one address or CIDR per line.
 package lists
 
 import (
@@ -16,20 +16,20 @@ import (
 // MaxSize is the maximum size of a list in bytes.
 const MaxSize = 32 << 20
 
-// Entry is a network, and the line on which it stands.
+// Entry is a network and its line number.
 type Entry struct {
 	netip.Prefix
 	Line int
 }
 
-// Problem is a line that is no entry.
+// Problem is an invalid line.
 type Problem struct {
 	Line int
 	Err  error
 }
 
-// Read reads a list. A file that is no list at all is an error: a directory, a FIFO, one
-// that is too large or not text.
+// Read reads a list. A file that cannot be a list is an error: a directory, a FIFO,
+// or a file that is too large or not text.
 func Read(sys *system.System, path string) ([]Entry, []Problem, error) {
 	fi, err := sys.Stat(path)
 	if err != nil {
@@ -49,9 +49,9 @@ func Read(sys *system.System, path string) ([]Entry, []Problem, error) {
 	return entries, problems, err
 }
 
-// Parse parses the text of a list: an address or CIDR on each line, and comments that begin
-// with "#" or ";", also after an entry. Broken lines are returned as problems. Text that is
-// not UTF-8 is an error.
+// Parse parses the text of a list: an address or CIDR on each line, and comments that
+// begin with "#" or ";", also after an entry. Invalid lines are returned as problems.
+// Text that is not UTF-8 is an error.
 func Parse(data []byte) (entries []Entry, problems []Problem, err error) {
 	if !utf8.Valid(data) || bytes.IndexByte(data, 0) >= 0 {
 		return nil, nil, errors.New("not UTF-8 text: want one address or CIDR per line")
@@ -82,16 +82,16 @@ func parse(data []byte, entry func(string) (netip.Prefix, error)) (entries []Ent
 	return entries, problems
 }
 
-// MaxSources is the maximum size of a list of sources in bytes, and maxSources that of its
-// entries: in iptables, each is a rule.
+// MaxSources is the maximum size of a list of sources in bytes. maxSources is its
+// maximum number of entries: in iptables, each becomes a rule.
 const (
 	MaxSources = 1 << 20
 	maxSources = 10_000
 )
 
-// ParseSources parses a list of which all is used or nothing: SSH sources, or with ssh unset
-// those of services. The error is about the first invalid line. A list without an entry is an
-// error.
+// ParseSources parses a list of SSH sources or, if ssh is unset, of sources of
+// services. Such a list is used as a whole or not at all: the first invalid line is
+// an error. A list without an entry is also an error.
 func ParseSources(name string, data []byte, ssh bool) (list []netip.Prefix, err error) {
 	entry := firewall.ParseNetwork
 	if ssh {
