@@ -1,6 +1,6 @@
 // Package netsim makes a copy of this host's network with the same interfaces and
 // addresses. A peer at the other end of each interface sends real packets. The copy
-// detects which of them pass the input hook, whatever filters there.
+// detects which of them pass the input hook, regardless of what filters there.
 //
 // The copy is in the network namespace of the process, which should be a temporary one,
 // and the peer in a second one without processes. Both end with the process.
@@ -28,7 +28,7 @@ import (
 )
 
 // ImpossibleError reports that this machine does not allow such networks (a container
-// without the privilege, a kernel without veth). It does not concern any rules.
+// without the privilege, a kernel without veth). It says nothing about the rules.
 type ImpossibleError struct{ Why error }
 
 func (e *ImpossibleError) Error() string {

@@ -48,7 +48,7 @@ const firstPort, ports = 20000, 40000
 
 // wire is the encoding of one packet of a test.
 type wire struct {
-	before []byte // sent first by the copy; nil is none
+	before []byte // sent first by the copy; nil if there is none
 	packet []byte // sent by the peer
 }
 

@@ -19,8 +19,8 @@ type Fate int
 
 // The results for a packet.
 const (
-	Lost    Fate = iota // it did not arrive, which no rule has caused
-	Dropped             // it arrived, and did not pass the input hook
+	Lost    Fate = iota // it did not arrive, for a reason other than the rules
+	Dropped             // it arrived, but did not pass the input hook
 	Passed
 )
 
