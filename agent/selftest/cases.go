@@ -171,7 +171,7 @@ func (c *caser) add(kind, what string, p firewall.Packet, passes bool) {
 	c.list = append(c.list, probe{kind, what, p, passes && !c.blocks(p) || c.everything()})
 }
 
-// blocks reports whether a packet is from a blocked source, and no reply.
+// blocks reports whether a packet is from a blocked source and not a reply.
 func (c *caser) blocks(p firewall.Packet) bool {
 	if c.on.Zone != firewall.PublicZone || p.Reply {
 		return false
@@ -313,7 +313,7 @@ func (c *caser) isOn(where string) bool {
 	return firewall.MatchInterface(where, c.on.Name)
 }
 
-// ended reports whether until, a second that is included, is over. Zero is never.
+// ended reports whether the second until is over; zero never is.
 func ended(until, now time.Time) bool { return !until.IsZero() && now.Unix() > until.Unix() }
 
 func contains(list []netip.Prefix, a netip.Addr) bool {
@@ -341,7 +341,7 @@ func (c *caser) services() {
 			c.begin(s.Name, s.Proto, middle, inside)
 		}
 		c.begin("before "+s.Name, s.Proto, s.Ports.First-1, inside)
-		c.begin("after "+s.Name, s.Proto, s.Ports.Last+1, inside) // 0 is none
+		c.begin("after "+s.Name, s.Proto, s.Ports.Last+1, inside) // port 0 does not exist
 		c.begin("", other, s.Ports.First, inside)
 		if s.Proto == firewall.TCP && !slices.Contains(c.d.SSH.Ports, s.Ports.First) {
 			p := firewall.Packet{Src: inside, Proto: firewall.TCP, DstPort: s.Ports.First, Flags: syn | ecn}
@@ -498,7 +498,7 @@ func (c *caser) leases() {
 	}
 	p.Src, p.SrcPort, p.DstPort, p.Dst = netip.MustParseAddr("fe80::99"), 547, 546, netsim.LinkLocal
 	c.add(leases, "answer", p, true)
-	p.Src = c.stranger() // servers and relays have global addresses, too
+	p.Src = c.stranger() // servers and relays also have global addresses
 	c.add(leases, "answer from another network", p, true)
 	p.Src, p.Dst = c.stranger(), netip.Addr{}
 	c.add(leases, "to another address", p, c.admits(firewall.UDP, 546, p.Src))

@@ -96,8 +96,8 @@ func treatment(i firewall.Interface, r firewall.Ruleset) string {
 	return strings.Join(list, "\n")
 }
 
-// withAddresses limits an interface's addresses. If it has none of IPv4, it gets one of
-// RFC 2544; netsim adds one of IPv6 to every interface.
+// withAddresses limits an interface's addresses. If it has no IPv4 address, it gets
+// one of RFC 2544. netsim adds an IPv6 address to every interface.
 func withAddresses(i firewall.Interface, n int) firewall.Interface {
 	count := map[firewall.Family]int{}
 	var list []netip.Prefix

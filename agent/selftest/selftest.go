@@ -120,7 +120,7 @@ func row(p probe, v firewall.Verdict, fate netsim.Fate) Row {
 	return r
 }
 
-// arrived returns an error if a packet did not arrive, as the rules have not dropped it.
+// arrived returns an error if a packet did not arrive, which the rules cannot have caused.
 func arrived(fates []netsim.Fate) error {
 	if slices.Contains(fates, netsim.Lost) {
 		return errors.New("packets were lost")
