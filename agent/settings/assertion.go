@@ -9,8 +9,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Assertion is an entry of [test]: packets from a source that have to reach ports, or must
-// not.
+// Assertion is an entry of [test]: packets from a source that must reach ports, or must not.
 type Assertion struct {
 	Allow bool
 	From  netip.Prefix // invalid is any source
@@ -18,7 +17,7 @@ type Assertion struct {
 	Ports firewall.PortRange
 }
 
-// String returns the assertion as the settings have it, with its key.
+// String returns the assertion as in the settings, with its key.
 func (a Assertion) String() string {
 	from := "any"
 	if a.From.IsValid() {

@@ -15,7 +15,7 @@ import (
 // filePrefix begins a value of [block] that is the path of a list.
 const filePrefix = "file:"
 
-// None is the value of a list that blocks nothing, whatever another file has for it.
+// None is the value of a list that blocks nothing. It overrides the value in another file.
 const None = "none"
 
 // Block is a list of [block]: networks, or a file that contains them.
@@ -103,7 +103,7 @@ func parseBlock(name, value string) (b Block, err error) {
 	return b, errors.Join(errs...)
 }
 
-// Lists returns the files that contain networks, as far as the settings are valid.
+// Lists returns the files that contain networks, according to the valid settings.
 func Lists(sys *system.System, config string) (paths []string) {
 	s, _ := Load(sys, config)
 	for _, b := range s.Blocks {

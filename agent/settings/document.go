@@ -1,5 +1,5 @@
 // Package settings reads and edits the administrator's settings, a strict INI. All
-// errors are reported at once, each with file, line, key and the right form.
+// errors are reported at once, each with file, line, key and the correct form.
 package settings
 
 import (
@@ -70,10 +70,10 @@ func tooLarge(file string) Problem {
 	return Problem{File: file, Line: 1, Msg: fmt.Sprintf("file is larger than %d bytes", MaxSize)}
 }
 
-// Parse reads a strict INI: sections in brackets, key = value, and comments. These begin
+// Parse reads a strict INI: sections in brackets, key = value, and comments. Comments begin
 // with ";" or "#" at the start of a line or after white space. There is no continuation,
-// expansion or quoting. The text is UTF-8, possibly with a byte order mark and CR LF.
-// The document contains every valid line, so that its values are checked as well.
+// expansion or quoting. The text is UTF-8, possibly with a byte order mark and CR LF. The
+// document contains every valid line, so that its values are checked as well.
 func Parse(file string, data []byte) (*Document, Errors) {
 	doc := &Document{File: file}
 	if len(data) > MaxSize {
@@ -107,7 +107,7 @@ type place int
 const (
 	beforeSections place = iota
 	inSection
-	inBrokenSection // its header was wrong: its keys cannot be checked
+	inBrokenSection // its header is invalid, so its keys cannot be checked
 )
 
 func (s *scanner) problem(line int, key, format string, args ...any) {
@@ -245,7 +245,7 @@ type Problem struct {
 	File string // or another source of the setting: "--client-ip"
 	Line int    // from 1; 0 is no particular line
 	Key  string // section.key if the problem is a value: "ssh.client_ip"
-	Msg  string // what is wrong, and the right form
+	Msg  string // what is wrong, and the correct form
 }
 
 // String returns "file:line: key: msg" or "--flag: msg" on one line.
@@ -270,8 +270,8 @@ func Label(source, key string) string {
 // As an error it is never empty; errors.As finds it.
 type Errors []Problem
 
-// maxShown limits the errors that are printed: a file that is no settings file has
-// one in every line.
+// maxShown limits the errors that are printed: a file that is not a settings file has
+// one on every line.
 const maxShown = 100
 
 // Error returns the problems, one per line.
@@ -315,7 +315,7 @@ func (e *Errors) Add(file string, line int, key string, err error) {
 	}
 }
 
-// Sort sorts the problems of each file by line. The order of the files stays.
+// Sort sorts the problems of each file by line. The order of the files is unchanged.
 func (e Errors) Sort() {
 	order := map[string]int{}
 	for _, p := range e {

@@ -35,7 +35,7 @@ type Editor struct {
 	// Clients are the named or detected provisioning clients, which may log in over
 	// SSH without being listed in ssh.allow.
 	Clients  []netip.Prefix
-	Unsure   bool               // they were detected, and may not be the administrator's
+	Unsure   bool               // they were detected and may not be the administrator's
 	Listed   *firewall.ListFile // the file of ssh.allow, or nil
 	SSHPorts []uint16
 	SSHOpen  bool // to any address
@@ -174,8 +174,8 @@ func (e Editor) isKnown(name string) bool {
 	return known || slices.Contains(e.Settings.Closed, name)
 }
 
-// sameReach reports whether two services open the same ports to the same sources, within
-// whatever limits.
+// sameReach reports whether two services open the same ports to the same sources. It
+// ignores their limits.
 func sameReach(a, b firewall.Service) bool {
 	return a.Proto == b.Proto && a.Ports == b.Ports && zone(a) == zone(b) && a.File == b.File && a.IPsec == b.IPsec && sameSet(a.From, b.From)
 }
@@ -219,12 +219,12 @@ type CloseRequest struct {
 	Ports firewall.PortRange
 	Proto firewall.Proto // "" if only a name is given
 	Name  string
-	Or    []Port // what the name stands for, if no open service has it
+	Or    []Port // the ports with the name, if no open service has it
 	On    string
 	From  []netip.Prefix
 }
 
-// meant returns the requests that r stands for, given the open services.
+// meant returns the requests that r means, given the open services.
 func (r CloseRequest) meant(open []firewall.Service) (list []CloseRequest) {
 	if r.Proto != "" || slices.ContainsFunc(open, func(s firewall.Service) bool { return s.Name == r.Name }) {
 		return []CloseRequest{r}
@@ -252,8 +252,8 @@ func (r CloseRequest) matches(s firewall.Service) bool {
 		(r.On == "" || zone(s) == r.On) && !slices.ContainsFunc(r.From, func(p netip.Prefix) bool { return !slices.Contains(s.From, p) })
 }
 
-// Close closes open services. It removes those of local.ini, and overrides those of
-// the profile or of agent.ini.
+// Close closes open services. It removes those in local.ini and overrides those in
+// the profile or in agent.ini.
 func (e Editor) Close(r CloseRequest) (Edit, error) {
 	var out Edit
 	for _, r := range r.meant(e.services()) {
@@ -324,7 +324,7 @@ func join(list []netip.Prefix) string {
 	return strings.Join(firewall.FormatPrefixes(list), ", ")
 }
 
-// Allow lets networks log in over SSH, until end unless that is zero.
+// Allow lets networks log in over SSH until end, or permanently if end is zero.
 func (e Editor) Allow(who []netip.Prefix, end time.Time) Edit {
 	var out Edit
 	a := e.current()
@@ -375,8 +375,8 @@ func (e Editor) current() Allow {
 // ErrLast reports that no address would remain that may log in permanently.
 var ErrLast = errors.New("no other address may log in permanently")
 
-// Remove removes networks that may log in. The error is ErrLast, with a hint, if none
-// would remain, unless force is set: SSH is then blocked for all.
+// Remove removes networks that may log in. If none would remain, the error is ErrLast,
+// with a hint. With force there is no such error, and SSH is blocked for all.
 func (e Editor) Remove(who []netip.Prefix, force bool) (Edit, error) {
 	var out Edit
 	a, clients := e.current(), slices.Clone(e.Clients)

@@ -13,10 +13,11 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/hint"
 )
 
-// ListDir holds the lists that commands were given. They are named after the lists.
+// ListDir is the directory of lists that were passed to commands. Each file is named
+// after its list.
 const ListDir = "/var/lib/basicfw/lists"
 
-// BlockedName is the list of the networks that were blocked without a name.
+// BlockedName is the name of the list of networks that were blocked without one.
 const BlockedName = "blocked"
 
 // BlockRequest is what to block: networks, or the text of a list.
@@ -32,10 +33,10 @@ type BlockRequest struct {
 type NewList struct {
 	Text   []byte
 	From   string // the file that it is a copy of
-	Remove bool   // there must be no file
+	Remove bool   // the file must not exist
 }
 
-// Block blocks networks, until a time unless that is zero.
+// Block blocks networks until a time, or permanently if it is zero.
 func (e Editor) Block(r BlockRequest, end time.Time) (Edit, error) {
 	var out Edit
 	only := r.Name
@@ -98,8 +99,8 @@ func asPart(p, of netip.Prefix) string {
 	return " as part of " + of.String()
 }
 
-// blockedBy returns the entry, of one list unless its name is empty, that blocks p at least
-// until a time.
+// blockedBy returns the entry that blocks p at least until a time. It searches one
+// list, or all if the name is empty.
 func (e Editor) blockedBy(only string, p netip.Prefix, end time.Time) (netip.Prefix, Block, bool) {
 	for _, b := range e.Settings.Blocks {
 		for _, t := range e.liveEntries(b) {
@@ -183,7 +184,7 @@ func (e Editor) unblockList(name string) (Edit, error) {
 	return out, nil
 }
 
-// dropList removes a list. One of agent.ini is overridden.
+// dropList removes a list. A list in agent.ini is overridden.
 func (e Editor) dropList(out *Edit, b Block) {
 	if e.local("block."+b.Name) && !slices.Contains(e.Settings.BlocksBeneath, b.Name) {
 		out.change("block", b.Name, "")

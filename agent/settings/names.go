@@ -9,7 +9,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// ServicesFile names ports (services(5)).
+// ServicesFile is the file with the names of ports (services(5)).
 const ServicesFile = "/etc/services"
 
 // maxServices is the maximum size of ServicesFile, which has about 700 KB in some systems.

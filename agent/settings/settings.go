@@ -31,8 +31,8 @@ const (
 // AllowMode is a rule for who may log in over SSH.
 type AllowMode string
 
-// The modes. AllowClient is the provisioning client, named or detected. AllowList
-// is the listed addresses only.
+// The modes. AllowClient is the provisioning client, named or detected. AllowList is
+// only the listed addresses.
 const (
 	AllowClient AllowMode = "client"
 	AllowAny    AllowMode = "any"
@@ -44,7 +44,7 @@ const (
 type Allow struct {
 	Mode AllowMode
 	List []netip.Prefix // nil if Mode is AllowNone, not empty if it is AllowList without File
-	File string         // has more of them; "" if there is none
+	File string         // a file with more networks; "" if there is none
 	// Timed may log in until a time. If List is empty, Mode is not AllowList.
 	Timed []firewall.TimedSource
 }
@@ -100,7 +100,7 @@ type Settings struct {
 	ForceBlocks bool
 	NewList     map[string]NewList
 
-	Tests []Assertion // that every change has to pass
+	Tests []Assertion // that every change must pass
 
 	LogLevel string // a level of logrus
 	LogDrops bool
@@ -480,8 +480,8 @@ func parseDuration(value string) (time.Duration, error) {
 	return d, err
 }
 
-// parseInterfaces reads names of interfaces. The word auto is nil if auto is set,
-// and an error otherwise.
+// parseInterfaces reads names of interfaces. For the word auto, it returns nil if
+// auto is set, otherwise an error.
 func parseInterfaces(value string, auto bool) ([]string, error) {
 	if auto && value == Auto {
 		return nil, nil
