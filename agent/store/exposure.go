@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// Origin returns where the settings ask for one of our own rules: the file and line of a
-// service or of a list of blocked networks, or why a source may log in over SSH. name is what follows "basicfw-" in the
-// rule's comment. It returns "" for a rule of the baseline.
+// Origin returns the setting that is the reason for one of our own rules: the file and line
+// of a service or of a list of blocked networks, or why a source may log in over SSH. name is
+// the text after "basicfw-" in the rule's comment. It returns "" for a rule of the baseline.
 func (st State) Origin(name string, from netip.Addr) string {
 	for _, s := range st.Desired.Services() {
 		if s.Name == name {

@@ -68,7 +68,7 @@ type State struct {
 	Zones []host.Kept  `json:"zones,omitempty"`
 
 	Desired firewall.Desired `json:"desired"`
-	Ruleset firewall.Ruleset `json:"ruleset"` // Desired, compiled, as it was loaded
+	Ruleset firewall.Ruleset `json:"ruleset"` // the compiled Desired, as it was loaded
 
 	Failsafe string `json:"failsafe,omitempty"` // why the failsafe rules are loaded; empty if they are not
 	Retry    string `json:"retry,omitempty"`    // the command to run after Failsafe
@@ -79,7 +79,7 @@ type State struct {
 	// only once, until a boot without it.
 	RescueArgument string `json:"rescue_argument,omitempty"`
 	Service        bool   `json:"service"` // was registered
-	Held           bool   `json:"-"`       // it is in HeldFile: the disk has another state, or none
+	Held           bool   `json:"-"`       // it is in HeldFile: the disk has another state or none
 
 	Bootstrapped time.Time `json:"bootstrapped"`
 	LastVerified time.Time `json:"last_verified"`
@@ -140,8 +140,8 @@ func (st State) At(m firewall.Moment) State {
 	return st.without(st.Desired.At(m))
 }
 
-// SameRules reports whether st has the rules of o, except those about ports of containers,
-// which change without the settings.
+// SameRules reports whether st has the same rules as o. It ignores rules about ports
+// of containers, which change independently of the settings.
 func (st State) SameRules(o State) bool {
 	st.Desired.Direct = o.Desired.Direct
 	rules, err := firewall.Compile(st.Desired)
@@ -155,8 +155,8 @@ func (st State) Settled(m firewall.Moment) State {
 	return st.without(st.Desired.Settled(m))
 }
 
-// Retimed returns the state with the times of this boot by the clock as it shows at a
-// moment. It is the same unless the clock was set, or the machine was rebooted after that.
+// Retimed returns the state with the times of this boot by the clock as it shows at a moment.
+// It returns st unchanged unless the clock was set, or the machine was rebooted after that.
 func (st State) Retimed(m firewall.Moment) State {
 	var moved map[time.Time]time.Time
 	st.Desired, moved = st.Desired.Retimed(m)
@@ -164,7 +164,7 @@ func (st State) Retimed(m firewall.Moment) State {
 	return st
 }
 
-// without returns the state with left, which is what did not expire of its Desired.
+// without returns the state with left, the part of its Desired that has not expired.
 func (st State) without(left firewall.Desired) State {
 	if st.Desired.SSH.Probation != nil && left.SSH.Probation == nil {
 		st.Client.Source = Unconfirmed
@@ -190,7 +190,7 @@ func (st State) Zoned(detected []firewall.Interface, named host.Naming) State {
 }
 
 // KeepPorts returns sshd's ports and their sources, with those of the state added: all, or
-// only those that SSH sessions came in by. The default is not added to these.
+// only those by which SSH sessions came in. The default port is not added to the latter.
 func (st State) KeepPorts(now []uint16, why []string, all bool) ([]uint16, []string) {
 	if now, why = slices.Clone(now), slices.Clone(why); slices.Equal(why, []string{host.NoSSHD}) && slices.Contains(st.SSHPorts, host.SessionPort) {
 		now, why = nil, nil
@@ -236,7 +236,7 @@ func (st State) WhyAllowed(from netip.Prefix, until time.Time) string {
 	return st.Client.Why()
 }
 
-// Backup is what bootstrap changed, as it was before.
+// Backup is the former state of what bootstrap changed.
 type Backup struct {
 	Rules     backend.Backup            `json:"rules"`
 	Files     []files.File              `json:"files"`
@@ -265,12 +265,12 @@ func New(sys *system.System) *Store { return &Store{sys: sys} }
 // ErrNone reports that there is no state: the machine was not bootstrapped.
 var ErrNone = errors.New("not bootstrapped")
 
-// ErrLost reports that StateFile is lost or unreadable, but not its copy. Uninstall removes
-// the copy first, and never leaves this behind.
+// ErrLost reports that StateFile is lost or unreadable, but its copy is not. An
+// interrupted uninstall never causes this: it removes the copy first.
 var ErrLost = errors.New("its copy is " + CopyFile)
 
-// maxState limits what is read, in bytes. A state with five hundred sources takes 200 KB, and
-// one with the most blocked networks 25 MB.
+// maxState limits what is read, in bytes. A state with five hundred sources takes 200
+// KB, and one with the maximum number of blocked networks 25 MB.
 const maxState = 64 << 20
 
 // UseCopy makes Load fall back to the copy. It is for the service, which must
@@ -281,12 +281,12 @@ func (s *Store) UseCopy() { s.useCopy = true }
 // held is the content of HeldFile.
 type held struct {
 	Boot  string `json:"boot"`
-	Base  *State `json:"base,omitempty"` // what the disk had; nil if that was unreadable
+	Base  *State `json:"base,omitempty"` // the state on the disk; nil if that was unreadable
 	State State  `json:"state"`
 }
 
 // Hold makes Load return st until the next boot, or until the disk has another state: one
-// that is saved later, or that becomes readable. The disk keeps the state that it has.
+// that is saved later, or that becomes readable. The state on the disk is not changed.
 func (s *Store) Hold(st State) error {
 	boot, _, err := system.Boot()
 	if err != nil {
@@ -307,7 +307,7 @@ func (s *Store) Hold(st State) error {
 	return s.sys.WriteFile(HeldFile, data, 0o600)
 }
 
-// loadHeld returns the state of the last Hold, if it counts.
+// loadHeld returns the state of the last Hold, if that is still in effect.
 func (s *Store) loadHeld() (st State, ok bool) {
 	var h held
 	if err := s.read(HeldFile, &h); err != nil || h.State.Ruleset.Check() != nil {
@@ -466,9 +466,9 @@ func (s *Store) SyncCopy() error {
 	return s.put(CopyFile, data)
 }
 
-// Restore replaces a lost, unreadable or failsafe state by its copy, if that can be used.
-// If possible, it sets an unreadable state aside. Call it with the lock held: an
-// uninstall has then removed neither of the two, the copy, or both.
+// Restore replaces a lost, unreadable or failsafe state with its copy, if that can be
+// used. If possible, it sets an unreadable state aside. Call it with the lock held.
+// Otherwise an uninstall could have removed one of the two at that moment.
 func (s *Store) Restore() (restored bool, err error) {
 	if _, fromCopy, err := s.best(); err != nil || !fromCopy {
 		return false, nil
@@ -574,7 +574,7 @@ func (s *Store) Forget() error {
 	return s.sys.RemoveAll(Dir)
 }
 
-// SetAside keeps an unreadable state in a file beside the one that replaces it.
+// SetAside keeps an unreadable state in a file next to the one that replaces it.
 func (s *Store) SetAside() error {
 	data, err := s.sys.ReadLimited(StateFile, maxState)
 	switch {
@@ -647,8 +647,8 @@ func (s *Store) put(path string, data []byte) error {
 	return s.sys.WriteFile(path, data, 0o600)
 }
 
-// Lock lets only one run of this program make a change at a time. It waits until the
-// context ends; the error then names the holder.
+// Lock ensures that only one run of this program makes a change at a time. It waits
+// until the context ends; the error then names the holder.
 func (s *Store) Lock(ctx context.Context, command string) (unlock func(), err error) {
 	if err := s.sys.MkdirAll(RunDir, 0o755); err != nil {
 		return nil, err
