@@ -11,8 +11,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// ReadList reads a file of addresses: SSH sources, or those of services. Only root may be
-// able to change it.
+// ReadList reads a file of addresses: SSH sources, or those of services. It is an
+// error if users other than root can change it.
 func (v Surveyor) ReadList(path string, ssh bool) ([]netip.Prefix, error) {
 	fi, err := v.System.Stat(path)
 	if err == nil {
@@ -26,7 +26,7 @@ func (v Surveyor) ReadList(path string, ssh bool) ([]netip.Prefix, error) {
 			return lists.ParseSources(path, data, ssh)
 		}
 	}
-	var failed *fs.PathError // whose path may be below the root
+	var failed *fs.PathError // its path may be below the root
 	if errors.As(err, &failed) {
 		err = failed.Err
 	}

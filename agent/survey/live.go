@@ -15,8 +15,8 @@ type bans struct{}
 // which are not needed to know what is open.
 func WithBans(ctx context.Context) context.Context { return context.WithValue(ctx, bans{}, true) }
 
-// Live returns a function that reads the rules of all programs in the kernel. With an error
-// it returns those that could be read.
+// Live returns a function that reads the rules of all programs in the kernel. If
+// there is an error, it still returns those that could be read.
 func Live(kernel *iptables.Backend) func(context.Context) (exposure.Ruleset, error) {
 	return func(ctx context.Context) (exposure.Ruleset, error) {
 		legacy := kernel.LegacyInUse()

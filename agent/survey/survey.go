@@ -34,8 +34,8 @@ func Naming(s settings.Settings) host.Naming {
 	return host.Naming{Public: s.Public, Private: s.Private, Trusted: s.Trusted}
 }
 
-// Look returns all facts, and the host's place in its networks, with the interfaces as
-// detected. Those of the facts have the zones in effect. Listeners have the
+// Look returns all facts, and the host in its networks. The host's interfaces have
+// the zones as detected, those of the facts the zones in effect. Listeners have the
 // names of their processes only if names is set: these take the longest to find.
 func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Facts, err error) {
 	// Processes are read in parallel with the sockets: this takes long, and does not
@@ -82,7 +82,7 @@ func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Fac
 	if names {
 		name = processes.Names(listening)
 	}
-	if names && len(listening) > 0 { // whose ports a profile may open
+	if names && len(listening) > 0 { // a profile may open their ports
 		if set, err := profiles.Load(v.System); err == nil {
 			f.Profiles = set.All()
 		}
@@ -101,7 +101,7 @@ func (v Surveyor) Look(s settings.Settings, names bool) (h host.Host, f host.Fac
 	return h, f, nil
 }
 
-// Ports returns the ports of sshd, and why each is one.
+// Ports returns sshd's ports, and the source of each.
 func (v Surveyor) Ports() (ports []uint16, why []string, live bool, err error) {
 	listening, established, err := host.Sockets()
 	if err != nil {
@@ -150,8 +150,8 @@ func (v Surveyor) zoned(detected []firewall.Interface, s settings.Settings) []fi
 	return st.Zoned(detected, Naming(s)).Desired.Interfaces
 }
 
-// Instance returns cloud-init's instance-id, or "" if this boot does not know it. The one
-// that cloud-init makes up without metadata (DataSourceNone) says nothing about the machine.
+// Instance returns cloud-init's instance-id, or "" if it is not known in this boot. The one
+// that cloud-init invents without metadata (DataSourceNone) does not identify the machine.
 func (v Surveyor) Instance() string {
 	var d struct {
 		V1 struct {
@@ -179,7 +179,7 @@ func (v Surveyor) Watch(ctx context.Context, notify func()) {
 		func(ctx context.Context, notify func()) error {
 			return v.System.WatchPaths(ctx, notify, func() []string {
 				paths := append(sshd.ConfigPaths(v.System), watchedDirs...)
-				if v.Lists != nil { // new ones come with new settings
+				if v.Lists != nil { // new settings may name new files
 					paths = append(append(paths, "/etc/basicfw"), v.Lists()...)
 				}
 				for _, f := range v.listFiles() {
@@ -201,7 +201,7 @@ func (v Surveyor) Watch(ctx context.Context, notify func()) {
 // too: see [sshd.ConfigPaths].
 var watchedDirs = []string{"/etc/sysconfig", "/etc/iptables", "/etc/nftables", "/etc/basicfw", "/etc/systemd/system", "/etc/systemd/system/sysinit.target.wants"}
 
-// watchSSHD calls notify when sshd has begun to listen: it then writes its process ID.
+// watchSSHD calls notify when sshd has begun to listen, since it then writes its process ID.
 func (v Surveyor) watchSSHD(ctx context.Context, notify func()) error {
 	started, err := v.System.Watch(ctx, "/run/sshd.pid")
 	if err != nil {
