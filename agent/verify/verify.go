@@ -20,7 +20,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Report is how the machine differs from its desired state.
+// Report is the result of a verification: how the machine differs from its desired state.
 type Report struct {
 	State      store.State // the desired state, with sshd's present ports
 	Inspection backend.Inspection
@@ -135,8 +135,8 @@ func moveSSH(st *store.State, now []uint16, why []string, live bool) (moved bool
 	return true, nil
 }
 
-// files compares the persisted rules. A file that cannot be read is drift: it must not
-// prevent a repair of the rules. Those of a held state are for this boot only.
+// files compares the persisted rules. A file that cannot be read is drift: it must not prevent
+// a repair of the rules. The rules of a held state are for this boot only, and need no files.
 func (v Verifier) files(r *Report) {
 	differs := func(path string, err error) []firewall.Drift {
 		return []firewall.Drift{{Chain: path, Kind: firewall.Altered, Want: "a readable file", Got: err.Error()}}
@@ -210,7 +210,7 @@ type PartialError struct{ Err error }
 func (e *PartialError) Error() string { return fmt.Sprintf("only the rules were repaired: %v", e.Err) }
 func (e *PartialError) Unwrap() error { return e.Err }
 
-// Temporary reports that the rules need no second attempt, whatever the cause.
+// Temporary returns false: the rules need no second attempt, regardless of the cause.
 func (e *PartialError) Temporary() bool { return false }
 
 // Repair brings the machine to the state that r wants. If that fails, it loads the rules
