@@ -19,10 +19,10 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Blocker makes the lists of blocked networks out of the settings.
+// Blocker computes the lists of blocked networks from the settings.
 type Blocker struct {
 	System *system.System
-	Exempt []host.Exempt // that are never blocked
+	Exempt []host.Exempt // the networks that are never blocked
 	Caller netip.Addr    // of the SSH session, if there is one
 	// Force accepts allowed SSH sources in lists.
 	Force bool
@@ -43,13 +43,13 @@ func NewBlocker(sys *system.System, h host.Host, session *host.Session, s settin
 type entry struct {
 	netip.Prefix
 	until time.Time
-	line  int // of its file; 0 is none
+	line  int // in its file; 0 if it is not from a file
 }
 
-// maxShown is how many warnings about one list are shown.
+// maxShown is the maximum number of warnings about one list.
 const maxShown = 5
 
-// set sets the lists of a desired state. previous is the last one, if there is one.
+// set sets the lists of a desired state. previous is the last state, if there is one.
 func (b Blocker) set(d *firewall.Desired, list []settings.Block, previous *firewall.Desired) (warnings []string, err error) {
 	if previous == nil {
 		previous = &firewall.Desired{}
@@ -58,9 +58,9 @@ func (b Blocker) set(d *firewall.Desired, list []settings.Block, previous *firew
 	return warnings, err
 }
 
-// Blocks returns the lists for a desired state. previous are those of the last one. An
-// error is an allowed SSH source in the settings, or a list that cannot be read and was
-// not read before.
+// Blocks returns the lists for a desired state. previous are the lists of the last
+// one. It is an error if the lists in the settings contain an allowed SSH source, or
+// if a list cannot be read and was not read before.
 func (b Blocker) Blocks(list []settings.Block, ssh firewall.SSH, previous []firewall.Block) (out []firewall.Block, warnings []string, err error) {
 	var errs []error
 	for _, s := range list {
@@ -90,8 +90,8 @@ type BlockError struct{ error }
 
 func (e *BlockError) Unwrap() error { return e.error }
 
-// Blockable returns the networks that are not exempt, and warns about the others. Those
-// with an allowed SSH source stay, for Blocks to refuse.
+// Blockable returns the networks that are not exempt, and warns about the others. It
+// keeps those with an allowed SSH source, which Blocks refuses.
 func (b Blocker) Blockable(list []netip.Prefix, ssh firewall.SSH, warn func(...any)) (out []netip.Prefix) {
 	for _, p := range list {
 		source, _ := b.contains(p, ssh)
@@ -140,7 +140,7 @@ func (b Blocker) one(s settings.Block, ssh firewall.SSH, last []firewall.Block) 
 			out = append(out, firewall.Block{Name: s.Name, Networks: networks, File: s.File, Forced: c.used, Until: until, Source: s.Source})
 		}
 	}
-	if s.File != "" && len(out) == 0 { // it is followed
+	if s.File != "" && len(out) == 0 { // changes of the file are followed
 		out = append(out, firewall.Block{Name: s.Name, File: s.File, Until: s.Until, Source: s.Source, Forced: forced})
 	}
 	return out, c.warnings, errors.Join(c.errs...)
@@ -167,7 +167,7 @@ func (b Blocker) read(s settings.Block) (entries []entry, warnings []string, err
 // shown returns the name of a file for messages.
 func (b Blocker) shown(path string) string { return cmp.Or(b.NewList[path].From, path) }
 
-// chosen are the entries of one list that count.
+// chosen is the entries of one list that are in effect.
 type chosen struct {
 	Blocker
 	list     settings.Block
@@ -190,7 +190,7 @@ func (c *chosen) isForced(p netip.Prefix) bool {
 	return true
 }
 
-// without returns what is not blocked although entries contain it.
+// without returns the networks that are not blocked although entries contain them.
 func (c *chosen) without() (out []netip.Prefix) {
 	for _, e := range c.Exempt {
 		if !e.Soft || !slices.Contains(c.used, e.Prefix) {
@@ -234,7 +234,7 @@ func (c *chosen) add(e entry, ssh firewall.SSH) {
 	c.networks[e.until] = append(c.networks[e.until], e.Prefix)
 }
 
-// contains returns what a network contains and may not without force, and why.
+// contains returns what a network must not contain without force, and why.
 func (b Blocker) contains(p netip.Prefix, ssh firewall.SSH) (netip.Prefix, string) {
 	if p.Bits() == 0 {
 		return p, "contains every address"

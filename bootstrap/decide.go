@@ -46,8 +46,8 @@ func OnlyClient(err error) bool {
 	return errors.As(err, &problems) && problems.OnlyClient() || errors.As(err, &invalid) && invalid.OnlyClient
 }
 
-// Decide returns the desired state with its compiled rules. What was detected
-// at bootstrap stays, unless Redetect is set. The warnings are for the user.
+// Decide returns the desired state with its compiled rules. What was detected at
+// bootstrap is kept, unless Redetect is set. The warnings are for the user.
 func Decide(in Input) (st store.State, warnings []string, err error) {
 	s := in.Settings
 	var unlock *firewall.Unlock // stays in effect
@@ -139,8 +139,8 @@ func closesNothing(s settings.Settings, profile firewall.Profile) (warnings []st
 	return warnings
 }
 
-// published returns what happens to ports that containers publish. A state of an earlier
-// version, which left them alone, keeps that until the settings have the key.
+// published returns what happens to ports that containers publish. The state of an
+// earlier version, which did not affect them, is kept until the settings have the key.
 func published(in Input) string {
 	p := in.Previous
 	if _, set := in.Settings.Sources["containers.published"]; p != nil && p.Desired.Published == "" && !set {
@@ -162,8 +162,8 @@ func overlaps(d firewall.Desired) (warnings []string, errs []error) {
 	return warnings, errs
 }
 
-// sshPorts returns sshd's ports and the source of each. A port that an SSH session came in
-// by stays, unless the administrator has opened it as a service.
+// sshPorts returns sshd's ports and the source of each. A port by which an SSH
+// session came in is kept, unless the administrator has opened it as a service.
 func (in Input) sshPorts() (ports []uint16, why []string) {
 	if in.Settings.SSHPorts != nil {
 		return in.Settings.SSHPorts, []string{"set by " + in.origin("ssh.ports")}
@@ -226,7 +226,7 @@ func allow(st *store.State, in Input, lists *addressLists) {
 		*st = st.WithList(f)
 		ssh = &st.Desired.SSH
 	}
-	ssh.Timed = s.Allow.Timed // expired ones too, until the end of Decide
+	ssh.Timed = s.Allow.Timed // including expired ones, until the end of Decide
 	for _, t := range ssh.Timed {
 		listed.From, listed.Until = t.From, t.Until
 		st.Allowed = append(st.Allowed, listed)
@@ -287,8 +287,8 @@ func (in Input) set(key, name string) store.Choice {
 	return store.Choice{Name: name, Source: at, Reason: "set by " + at}
 }
 
-// chooseBackend returns the backend in the settings, else the one detected earlier.
-// The first choice is iptables, until it turns out not to work.
+// chooseBackend returns the backend in the settings, otherwise the one detected
+// earlier. The first choice is iptables, until it turns out not to work.
 func chooseBackend(in Input) store.Choice {
 	if name := in.Settings.Backend; name != settings.Auto {
 		return in.set("agent.backend", name)
@@ -302,7 +302,7 @@ func chooseBackend(in Input) store.Choice {
 // mailPorts are the ports of a mail server.
 var mailPorts = []uint16{25, 465, 110, 995, 143, 993}
 
-// chooseProfile returns the profile in the settings, else the one detected
+// chooseProfile returns the profile in the settings, otherwise the one detected
 // earlier: a mail server that is briefly down must not close its ports. The first
 // choice is web+mail if a process listens on a mail port, otherwise web-only.
 func chooseProfile(in Input) store.Choice {

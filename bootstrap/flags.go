@@ -62,8 +62,8 @@ func LoadSettings(sys *system.System, config string, f Flags) (settings.Settings
 	return s, change, err
 }
 
-// Keepable returns the flags that can be kept after bootstrap has failed with cause, and
-// the command that does what was asked for: it names the others again.
+// Keepable returns the flags that can be kept after bootstrap has failed with cause,
+// and the command with the other flags, which does what was requested.
 func Keepable(sys *system.System, f Flags, cause error) (kept Flags, retry string) {
 	kept, retry = f, "basicfw-agent bootstrap"
 	set, unread := profiles.Load(sys)

@@ -16,11 +16,11 @@ type Follower struct {
 	System *system.System
 	Limit  int // the maximum number of networks
 	Warn   func(...any)
-	seen   map[string]string // by the path of a file, what its list was made of
+	seen   map[string]string // by the path of a file, the content from which its list was made
 }
 
-// Blocks returns the lists of a desired state with the present content of their files. One
-// that cannot be followed stays as it is.
+// Blocks returns the lists of a desired state with the present content of their
+// files. A list whose file cannot be used is left unchanged.
 func (f *Follower) Blocks(d firewall.Desired) (out []firewall.Block) {
 	if f.seen == nil {
 		f.seen = map[string]string{}

@@ -11,8 +11,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/settings"
 )
 
-// addressLists reads the files of addresses that the settings name. A file that cannot be used
-// keeps the list of the previous state, with a warning; without one it is an error.
+// addressLists reads the files of addresses that the settings name. For a file that
+// cannot be used, it keeps the list of the previous state and adds a warning. If
+// there is no such list, that is an error.
 type addressLists struct {
 	read     func(path string, ssh bool) ([]netip.Prefix, error)
 	last     []firewall.ListFile

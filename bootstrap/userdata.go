@@ -129,8 +129,8 @@ func UserData(o UserDataOptions) ([]byte, error) {
 	return []byte(fill("config.yaml", values) + "\n"), nil
 }
 
-// fill returns a part of the user-data with its values, without the last newline. A line
-// with nothing but the name of an empty value is left out.
+// fill returns a part of the user-data with its values, without the last newline. A
+// line that contains only the name of an empty value is omitted.
 func fill(part string, values map[string]string) string {
 	text, err := userData.ReadFile("userdata/" + part)
 	if err != nil {
@@ -147,7 +147,7 @@ func fill(part string, values map[string]string) string {
 	return strings.TrimSuffix(strings.NewReplacer(pairs...).Replace(string(text)), "\n")
 }
 
-// certificates returns the certificates in PEM, without what else the file contains.
+// certificates returns the certificates in PEM, without any other content of the file.
 func certificates(file []byte) (string, error) {
 	var out bytes.Buffer
 	for block, rest := pem.Decode(file); block != nil; block, rest = pem.Decode(rest) {
@@ -168,10 +168,9 @@ func certificates(file []byte) (string, error) {
 	return out.String(), nil
 }
 
-// checkURL returns an error if text is not an acceptable download URL. http is one if
-// what is downloaded is checked, which needs another flag. All
-// characters of a URL (RFC 3986) are harmless in single quotes, except the single
-// quote itself.
+// checkURL returns an error if text is not an acceptable download URL. http is
+// acceptable if the download is checked, which needs another flag. All characters of
+// a URL (RFC 3986) are harmless in single quotes, except the single quote itself.
 func checkURL(flag, text, other string, checked bool) error {
 	refuse := func(why string) error { return fmt.Errorf("%s: %s %s", flag, firewall.Quote(text), why) }
 	if text == "" {
