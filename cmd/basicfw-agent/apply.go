@@ -88,7 +88,7 @@ func (a *app) planCmd() *cobra.Command {
 	return cmd
 }
 
-// showPlanned is showPlan for the result of a dry run, also of one that would be refused.
+// showPlanned is showPlan for the result of a dry run, including one that would be refused.
 func (a *app) showPlanned(res agent.Result, err error) (changes bool, _ error) {
 	var refused *apply.RefusedError
 	if err != nil && !errors.As(err, &refused) {
@@ -97,9 +97,9 @@ func (a *app) showPlanned(res agent.Result, err error) (changes bool, _ error) {
 	return a.showPlan(res), err
 }
 
-// showPlan prints what would change, and reports whether anything would. Removed lines
-// begin with "-", added lines with "+". Only rules, files and the service count: a new
-// address of an interface is no change.
+// showPlan prints what would change, and reports whether anything would. Removed
+// lines begin with "-", added lines with "+". Only rules, files and the service
+// count: a new address of an interface is not a change.
 func (a *app) showPlan(res agent.Result) (changes bool) {
 	var lines []string
 	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }

@@ -133,7 +133,7 @@ func listRequest(path string, stdin io.Reader) (r settings.BlockRequest, err err
 	return r, nil
 }
 
-// listName returns a list's name that is made from the name of its file.
+// listName returns the name of a list, derived from the name of its file.
 func listName(path string) string {
 	base := strings.ToLower(filepath.Base(path))
 	base, _, _ = strings.Cut(base, ".")
@@ -226,7 +226,7 @@ func (a *app) blockListCmd() *cobra.Command {
 	}
 }
 
-// listNames returns the names of the lists, as far as the caller may read the state.
+// listNames returns the names of the lists, if the caller may read the state.
 func (a *app) listNames() (names []string) {
 	st, err := store.New(a.system()).Load()
 	if err != nil {
@@ -243,7 +243,7 @@ func (a *app) listNames() (names []string) {
 // maxWords limits the addresses that are completed.
 const maxWords = 100
 
-// blockedWords returns what unblock accepts.
+// blockedWords returns the arguments that unblock accepts.
 func (a *app) blockedWords() []string {
 	words := a.listNames()
 	st, err := store.New(a.system()).Load()

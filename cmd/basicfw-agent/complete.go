@@ -79,8 +79,8 @@ func (a *app) interfaceNames() []string {
 	return words
 }
 
-// services returns the open services as far as the caller may read them: the state is
-// readable by root only, settings and profiles by everyone.
+// services returns the open services as far as the caller may read them: only root
+// may read the state, but everyone may read settings and profiles.
 func (a *app) services() []firewall.Service {
 	if st, err := store.New(a.system()).Load(); err == nil {
 		return st.Desired.Services()
@@ -126,7 +126,7 @@ func (a *app) closedListeners() []string {
 	return closedIn(situation)
 }
 
-// closedIn returns the ports of listeners to which no packet comes.
+// closedIn returns the ports of listeners that no packet reaches.
 func closedIn(situation exposure.Situation) (words []string) {
 	open := map[string]bool{}
 	of := func(proto firewall.Proto, port uint16) string { return fmt.Sprintf("%d/%s", port, proto) }

@@ -85,15 +85,15 @@ func parseAddress(flag, text string) (netip.Addr, error) {
 	return addr.Unmap(), nil
 }
 
-// column is a network from which packets come.
+// column is a network from which packets arrive.
 type column struct {
 	head       string
 	interfaces []string
 	cells      []string
 }
 
-// columnsOf returns a column for all public interfaces, one for all private ones, and one
-// for each other.
+// columnsOf returns a column for all public interfaces, one for all private ones, and
+// one for each other interface.
 func columnsOf(interfaces []firewall.Interface) []column {
 	var out []column
 	for _, i := range interfaces {
@@ -116,7 +116,7 @@ func columnsOf(interfaces []firewall.Interface) []column {
 	return out
 }
 
-// words are the contents of the cells, the most open first, with their colours.
+// words are the contents of the cells with their colours, the most open first.
 var words = []struct{ word, colour string }{{"open", "32;1"}, {"limited", "33;1"}, {"some", "33"}, {"perhaps", "35;1"}, {"closed", "2"}}
 
 // cell returns how far a port is open on one of some interfaces. If the families differ,
@@ -237,7 +237,7 @@ func printReasons(out io.Writer, rows [][]exposure.Entry) {
 	}
 }
 
-// joined joins columns of single interfaces that have equal cells.
+// joined merges columns of single interfaces that have equal cells.
 func joined(columns []column) []column {
 	var out []column
 	for _, c := range columns {
@@ -309,8 +309,8 @@ func portText(e exposure.Entry) string {
 	return firewall.FormatPorts(firewall.Port(e.Port), e.Proto)
 }
 
-// reasons returns lines for each way in which a port is open or perhaps is: from where, what
-// in the settings asks for it, and the rule that decides. Equal ones of both families are one.
+// reasons returns lines for each way in which a port is open or perhaps is: from where, which
+// setting requests it, and the rule that decides. Equal reasons of both families are merged.
 func reasons(row []exposure.Entry) (lines []string) {
 	type reason struct {
 		what, why        string
@@ -359,7 +359,7 @@ func reasons(row []exposure.Entry) (lines []string) {
 	return lines
 }
 
-// ruleText returns where a rule is, and the rule.
+// ruleText returns the place of a rule and its text.
 func ruleText(d exposure.Decision) string {
 	if d.Chain == "" {
 		return d.Rule

@@ -164,8 +164,8 @@ func (a *app) edit(do func(context.Context, *agent.Agent) (agent.Edited, error))
 	}
 }
 
-// editPort is edit for a port. It also prints a note if the port is forwarded past this
-// firewall, because it is then open whatever the settings say.
+// editPort is edit for a port. It also prints a note if the port is forwarded past
+// this firewall, because it is then open regardless of the settings.
 func (a *app) editPort(proto firewall.Proto, ports firewall.PortRange, do func(context.Context, *agent.Agent) (agent.Edited, error)) func(context.Context, *agent.Agent) error {
 	return func(ctx context.Context, machine *agent.Agent) error {
 		if err := a.edit(do)(ctx, machine); err != nil || ports.IsZero() {
@@ -204,7 +204,7 @@ func (a *app) showEdited(res agent.Edited) {
 	a.warnLockout(res.Lockout)
 }
 
-// parseFor parses --for. Zero, if it is not given, is for good.
+// parseFor parses --for. It returns zero, which is permanent, if the flag is not set.
 func parseFor(cmd *cobra.Command, text string) (time.Duration, error) {
 	if !cmd.Flags().Changed("for") {
 		return 0, nil

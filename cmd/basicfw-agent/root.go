@@ -145,8 +145,8 @@ or settings; 3 the machine differs from its desired state; 4 not bootstrapped.`,
 	return root
 }
 
-// usage prints the usage of a command, in 80 columns. A template of cobra's would do, but
-// text/template calls methods by name, and so keeps the linker from leaving any out.
+// usage prints the usage of a command, in 80 columns. It uses no template of cobra:
+// text/template calls methods by name, which prevents the linker from omitting unused ones.
 func usage(cmd *cobra.Command) error {
 	var b strings.Builder
 	b.WriteString("Usage:")

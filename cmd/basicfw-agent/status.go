@@ -334,7 +334,7 @@ func sshLine(s report.SSHStatus) string {
 	return fmt.Sprintf("port %s: %s (%s)", strings.Join(ports, ", "), who, s.Reason)
 }
 
-// anyAddress returns how SSH is open to any address, with its rate limit.
+// anyAddress returns the text about SSH that is open to any address, with its rate limit.
 func anyAddress(limit string) string {
 	if limit == "" {
 		return "any address, without a limit"
