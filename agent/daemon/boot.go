@@ -28,8 +28,8 @@ const bootLimit = 45 * time.Second
 // boot loads the rules of the state or its copy, or the failsafe rules if neither is
 // readable. It returns a status text for the service manager.
 //
-// A failure that may pass, such as a lock that another program holds, changes nothing on
-// the disk: what can be loaded closes the machine until the desired state can be loaded.
+// After a failure that may pass, such as a lock that another program holds, nothing is changed
+// on the disk. Until the desired state can be loaded, the machine is closed with what can be.
 func (d *Daemon) boot(ctx context.Context) (string, error) {
 	unlock, locked := d.tryLock(ctx)
 	defer unlock()
@@ -128,8 +128,8 @@ func (d *Daemon) enforce(ctx context.Context, r verify.Report) (string, error) {
 	return fmt.Sprintf("protected by profile %s, but %v", r.State.Profile.Name, failed), nil
 }
 
-// verifyOrFallBack is Verify, but changes the backend if the present one cannot be read,
-// not even a second time. A program that hangs is not run again: the boot waits.
+// verifyOrFallBack is Verify, but changes the backend if the rules cannot be read with
+// the present one twice. A program that hangs is not run again: the boot waits for it.
 func (d *Daemon) verifyOrFallBack(ctx context.Context) (verify.Report, error) {
 	r, err := d.Verify(ctx, d.Ports)
 	if err != nil && !temporary(err) && !errors.Is(err, context.DeadlineExceeded) {
@@ -190,9 +190,9 @@ func (d *Daemon) tryLock(ctx context.Context) (unlock func(), locked bool) {
 	return unlock, true
 }
 
-// close closes a machine that could not be verified or repaired because of cause, and saves
-// nothing: with the previous rules, if they still close it, else with the guard, the rules
-// of the state alone, or the failsafe rules.
+// close closes a machine that could not be verified or repaired because of cause. It
+// uses the previous rules if they still close the machine, otherwise the guard, the
+// rules of the state alone, or the failsafe rules. It saves nothing.
 func (d *Daemon) close(ctx context.Context, cause error) (string, error) {
 	closed := func(by string) (string, error) {
 		msg := fmt.Sprintf("%s, but %v", by, cause)
@@ -249,8 +249,8 @@ func (d *Daemon) raiseGuard(cause error) error {
 	return cause
 }
 
-// rescue unlocks the machine if the rescue file or the kernel parameter asks for it,
-// whatever the disk has. It changes only the state; boot then loads its rules.
+// rescue unlocks the machine if the rescue file or the kernel parameter requests it, even if
+// the files on the disk are unreadable. It changes only the state; boot then loads its rules.
 func (d *Daemon) rescue() error {
 	st, err := d.Store.Load()
 	if err != nil {
@@ -270,7 +270,7 @@ func (d *Daemon) rescue() error {
 	switch {
 	case file:
 	case parameter == st.RescueArgument:
-		return nil // none, or already followed
+		return nil // not requested, or already done
 	default:
 		text, why = parameter, "the kernel parameter "+system.Printable(parameter)
 	}

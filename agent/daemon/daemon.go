@@ -59,7 +59,7 @@ type Daemon struct {
 	// repairs of the rules.
 	rules, files, unit backoff
 
-	status   report.Status  // as published
+	status   report.Status  // as last published
 	repaired map[string]int // how often, by part
 
 	seen      string // what the last check found
@@ -68,11 +68,11 @@ type Daemon struct {
 	published time.Time
 	issue     string          // what agetty shows
 	said      bool            // the serial consoles have the login message of this boot
-	busy      bool            // a command held the lock
-	waits     int             // for how many checks in a row
+	busy      bool            // a command held the lock at the last check
+	waits     int             // number of consecutive checks without the lock
 	unread    map[string]bool // sentences about lists that cannot be used
-	retry     time.Time       // when to repeat a check that failed; zero is not
-	pause     time.Duration   // before that
+	retry     time.Time       // when to repeat a check that failed; zero if none failed
+	pause     time.Duration   // length of the pause before retry
 	failed    string          // the last failure that was logged
 	failedAt  time.Time
 }
@@ -89,8 +89,8 @@ func (d *Daemon) backoffs() map[string]*backoff {
 const StatusFile = store.RunDir + "/status.json"
 
 // Run loads and verifies the rules and calls Ready. It then repairs drift, follows
-// changes of the machine and by commands, and removes what has expired. It returns when
-// the context ends and leaves the rules loaded.
+// changes of the machine and those made by commands, and removes what has expired. It
+// returns when the context ends and leaves the rules loaded.
 func (d *Daemon) Run(ctx context.Context) error {
 	d.Store.UseCopy()
 	// Watch first, so that no change after the boot's verification is missed.
@@ -98,7 +98,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	notify := func() {
 		select {
 		case events <- struct{}{}:
-		default: // one is waiting already
+		default: // one is already waiting
 		}
 	}
 	if d.Watch != nil {
@@ -175,7 +175,7 @@ func (d *Daemon) loop(ctx context.Context, events, changes <-chan struct{}) erro
 		settle = debounce{}
 		changed, err := d.check(ctx)
 		if ctx.Err() != nil {
-			return nil // interrupted, which is no failure
+			return nil // interrupted, which is not a failure
 		}
 		if d.noteFailure(err); d.busy {
 			settle.event(d.now())
@@ -220,7 +220,7 @@ func (d *Daemon) noteFailure(err error) {
 	d.busy = busy
 }
 
-// due returns when something expires next (zero: never), also the probation of a client.
+// due returns when something expires next, including the probation of a client. Zero is never.
 func (d *Daemon) due() (end time.Time, probation bool) {
 	st, err := d.Store.Load()
 	if err != nil {
@@ -242,7 +242,7 @@ const (
 	pausedLimit = 10 * time.Second
 )
 
-// debounce records the first and the last event since the last check; zero is none.
+// debounce records the first and the last event since the last check; zero if there was none.
 type debounce struct{ first, last time.Time }
 
 func (s *debounce) event(now time.Time) {
@@ -383,7 +383,7 @@ func LoadNote(sys *system.System, now time.Time) (n Note) {
 	return n
 }
 
-// note writes the note. A zero time keeps the previous one.
+// note writes the note. If the time is zero, the previous one is kept.
 func (d *Daemon) note(verified time.Time) {
 	n := Note{Verified: verified, Said: d.said}
 	if verified.IsZero() {

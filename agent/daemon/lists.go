@@ -6,8 +6,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
 
-// followLists returns st with the lists of the files that it follows, as they are now. A
-// file that cannot be used keeps its last list, which is logged once.
+// followLists returns st with the present lists of the files that it follows. If a
+// file cannot be used, its last list is kept, which is logged once.
 func (d *Daemon) followLists(st store.State) (next store.State, changed bool) {
 	if d.ReadList == nil {
 		return st, false

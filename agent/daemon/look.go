@@ -24,8 +24,8 @@ import (
 var errBusy = errors.New("waiting for the lock")
 
 // check compares the machine with its desired state, repairs drift, and follows what
-// changed since the rules were made. changed is set if the status has changed. An error of
-// one step keeps no other from being made: least of all the repair of the rules.
+// changed since the rules were made. changed is set if the status has changed. An
+// error in one step does not prevent the others, least of all the repair of the rules.
 func (d *Daemon) check(ctx context.Context) (changed bool, err error) {
 	if !d.Store.Known() {
 		return false, nil // uninstalled: there is nothing to protect
@@ -67,13 +67,13 @@ func (d *Daemon) check(ctx context.Context) (changed bool, err error) {
 	return changed || expired, err
 }
 
-// maxWaits is for how many checks, of lockWait each, a command may hold the lock: three
-// minutes, which no change needs. A suspended command would hold it for ever.
+// maxWaits is the number of checks, each of lockWait, for which a command may hold the lock. The
+// three minutes are more than any change needs. A suspended command would hold the lock forever.
 const maxWaits = int(3 * time.Minute / lockWait)
 
-// withoutLock returns cause, which kept the lock from being taken. If that lasts, and the
-// rules let in what they should not or lock the administrator out, it loads them
-// nevertheless.
+// withoutLock returns cause, the error of taking the lock. If the lock stays
+// unavailable, and the live rules expose the machine or lock the administrator out,
+// it loads the desired rules without the lock.
 func (d *Daemon) withoutLock(ctx context.Context, cause error) (changed bool, err error) {
 	if d.waits < maxWaits {
 		return false, cause
@@ -108,22 +108,22 @@ type followed struct {
 	next       store.State
 	interfaces []firewall.Interface
 	changed    bool // the rules differ
-	zones      bool // what the state keeps of zones differs
+	zones      bool // the zones that the state keeps differ
 	lists      bool // lists in files differ
 	expired    bool // something temporary has expired
-	retimed    bool // the clock was set, and rules have other times
+	retimed    bool // the clock was set, so the times of rules differ
 	timers     []firewall.Timer
 	opened     bool // a probation has expired, which opens SSH
 }
 
-// follow adapts the desired state to the machine's interfaces, instance and time. While
-// a change is pending it follows nothing: that would be another change. What cannot be
-// followed stays as it was; the error says why.
+// follow adapts the desired state to the machine's interfaces, instance and time.
+// While a change is pending it follows nothing: that would be another change. What
+// cannot be followed is left unchanged, and the error is the reason.
 func (d *Daemon) follow(ctx context.Context, r verify.Report) (f followed, err error) {
 	f.next = r.State
 	zoned := r.Wanted()
 	links, err := d.Interfaces()
-	if err == nil { // else they stay as they were
+	if err == nil { // otherwise they are left unchanged
 		zoned = zoned.Zoned(links, d.Named)
 	}
 	f.interfaces = zoned.Desired.Interfaces
@@ -298,7 +298,7 @@ func (d *Daemon) calm(r verify.Report, now time.Time) {
 	}
 }
 
-// maxListed is how many differences are logged one by one.
+// maxListed is the maximum number of differences that are logged one by one.
 const maxListed = 10
 
 // list logs drift, one line each.
@@ -313,8 +313,9 @@ func (d *Daemon) list(what string, drift []firewall.Drift) {
 	}
 }
 
-// unreadable handles a machine that cannot be verified because of cause. If that is the
-// state, and the machine is not closed, the failsafe rules close it until a state is readable.
+// unreadable handles a machine that cannot be verified because of cause. If the state
+// is unreadable and the machine is not closed, it loads the failsafe rules until a
+// state is readable.
 func (d *Daemon) unreadable(ctx context.Context, cause error) (changed bool, err error) {
 	if _, err := d.Store.Load(); err == nil {
 		return false, cause // the state is readable
@@ -386,10 +387,10 @@ const (
 	backoffOver    = time.Minute // without drift and without a pause
 )
 
-// backoff limits repeated repairs of the same part. Zero is no limit.
+// backoff limits repeated repairs of the same part. The zero value is no limit.
 type backoff struct {
 	repairs []time.Time   // of the last minute
-	pause   time.Duration // length of the last pause; zero is none yet
+	pause   time.Duration // length of the last pause; zero if there was none
 	until   time.Time     // when it ends
 	tried   bool          // there was a repair since
 	last    time.Time     // when drift was last found
