@@ -73,8 +73,9 @@ type MissingError struct{ err *system.NotFoundError }
 func (e *MissingError) Error() string { return e.err.Error() }
 func (e *MissingError) Unwrap() error { return e.err }
 
-// IncompatibleError is the error for a table filter with rules that iptables cannot print:
-// other programs added them over nf_tables. What iptables prints is then not what is there.
+// IncompatibleError is the error for a table filter with rules that iptables cannot
+// print: other programs added them over nf_tables. What iptables prints then differs
+// from the rules in the kernel.
 type IncompatibleError struct{ Family firewall.Family }
 
 func (e *IncompatibleError) Error() string {
@@ -85,8 +86,8 @@ func incompatible(f firewall.Family) error {
 	return hint.Wrap(&IncompatibleError{f}, "set \"backend = nftables\" in [agent], then run: basicfw-agent apply")
 }
 
-// misprinted reports whether INPUT has a rule of another program that decides, and whose
-// text is wrong. Without such rules the kernel is not asked.
+// misprinted reports whether iptables-save prints a terminal rule of another program
+// in INPUT incorrectly. It reads the kernel's rules only if there are such rules.
 func (b *Backend) misprinted(f firewall.Family, d dump) bool {
 	e := effectsOf(d.table(filter))
 	if b.Misprinted == nil || !d.nft || !slices.ContainsFunc(e.chain(input).Rules, e.decides) {
@@ -137,7 +138,7 @@ func (b *Backend) Prepare(ctx context.Context) error {
 			continue
 		}
 		_, err := b.run(ctx, system.Command{Name: name, Args: []string{"-t", filter}})
-		if err == nil { // loading the rules reports it if mangle is needed and does not exist
+		if err == nil { // if mangle is needed but does not exist, loading the rules fails
 			_, _ = b.run(ctx, system.Command{Name: name, Args: []string{"-t", mangle}})
 		}
 		if err != nil {
@@ -327,13 +328,13 @@ func (s seen) Load(ctx context.Context, want firewall.Ruleset, clear bool) error
 	return nil
 }
 
-// has reports whether a rule of a ruleset is of a kind.
+// has reports whether a ruleset has a rule for which is returns true.
 func has(r firewall.Ruleset, is func(firewall.Rule) bool) bool {
 	return slices.ContainsFunc(slices.Concat(r.IPv4, r.IPv6), func(c firewall.Chain) bool { return slices.ContainsFunc(c.Rules, is) })
 }
 
-// maxNetworks is the maximum number of networks in a list. Each is a rule, which every
-// packet that reaches it has to pass.
+// maxNetworks is the maximum number of networks in a list. Each becomes a rule,
+// against which every packet that reaches it is compared.
 const maxNetworks = 500
 
 // checkNetworks returns an error if a list is longer.
@@ -401,9 +402,8 @@ func (b *Backend) change(ctx context.Context, t tools, f firewall.Family, old ta
 	return b.restore(ctx, t, f, lines(true))
 }
 
-// Restore restores our chains, INPUT and the policies in both families. Later changes
-// by other programs elsewhere stay. The rules of added that Remove restored are
-// removed.
+// Restore restores our chains, INPUT and the policies in both families. Later changes that
+// other programs made elsewhere are kept. The rules of added that Remove restored are removed.
 func (s seen) Restore(ctx context.Context, added backend.Backup) error {
 	b, snap := s.b, s.snap
 	t, err := b.tools(ctx, snap)
@@ -431,8 +431,7 @@ func (s seen) Restore(ctx context.Context, added backend.Backup) error {
 	return inOneLine(errs)
 }
 
-// Yield sets INPUT's policy to ACCEPT and changes nothing else, for a moment in which
-// the guard filters.
+// Yield sets INPUT's policy to ACCEPT and changes nothing else, while the guard filters.
 func (b *Backend) Yield(ctx context.Context) error {
 	snap, err := b.read(ctx)
 	if err != nil {

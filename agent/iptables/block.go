@@ -7,8 +7,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// expand returns a chain's rules with one rule for each network of a list, as long as they
-// are at most maxNetworks together. The lists that are left keep their rule.
+// expand returns a chain's rules with one rule for each network of a list, up to
+// maxNetworks rules in total. A list that would exceed the limit keeps its one rule.
 func expand(rules []firewall.Rule) (out []firewall.Rule) {
 	n := 0
 	for _, r := range rules {
@@ -26,8 +26,8 @@ func expand(rules []firewall.Rule) (out []firewall.Rule) {
 	return out
 }
 
-// fits reports whether there is a list, and its networks become rules of their own. n is
-// the number of those rules so far.
+// fits reports whether l is a list whose networks become rules of their own. n is the
+// number of those rules so far.
 func fits(l *firewall.Networks, n *int) bool {
 	if l == nil || *n+len(l.List) > maxNetworks {
 		return false
@@ -39,9 +39,9 @@ func fits(l *firewall.Networks, n *int) bool {
 // listNote begins the comment in a persisted file about a list that it does not contain.
 const listNote = "# basicfw-agent: "
 
-// persisted returns the chains of a file, which names no set: if one was missing,
-// iptables-restore would load nothing of the file. The comments are about the lists that
-// are left out.
+// persisted returns the chains of a file. They name no set: if one were missing,
+// iptables-restore would load nothing from the file. The notes are comments about the
+// lists that are omitted.
 func persisted(r firewall.Ruleset, f firewall.Family, forward bool) (out []chain, notes []string) {
 	for _, c := range chains(r, f, forward) {
 		c.Rules = c.Rules[:0:0]
@@ -66,8 +66,8 @@ func rulesOf(r firewall.Ruleset, f firewall.Family, name string) []firewall.Rule
 	return nil
 }
 
-// setName returns the name of the kernel's set of a list. It encodes the content, so that
-// a new list has a new set, and a rule is never without its networks.
+// setName returns the name of the kernel's set of a list. It encodes the content, so
+// that a changed list has a new set, and no rule is ever without its networks.
 func setName(f firewall.Family, l *firewall.Networks) string {
 	return fmt.Sprintf("basicfw%d-%s", f, checksum(firewall.FormatPrefixes(l.List))[:16])
 }

@@ -97,10 +97,9 @@ func removeLines(t table, before backend.FamilyBackup, rewrite bool) []string {
 		restoredInput(t.chain(input).Rules, before, rewrite))
 }
 
-// restoredInput returns the lines that restore the rules removed from INPUT at
-// bootstrap. If other programs' rules are unchanged, the former order is restored. If
-// not, the removed rules are appended. With rewrite, or to restore the order, INPUT
-// is flushed and refilled.
+// restoredInput returns the lines that restore the rules removed from INPUT at bootstrap. If
+// other programs' rules are unchanged, the former order is restored. Otherwise, the removed
+// rules are appended. With rewrite, or to restore the order, INPUT is flushed and refilled.
 func restoredInput(got []string, before backend.FamilyBackup, rewrite bool) []string {
 	var others, lines, all []string
 	for _, r := range got {
@@ -137,8 +136,8 @@ func restoredInput(got []string, before backend.FamilyBackup, rewrite bool) []st
 	return append(lines, appendLines(input, all[len(others):])...)
 }
 
-// checksum returns a text that differs if rules or policies differ. Counters and comments
-// of the dump do not count.
+// checksum returns a text that differs if rules or policies differ. Counters and
+// comments of the dump are ignored.
 func (d dump) checksum() string {
 	var b strings.Builder
 	for _, t := range d.tables {

@@ -122,18 +122,18 @@ func (t table) chainDrift(f firewall.Family, want []chain) (out []firewall.Drift
 	return out
 }
 
-// wantInput returns the desired rules of INPUT: other programs' rules, and our jump where
-// place says.
+// wantInput returns the desired rules of INPUT: other programs' rules, with our jump
+// at the position that place returns.
 func (e effects) wantInput(clear bool) []string {
 	got := e.chain(input).Rules
 	before, after := e.place(clear)
 	return slices.Concat(pick(got, before), []string{jump}, pick(got, after))
 }
 
-// place returns the indexes of other programs' rules of INPUT that come before our jump and
-// after it: it is before the first rule that drops all packets of a protocol, or that drops,
-// after the present jump, packets from any source; or last. With clear, terminal rules are
-// omitted.
+// place returns the indexes of other programs' rules of INPUT that come before our jump
+// and after it. The jump comes before the first rule that drops all packets of a
+// protocol, or before a rule after the present jump that drops packets from any source.
+// If there is no such rule, the jump is last. With clear, terminal rules are omitted.
 func (e effects) place(clear bool) (before, after []int) {
 	got := e.chain(input).Rules
 	present := max(0, slices.Index(got, jump))

@@ -11,13 +11,14 @@ import (
 // it is accepted, dropped, or passed on to the rule after the jump.
 type effect struct{ accepts, drops, passes bool }
 
-// effects computes the effects of a table's rules, each chain's once for each protocol.
+// effects computes the effects of a table's rules. Each chain's effect is computed
+// once per protocol.
 type effects struct {
 	table
 	known map[string]effect // by protocol and chain
 }
 
-var judged = []firewall.Proto{firewall.TCP, firewall.UDP} // whose connections count
+var judged = []firewall.Proto{firewall.TCP, firewall.UDP} // the protocols whose connections are examined
 
 func effectsOf(t table) effects { return effects{t, map[string]effect{}} }
 
@@ -62,7 +63,7 @@ func (e effects) verdict(target string, p firewall.Proto) effect {
 	case "QUEUE", "NFQUEUE": // a program decides; without one the kernel drops
 		return effect{accepts: true, drops: true}
 	}
-	return e.chainEffect(target, p) // no chain: RETURN, or a target such as LOG or MARK
+	return e.chainEffect(target, p) // not a chain: RETURN, or a target such as LOG or MARK
 }
 
 // shuts returns how many new connections of a protocol a rule of INPUT, or its chain, drops.
@@ -80,8 +81,8 @@ func (e effects) shuts(rule string) breadth {
 	return out
 }
 
-// decides reports whether a rule of INPUT is terminal, by itself or by a jump. Rules that
-// match a set, such as bans, are not: they belong to the program that fills the set.
+// decides reports whether a rule of INPUT is terminal, directly or through a jump. Rules
+// that match a set, such as bans, are not: they belong to the program that fills the set.
 func (e effects) decides(rule string) bool {
 	switch target(rule) {
 	case firewall.Accept, firewall.Drop, "REJECT", "RETURN", "QUEUE", "NFQUEUE", "TARPIT":

@@ -15,14 +15,14 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/system"
 )
 
-// Lists that are too long for rules of their own are sets of ipset. A set's name encodes its
-// content (setName), so a changed list is a new set, and the change of the rules that use it
-// remains one transaction.
+// Lists that are too long for one rule per network become sets of ipset. A set's name
+// encodes its content (setName), so a changed list is a new set, and the change of
+// the rules that use it remains one transaction.
 
 // ipsetTimeout is the time limit for ipset. A million networks take ten seconds.
 const ipsetTimeout = time.Minute
 
-// listSet is a list as a set.
+// listSet is the set for a list.
 type listSet struct {
 	name   string
 	family firewall.Family
@@ -47,7 +47,7 @@ func setsOf(r firewall.Ruleset, families []firewall.Family) (out []listSet) {
 	return out
 }
 
-// isSet reports whether a name is that of one of our sets.
+// isSet reports whether one of our sets could have a name.
 func isSet(name string) bool {
 	return strings.HasPrefix(name, "basicfw4-") || strings.HasPrefix(name, "basicfw6-")
 }
@@ -116,8 +116,8 @@ func (b *Backend) createSets(ctx context.Context, want []listSet, now snapshot) 
 	return nil
 }
 
-// write writes the lines that create a set, or replace its content. An interrupted run
-// leaves another name.
+// write writes the lines that create a set, or replace its content. An interrupted
+// run leaves a set with another name.
 func (s listSet) write(text *strings.Builder, exists bool) {
 	const other = "basicfw-new"
 	size := max(1024, len(s.list))
@@ -146,7 +146,7 @@ func uses(now snapshot, name string) bool {
 
 func usesSets(now snapshot) bool { return uses(now, "basicfw") }
 
-// setDrift compares the sets with the lists. The rules that use them are compared apart.
+// setDrift compares the sets with the lists. The rules that use them are compared separately.
 func (b *Backend) setDrift(ctx context.Context, want []listSet) (out []firewall.Drift) {
 	if len(want) == 0 {
 		return nil

@@ -11,12 +11,12 @@ import (
 )
 
 // Live returns the rules of all tables of iptables. The program of a table is "iptables"
-// if it belongs to the nft variant, else "iptables-legacy", whatever the program in use is
-// called. If legacy tables exist beside the nft variant, they are included.
+// if it belongs to the nft variant, otherwise "iptables-legacy", regardless of the name
+// of the program in use. Legacy tables are included even if the nft variant is in use.
 //
-// Tables that the nft variant cannot print are left out: read them over netlink. With an
-// error, the tables are those that could be read. It is a *MissingError if iptables is not
-// installed.
+// Tables that the nft variant cannot print are omitted: read them over netlink. If
+// there is an error, the tables that could be read are still returned. The error is a
+// *MissingError if iptables is not installed.
 func (b *Backend) Live(ctx context.Context) ([]exposure.Table, error) {
 	snap, err := b.current(ctx)
 	var incompatible *IncompatibleError
@@ -56,7 +56,7 @@ func (b *Backend) Live(ctx context.Context) ([]exposure.Table, error) {
 	return out, inOneLine(errs)
 }
 
-// Model returns a ruleset as it would be if it was the only one on a machine.
+// Model returns the live rules of a machine on which a ruleset is the only one.
 func Model(r firewall.Ruleset) (out exposure.Ruleset) {
 	for _, f := range firewall.Families {
 		// It is our own text: every rule of it can be read.

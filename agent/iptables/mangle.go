@@ -7,12 +7,12 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Forwarded packets pass our chains in the table mangle, which comes before the filter
-// table: there other programs accept what they publish, and a rule among theirs would have
+// Forwarded packets pass our chains in the table mangle, which comes before the table
+// filter. In filter, other programs accept what they publish, and our rule would have
 // to be moved whenever they insert one.
 const mangle = "mangle"
 
-// forwardJump is the first rule of FORWARD that decides anything.
+// forwardJump is our jump in FORWARD, which must come before any rule that decides.
 const forwardJump = "-j " + firewall.ForwardChain
 
 // jumpOf returns our jump in FORWARD for the desired chains, if there are any.
@@ -28,7 +28,8 @@ func (t table) forwardJumps() []string {
 	return slices.DeleteFunc(slices.Clone(t.chain(forward).Rules), func(r string) bool { return !jumpsToUs(r) })
 }
 
-// passed returns the first rule of FORWARD before our jump by which packets avoid it, or "".
+// passed returns the first rule before our jump in FORWARD that lets packets bypass
+// the jump, or "".
 func (e effects) passed() string {
 	for _, r := range e.chain(forward).Rules {
 		words, err := split(r)
@@ -122,8 +123,8 @@ func withForward(section []string, want []chain) []string {
 	return slices.Concat(head, body, section[last:])
 }
 
-// setForward changes the lines of a file outside the table filter: our chains in mangle
-// become the desired ones. A table that then has no effect is removed.
+// setForward changes the lines of a file outside the table filter: our chains in
+// mangle become the desired ones. A table without any effect after that is removed.
 func (f *restoreFile) setForward(want []chain) {
 	done := len(want) == 0
 	for _, part := range []*[]string{&f.before, &f.after} {
@@ -146,7 +147,7 @@ func (f *restoreFile) setForward(want []chain) {
 	}
 }
 
-// forwards reports whether a file has chains of ours outside the table filter.
+// forwards reports whether a file has any of our chains outside the table filter.
 func (f restoreFile) forwards() bool {
 	return slices.ContainsFunc(slices.Concat(f.before, f.after), oursInFile)
 }

@@ -169,8 +169,8 @@ func protocol(printed string) string {
 }
 
 // canonical converts one of our rules to the form of spec, if a version of
-// iptables-save prints another with the same meaning. Other programs' rules stay as
-// printed: legacy deletes a rule only if its matches are in the same order.
+// iptables-save prints an equivalent form. Other programs' rules stay as printed:
+// legacy deletes a rule only if its matches are in the same order.
 //
 //   - 1.4.7 omits a hashlimit burst of 5, which is the default, and the space after
 //     --ctdir, so that "REPLY-m" is two words. It prints --utc, where later versions
@@ -292,7 +292,7 @@ func target(rule string) string { return option(rule, "-j", "--jump", "-g", "--g
 // jumpsToUs reports whether the target of a rule is one of our chains.
 func jumpsToUs(rule string) bool { return isOurs(target(rule)) }
 
-// admits returns how much a rule accepts that no other rule does. A negated match
+// admits returns how much a rule accepts that other rules may not. A negated match
 // counts as no restriction.
 func admits(rule string) breadth {
 	words, _ := split(rule)
@@ -336,8 +336,8 @@ func admits(rule string) breadth {
 	return out
 }
 
-// foreign describes the effect of another program's terminal rule, which is before
-// our jump or behind it.
+// foreign describes the effect of another program's terminal rule, which comes before
+// our jump or after it.
 func (e effects) foreign(f firewall.Family, rule string, behind bool) firewall.Foreign {
 	out := firewall.Foreign{Family: f.String(), Chain: input, Rule: rule}
 	accepts := target(rule) == "ACCEPT"

@@ -54,7 +54,7 @@ func (e effects) predict(live, own exposure.Table, clear bool) exposure.Table {
 		}
 		others := slices.DeleteFunc(slices.Clone(c.Rules), func(r exposure.Rule) bool { return isOurs(r.To) })
 		isInput := live.Name == filter && c.Name == input
-		if isInput && len(c.Rules) == len(e.chain(input).Rules) { // else it has changed since
+		if isInput && len(c.Rules) == len(e.chain(input).Rules) { // otherwise it has changed since
 			before, after := e.place(clear)
 			c.Rules = slices.Concat(pick(c.Rules, before), rules, pick(c.Rules, after))
 		} else {
@@ -73,7 +73,7 @@ func (e effects) predict(live, own exposure.Table, clear bool) exposure.Table {
 	return live
 }
 
-// pick returns the elements of a list with some indexes.
+// pick returns the elements of a list at the given indexes.
 func pick[T any](list []T, indexes []int) []T {
 	out := make([]T, len(indexes))
 	for i, n := range indexes {

@@ -81,7 +81,7 @@ func spec(f firewall.Family, r firewall.Rule) string {
 	return strings.Join(words, " ")
 }
 
-// transport returns the matches of the protocol, and of what its header contains.
+// transport returns the matches of the protocol and of the fields of its header.
 func transport(f firewall.Family, r firewall.Rule) (words []string) {
 	arg := func(more ...string) { words = append(words, more...) }
 	switch {
@@ -163,7 +163,8 @@ func Render(r firewall.Ruleset, f firewall.Family) string {
 	return b.String()
 }
 
-// RenderAll returns the rulesets of families. Each of several has its name before it.
+// RenderAll returns the rulesets of families. If there are several, each is preceded
+// by its name.
 func RenderAll(r firewall.Ruleset, families []firewall.Family) string {
 	var b strings.Builder
 	for _, f := range families {

@@ -19,9 +19,9 @@ import (
 // lockFile is the lock file of the legacy programs (iptables/xshared.h, XT_LOCK_NAME).
 const lockFile = "/run/xtables.lock"
 
-// zone makes versions before 1.4.11 read and print times as UTC. They use the time zone of
-// the process, and a tm_isdst that they do not set (netfilter commits b1319cc0, 8ad33a34):
-// daylight saving time is therefore UTC, too.
+// zone makes versions before 1.4.11 read and print times as UTC. They use the time
+// zone of the process and an uninitialised tm_isdst (netfilter commits b1319cc0,
+// 8ad33a34). Therefore this zone has UTC as its daylight saving time, too.
 const zone = "TZ=UTC0UTC0"
 
 // tools is the version and variant of the programs.
@@ -122,8 +122,8 @@ func (b *Backend) restore(ctx context.Context, t tools, f firewall.Family, lines
 	return b.explain(ctx, name, args, lines, b.try(ctx, name, args, lines))
 }
 
-// inUTC makes the kernel compare the times of our rules with UTC, which is what versions
-// from 1.4.11 on do. Before, the default was the time zone that was set for the kernel.
+// inUTC makes the kernel compare the times of our rules with UTC, which is what
+// versions from 1.4.11 on do. Before, the default was the kernel's time zone.
 func inUTC(lines []string) []string {
 	out := slices.Clone(lines)
 	for i, line := range out {
@@ -153,9 +153,9 @@ func (b *Backend) try(ctx context.Context, name string, args, lines []string) er
 	}
 }
 
-// lock takes the lock for a program that does not. The original 1.4.20 and 1.4.21 lock
-// an abstract socket instead of the file. We do not: any user can hold that socket, and
-// so block our rules.
+// lock takes the lock for a program that does not take it. Unpatched 1.4.20 and
+// 1.4.21 lock an abstract socket instead of the file. We do not lock that socket: any
+// user can hold it, and so block our rules.
 func (b *Backend) lock(ctx context.Context) (unlock func(), err error) {
 	wait, cancel := context.WithTimeout(ctx, b.lockWait)
 	defer cancel()
