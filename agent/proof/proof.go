@@ -19,8 +19,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
 
-// Proof checks one change. It refuses what the change makes worse, and what the tests of
-// the settings do not allow.
+// Proof checks one change. It refuses a change that makes the exposure worse, or that
+// fails a test in the settings.
 type Proof struct {
 	Live     func(context.Context) (exposure.Ruleset, error) // reads the rules of all programs
 	Facts    host.Facts
@@ -50,8 +50,9 @@ func (p *Proof) difference(s exposure.Situation) exposure.Difference {
 	return s.Compare(iptables.Model(st.Ruleset), report.Requirements(st.Desired))
 }
 
-// Begin remembers what is open and closed before the change. If predict is set, it returns
-// the live rules as the change would leave them: the error is why that must not be.
+// Begin remembers what is open and closed before the change. If predict is set, it
+// returns the live rules as the change would leave them, and Begin checks these. The
+// error is the reason to refuse the change.
 func (p *Proof) Begin(ctx context.Context, predict func(live, own exposure.Ruleset) exposure.Ruleset) error {
 	s, err := p.situation(ctx)
 	if err != nil {
@@ -66,8 +67,8 @@ func (p *Proof) Begin(ctx context.Context, predict func(live, own exposure.Rules
 	return p.check(s, p.difference(s))
 }
 
-// End checks what was loaded, as Begin did what was predicted. What other rules opened or
-// closed before is only a warning.
+// End checks the loaded rules as Begin checks the predicted ones. What other rules
+// opened or closed before is only a warning.
 func (p *Proof) End(ctx context.Context) error {
 	s, err := p.situation(ctx)
 	if err != nil {
@@ -84,8 +85,8 @@ func (p *Proof) End(ctx context.Context) error {
 	return nil
 }
 
-// check returns an error if the rules of all programs differ more from those of the settings
-// than before the change, or if a test fails.
+// check returns an error if the rules of all programs differ more from the configured
+// rules than before the change, or if a test fails.
 func (p *Proof) check(s exposure.Situation, now exposure.Difference) error {
 	if p.Force {
 		return nil
@@ -109,7 +110,7 @@ func (p *Proof) check(s exposure.Situation, now exposure.Difference) error {
 	return hint.Wrap(fmt.Errorf("refused: %w", err), "%s", remedy)
 }
 
-// Warn logs what other rules open or close after a change that nothing refuses.
+// Warn logs what other rules open or close after a change that was not refused.
 func (p *Proof) Warn(ctx context.Context) {
 	s, err := p.situation(ctx)
 	if err != nil {
@@ -137,8 +138,8 @@ func (p *Proof) Test(ctx context.Context) error {
 	return p.check(s, exposure.Difference{})
 }
 
-// untested logs why the effect of the rules is not known. It returns an error if that was
-// to be tested.
+// untested logs why the effect of the rules is not known. It returns an error if the
+// settings contain tests.
 func (p *Proof) untested(err error) error {
 	if len(p.Tests) > 0 && !p.Force {
 		return fmt.Errorf("refused: [test] cannot be checked: %w", err)
