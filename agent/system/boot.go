@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Boot returns a unique name of this boot and the time since, including suspend (proc(5),
-// clock_gettime(2)). Changes of the clock do not affect it.
+// Boot returns a unique name of this boot and the time since, including suspend
+// (proc(5), clock_gettime(2)). Changes of the clock do not affect that time.
 func Boot() (name string, uptime time.Duration, err error) {
 	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {

@@ -25,7 +25,7 @@ func differ(a, b string) bool {
 	return errOne == nil && errTwo == nil && !os.SameFile(one, two)
 }
 
-// Executable returns the path of this program, also without /proc.
+// Executable returns the path of this program, even without /proc.
 func Executable() (string, error) {
 	path, err := os.Executable()
 	if err != nil && filepath.IsAbs(os.Args[0]) {

@@ -10,7 +10,7 @@ import (
 )
 
 // WatchClock calls tell each time that the wall clock is set, until the context ends. tell
-// must not block. Slewing is no setting. The error is for a kernel before 3.0.
+// must not block. Slewing does not count as setting. Kernels before 3.0 cause an error.
 func WatchClock(ctx context.Context, tell func()) error {
 	// A timer that never expires, but is canceled (timerfd_create(2),
 	// TFD_TIMER_CANCEL_ON_SET).

@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// FreeMemory returns unused memory to the kernel, and unmaps the program's code. What runs
-// next is mapped again from the page cache, without I/O as a rule (madvise(2), MADV_DONTNEED).
+// FreeMemory returns unused memory to the kernel, and unmaps the program's code. Code that runs
+// next is mapped again from the page cache, usually without I/O (madvise(2), MADV_DONTNEED).
 func FreeMemory() {
 	debug.FreeOSMemory()
 	maps, err := os.ReadFile("/proc/self/maps")
@@ -25,7 +25,7 @@ func FreeMemory() {
 		}
 		var start, end uintptr
 		if _, err := fmt.Sscanf(fields[0], "%x-%x", &start, &end); err == nil && start < end {
-			_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED) // or it stays mapped
+			_, _, _ = unix.Syscall(unix.SYS_MADVISE, start, end-start, unix.MADV_DONTNEED) // on failure, the code stays mapped
 		}
 	}
 }

@@ -20,8 +20,8 @@ const netlinkNap = 50 * time.Millisecond
 const netlinkBuffer = 64 << 10
 
 // Multicast joins multicast groups of a netlink protocol (netlink(7)). It calls tell
-// for a message that counts, or if messages were lost, until the context ends. tell
-// must not block. It fails if the kernel has no such groups or a sandbox forbids them.
+// for a relevant message, or if messages were lost, until the context ends. tell must
+// not block. It fails if the kernel has no such groups or a sandbox forbids them.
 func Multicast(ctx context.Context, protocol int, groups []int, counts func(syscall.NetlinkMessage) bool, tell func()) error {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
@@ -55,7 +55,7 @@ func Multicast(ctx context.Context, protocol int, groups []int, counts func(sysc
 			}
 			nap := netlinkNap
 			if failed != nil {
-				nap = time.Minute // no known error; it must not cause a busy loop
+				nap = time.Minute // an unknown error, which must not cause a busy loop
 			}
 			select {
 			case <-ctx.Done():
@@ -67,8 +67,8 @@ func Multicast(ctx context.Context, protocol int, groups []int, counts func(sysc
 	return nil
 }
 
-// drain reads the available messages and reports whether any counts. The error is
-// EAGAIN if there were none.
+// drain reads the available messages and reports whether any is relevant. The error
+// is EAGAIN if there were none.
 func drain(fd int, buf []byte, counts func(syscall.NetlinkMessage) bool) (news bool, err error) {
 	const most = 4096 // messages per call, as more may keep arriving
 	for i := range most {
@@ -103,7 +103,7 @@ func join(fd int, groups []int) error {
 	return nil
 }
 
-// anyCounts reports whether any message counts. A truncated or invalid one does.
+// anyCounts reports whether any message is relevant. Truncated and invalid ones are.
 func anyCounts(data []byte, counts func(syscall.NetlinkMessage) bool) bool {
 	msgs, err := syscall.ParseNetlinkMessage(data)
 	return err != nil || slices.ContainsFunc(msgs, counts)

@@ -73,9 +73,9 @@ func threadless(stderr []byte) bool {
 	return bytes.Contains(stderr, []byte("failed to create new OS thread")) || bytes.Contains(stderr, []byte("pthread_create failed"))
 }
 
-// spareTasks returns how many more threads and processes this process can create at least,
-// as far as is known. A limit per user counts as exhausted if it is low: who else counts
-// is not known.
+// spareTasks returns how many more threads and processes this process can create at
+// least, as far as is known. A low limit per user counts as exhausted, because the
+// number of the user's other processes is not known.
 func spareTasks() int {
 	number := func(path string) (n int, ok bool) {
 		text, err := os.ReadFile(path)

@@ -42,7 +42,7 @@ type System struct {
 // end the program before or after that, or return another error.
 type Step func(op, name string, do func() error) error
 
-// Do runs a step outside this package, such as one of a library that has no Step.
+// Do runs a step outside this package, such as one in a library that has no Step.
 func (s *System) Do(op, name string, do func() error) error {
 	if s.Step == nil {
 		return do()
@@ -116,8 +116,8 @@ func CheckOwner(fi fs.FileInfo) error {
 	return nil
 }
 
-// Exists reports whether path exists, also as a dangling link. It is true if that
-// cannot be determined: settings on a failing disk must not count as missing.
+// Exists reports whether path exists, also as a dangling link. It returns true if that
+// cannot be determined: settings on a failing disk must not be regarded as missing.
 func (s *System) Exists(path string) bool {
 	_, err := s.Lstat(path)
 	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, unix.ENOTDIR)
@@ -258,9 +258,10 @@ func (s *System) sweep(path string) {
 
 const selinuxLabel = "security.selinux" // the attribute that has the label (xattr(7))
 
-// label sets the SELinux label of a new file at p that is, or replaces, path: to that of the
-// old file, or of path in the policy, which the kernel does not know: file_contexts(5) is for
-// programs only. Without the program or the permission, the kernel's label stays.
+// label sets the SELinux label of the file at p, which is path or will replace it.
+// The label is that of the old file, otherwise that of path in the policy. The kernel
+// does not know the latter: file_contexts(5) is for programs only. Without the
+// program or the permission, the kernel's label stays.
 func (s *System) label(p, path string) error {
 	label := make([]byte, 256)
 	n, err := unix.Lgetxattr(p, selinuxLabel, label)
@@ -351,8 +352,8 @@ func (s *System) WriteKernel(path, value string) error {
 }
 
 // Lock acquires an exclusive lock on a file, which it creates if necessary, and waits
-// for it until the context ends. unlock releases it. The file contains note meanwhile,
-// if it can be written.
+// for it until the context ends. unlock releases it. Until then, the file contains
+// note, if it can be written.
 func (s *System) Lock(ctx context.Context, path, note string) (unlock func(), err error) {
 	for {
 		f, err := s.tryLock(path)
@@ -473,7 +474,7 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("no %s in %s", e.Name, e.Path)
 }
 
-// Self is this program.
+// Self is the path of this program.
 const Self = "/proc/self/exe"
 
 // Command is one run of a program.
@@ -580,9 +581,9 @@ func oneLine(b []byte) string {
 	return Printable(s)
 }
 
-// Printable replaces control and invisible characters in text from files, processes or
-// the network. A terminal might execute them, or show the text as another, such as
-// those that reverse the direction of writing.
+// Printable replaces control and invisible characters in text from files, processes
+// or the network. A terminal might execute them, or display a different text because
+// of them: some reverse the direction of writing.
 func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if shows(r) {

@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// inotify returns a file to read events from, until the context ends. add watches a
-// directory, or changes the mask of a watched one.
+// inotify returns a file from which to read events until the context ends. add
+// watches a directory, or changes the mask of a watched one.
 func inotify(ctx context.Context) (f *os.File, add func(dir string, mask uint32) error, err error) {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
@@ -108,8 +108,8 @@ func about(events []byte, wanted []string) (named, removed bool) {
 }
 
 // WatchPaths calls tell when anything is created, changed, replaced or removed in some
-// directories, or next to some files, until the context ends. paths returns both, and is
-// called again after each event. Links are followed, and watched themselves. What does not
+// directories, or next to some files, until the context ends. paths returns both, and is called
+// again after each event. Links are followed and are watched themselves. A path that does not
 // exist is watched once it does. tell must not block. After an error it is never called.
 func (s *System) WatchPaths(ctx context.Context, tell func(), paths func() []string) error {
 	f, add, err := inotify(ctx)
