@@ -94,9 +94,9 @@ type Options struct {
 	Prove func(ctx context.Context, st store.State) error
 }
 
-// Proof checks the effect of the rules: before a change, with the rules as predict returns
-// them (nil if that is not known), and after it. If they need no change, Test does. Their
-// errors refuse the change.
+// Proof checks the effect of the rules: Begin checks them before a change, as predict
+// returns them (nil if that is not known), and End after it. If they need no change,
+// Test checks them. An error from any of these refuses the change.
 type Proof interface {
 	Begin(ctx context.Context, predict func(live, own exposure.Ruleset) exposure.Ruleset) error
 	End(context.Context) error
@@ -117,7 +117,7 @@ type Outcome struct {
 	Adopted    int                 // connections added to the conntrack table
 	Removed    []firewall.Foreign  // other programs' rules removed from INPUT
 	Others     []firewall.Conflict // other firewall managers that were stopped
-	Registered bool                // the service was not registered, or not enabled
+	Registered bool                // the service the service had not been registered or enabled
 	Guarded    bool                // an interrupted change had left the guard
 	Changed    bool
 	Unsaved    error       // why the rules are loaded only until the next boot
@@ -459,8 +459,8 @@ func (c *change) removeNewDir(dir string) {
 	}
 }
 
-// saveState saves next as the desired state and removes the pending change: one of
-// another boot, or this very one.
+// saveState saves next as the desired state and removes the pending change: that of
+// another boot, or the present one.
 func (c *change) saveState(context.Context) error {
 	c.next.Version, c.next.LastVerified = c.Version, c.Moment().Time
 	if c.next.Bootstrapped.IsZero() {
@@ -530,8 +530,7 @@ func Names(list []firewall.Conflict) []string {
 // transaction is a change that is made step by step and rolled back as a whole.
 type transaction struct{ undo []func() error }
 
-// do performs a step. It registers undo first: a failed step may have been made in
-// part.
+// do performs a step. It registers undo first: a failed step may be partly done.
 func (t *transaction) do(step, undo func() error) error {
 	t.onRollback(undo)
 	return step()

@@ -10,9 +10,10 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
 
-// Recover returns the desired state for a step that must not fail because the state cannot
-// be read: the state, else its copy, which then replaces it, else the failsafe state, which
-// is never saved. The error is [store.ErrNone] on a machine that was not bootstrapped.
+// Recover returns the desired state for a step that must not fail because the state
+// cannot be read: the state, otherwise its copy, which then replaces the state,
+// otherwise the failsafe state, which is never saved. The error is [store.ErrNone] on
+// a machine that was not bootstrapped.
 func (a *Applier) Recover() (store.State, error) {
 	st, err := a.Store.Load()
 	if err == nil || errors.Is(err, store.ErrNone) {
@@ -39,9 +40,9 @@ func (a *Applier) UseCopy() error {
 	return nil
 }
 
-// PrepareRepair repairs what a repair of the rules reads: it restores a lost or unreadable
-// state, and rolls back a pending change that has expired or cannot be read. The rules can be
-// repaired in spite of the error.
+// PrepareRepair repairs what a repair of the rules reads: it restores a lost or
+// unreadable state, and rolls back a pending change that has expired or cannot be
+// read. The rules can be repaired despite an error.
 func (a *Applier) PrepareRepair(ctx context.Context) error {
 	err := a.UseCopy()
 	if _, e := a.Expire(ctx); e != nil {
@@ -50,9 +51,9 @@ func (a *Applier) PrepareRepair(ctx context.Context) error {
 	return err
 }
 
-// Failsafe returns the failsafe state, with cause as its reason: the baseline, SSH from
-// any address with a rate limit, and no other port. Saved, it is held: see
-// [store.Store.Hold].
+// Failsafe returns the failsafe state, with cause as its reason: the baseline, SSH
+// from any address with a rate limit, and no other port. If it is saved, it is held;
+// see [store.Store.Hold].
 func (a *Applier) Failsafe(cause error) (store.State, error) {
 	sshPorts, why, _, err := a.Ports()
 	if err != nil || len(sshPorts) == 0 {

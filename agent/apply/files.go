@@ -39,7 +39,7 @@ type RulesFiles struct {
 	Families []firewall.Family
 }
 
-// RulesFile is one of them, with its expected content.
+// RulesFile is a file of persisted rules with its expected content.
 type RulesFile struct {
 	files.Change
 	Family string // whose rules it holds, if only one family's
@@ -104,7 +104,7 @@ func (r RulesFiles) wantedTable(rules firewall.Ruleset) ([]RulesFile, error) {
 		}
 		data, err := r.Iptables.Aside(existing)
 		if err != nil || bytes.Equal(data, existing) {
-			continue // it holds none of our rules, or is no file of iptables
+			continue // it holds none of our rules, or is not a file of iptables
 		}
 		out = append(out, RulesFile{Change: files.Change{Path: path, Data: data, Mode: 0o600, Remove: data == nil}, Family: f.String()})
 	}
@@ -113,7 +113,7 @@ func (r RulesFiles) wantedTable(rules firewall.Ruleset) ([]RulesFile, error) {
 
 // restored returns a file without our rules: as it was before bootstrap, with later
 // changes by other programs. An interrupted uninstall may have restored it already.
-// The error is why its present content is lost.
+// The error is the reason if its present content is lost.
 func (r RulesFiles) restored(was, now files.File) (files.File, error) {
 	i := slices.IndexFunc(firewall.Families[:], func(f firewall.Family) bool { return r.Path(f) == was.Path })
 	if i < 0 || r.unchanged(firewall.Families[i], was, now.Data) {

@@ -49,8 +49,8 @@ func (a *Applier) Pending() (*store.Pending, error) {
 	return &p, nil
 }
 
-// InEffect returns the state whose rules are loaded: that of the pending change, or else
-// the desired state.
+// InEffect returns the state whose rules are loaded: that of the pending change if
+// there is one, otherwise the desired state.
 func (a *Applier) InEffect() (store.State, error) {
 	st, err := a.Store.Load()
 	if err != nil {
@@ -63,10 +63,10 @@ func (a *Applier) InEffect() (store.State, error) {
 	return st.At(a.Moment()), err
 }
 
-// Try loads the rules of next for a limited time, unless Confirm is called within it.
-// It leaves the state and the files unchanged, for a reboot. The caller ensures that
-// Expire is called in time, with o.Watch. A failed Try is rolled back; if nothing differs, nothing
-// is touched. Another Try of the same state restarts the time.
+// Try loads the rules of next for a limited time, unless Confirm is called in time. It
+// leaves the state and the files unchanged, so that a reboot rolls back. The caller
+// ensures that Expire is called in time, with o.Watch. A failed Try is rolled back; if
+// nothing differs, nothing is touched. Another Try of the same state restarts the time.
 func (a *Applier) Try(ctx context.Context, next store.State, length time.Duration, o Options) (Outcome, error) {
 	return a.withFallback(next, o, func(next store.State) (Outcome, error) { return a.try(ctx, next, length, o) })
 }
@@ -82,7 +82,7 @@ func (a *Applier) try(ctx context.Context, next store.State, length time.Duratio
 	if err != nil || !p.Changed {
 		return p.Outcome, err
 	}
-	if len(p.Others) > 0 && o.TakeOver { // which nothing would undo in time
+	if len(p.Others) > 0 && o.TakeOver { // nothing would undo the takeover in time
 		return p.Outcome, hint.Wrap(&ConflictError{Names: Names(p.Others)}, "basicfw-agent apply, without --confirm, takes over")
 	}
 	c := &change{Applier: a, prepared: p, next: next}
@@ -158,7 +158,7 @@ func (a *Applier) Change(ctx context.Context, e lease.Event) (store.State, Outco
 	}
 	change := a.ApplyOrHold
 	switch e.(type) {
-	case lease.ConfirmClient: // for good, or not at all
+	case lease.ConfirmClient: // permanently, or not at all
 		change = a.Apply
 	case lease.Lock:
 		if !st.Held {
@@ -176,7 +176,7 @@ func (a *Applier) Rollback(ctx context.Context, why string) error {
 	return err
 }
 
-// Expire rolls back the pending change if its time is over.
+// Expire rolls back the pending change if it has expired.
 func (a *Applier) Expire(ctx context.Context) (expired bool, err error) {
 	return a.settle(ctx, func(p *store.Pending) lease.Event {
 		if p == nil {
@@ -222,7 +222,7 @@ func (a *Applier) settle(ctx context.Context, event func(*store.Pending) lease.E
 	if l, err = l.Next(e, a.Moment()); err != nil {
 		return true, err
 	}
-	st.RolledBack = l.State.RolledBack // removing what else has expired is another change
+	st.RolledBack = l.State.RolledBack // removing other expired parts is another change
 	if err := a.Store.Save(st); err != nil {
 		return true, fmt.Errorf("recording the rollback: %w", err)
 	}

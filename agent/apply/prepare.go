@@ -18,7 +18,7 @@ import (
 // prepared is a change that was computed and has not begun.
 type prepared struct {
 	Outcome
-	options  Options // with what the change implies
+	options  Options // including those that the change implies
 	load     bool    // the rules in the kernel differ
 	files    []files.Change
 	previous *store.State
@@ -79,8 +79,8 @@ func (a *Applier) prepare(ctx context.Context, next store.State, o Options) (pre
 	return p, nil
 }
 
-// foresee checks the effect of the change before it begins. What another manager leaves
-// when it is stopped is not known before.
+// foresee checks the effect of the change before it begins. What remains after
+// another manager is stopped cannot be predicted.
 func (p *prepared) foresee(ctx context.Context) error {
 	o := p.options
 	switch {
@@ -197,7 +197,8 @@ func (a *Applier) unrecorded() (org store.Backup) {
 	return org
 }
 
-// addRemoved adds the rules that a later Clear removes to those of the first.
+// addRemoved adds the rules that a later change with Clear removes to those that the
+// first one removed.
 func addRemoved(org *store.Backup, in backend.Inspection, o Options) (changed bool) {
 	if !o.Clear {
 		return false

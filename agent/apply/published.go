@@ -9,8 +9,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/store"
 )
 
-// ContainerPorts returns the ports of containers that other programs publish now. If the
-// rules cannot be read, they are those of the previous state, which may be nil.
+// ContainerPorts returns the ports of containers that other programs publish now. If
+// the rules cannot be read, it returns those of the previous state, which may be nil.
 func (a *Applier) ContainerPorts(ctx context.Context, interfaces []firewall.Interface, previous *store.State) []firewall.ContainerPort {
 	if !slices.ContainsFunc(interfaces, func(i firewall.Interface) bool { return i.Zone == firewall.VirtualZone }) {
 		return nil

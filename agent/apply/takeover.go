@@ -35,7 +35,7 @@ type Guard interface {
 const GuardTable = firewall.GuardTable
 
 // ConflictError reports that another firewall manager is active, or will be from the
-// next boot on, and is left alone.
+// next boot on, and that it is left alone.
 type ConflictError struct {
 	Names []string
 	Why   error // why it could not be taken over; nil if it must not be
