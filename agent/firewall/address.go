@@ -55,9 +55,9 @@ func ParseSource(text string) (netip.Prefix, error) {
 	return wholeNetwork(p)
 }
 
-// ParseNetwork reads a source of a service: an address, or a network in CIDR
-// form, with the same spellings as ParseSource. Every network is accepted,
-// including 0.0.0.0/0, which is all of IPv4 and nothing of IPv6.
+// ParseNetwork reads a source of a service: an address, or a network in CIDR form,
+// with the same spellings as ParseSource. Every network is accepted, including
+// 0.0.0.0/0, which covers all of IPv4 and nothing of IPv6.
 func ParseNetwork(text string) (netip.Prefix, error) {
 	p, err := parsePrefix(text)
 	if err != nil {

@@ -16,8 +16,8 @@ const BlockChain = ChainPrefix + "BLOCK"
 // comments are blockComment, "-" and the list's name.
 const blockComment = "basicfw-block"
 
-// MaxBlocked is the maximum number of networks of all lists together, after those within
-// or beside others were merged. The state and its copy contain them.
+// MaxBlocked is the maximum number of networks of all lists together, after
+// overlapping and adjacent ones were merged. The state and its copy contain them.
 const MaxBlocked = 250_000
 
 // Block is a list of networks whose packets are dropped on public interfaces, except for
@@ -37,15 +37,15 @@ type Block struct {
 	Source string `json:"source,omitempty"`
 }
 
-// Networks is a list of networks of one family that a rule matches: in order, and none
-// contains another. Rulesets with the same name have the same list.
+// Networks is a list of networks of one family that a rule matches. They are in
+// order, and none contains another. Rulesets with the same name have the same list.
 type Networks struct {
 	Name string   `json:"name"` // of the kernel's set
 	List Prefixes `json:"list"`
 }
 
-// Prefixes is a list of networks, which is one string in JSON: a hundred thousand strings
-// take a second to read.
+// Prefixes is a list of networks, which is one string in JSON: it takes a second to
+// read a hundred thousand strings.
 type Prefixes []netip.Prefix
 
 // MarshalText returns the networks, separated by spaces.
@@ -182,7 +182,7 @@ func (c *compiler) block() (rules []Rule) {
 	return rules
 }
 
-// blocked returns the rules for packets in INPUT: what an unlock admits passes.
+// blocked returns the rules for packets in INPUT. What an unlock admits is not dropped.
 func (c *compiler) blocked() []Rule {
 	list := c.drops()
 	if len(list) == 0 {
@@ -191,8 +191,8 @@ func (c *compiler) blocked() []Rule {
 	return append(c.unlockBlocked(), list...)
 }
 
-// drops returns the rules that drop packets of blocked sources. What they do not drop
-// returns, and so do replies to connections that this host or a container opened.
+// drops returns the rules that drop packets of blocked sources. Other packets return,
+// and so do replies to connections that this host or a container opened.
 func (c *compiler) drops() []Rule {
 	if len(c.d.Blocks) == 0 {
 		return nil
@@ -213,7 +213,7 @@ func (c *compiler) drops() []Rule {
 	return rules
 }
 
-// unlockBlocked returns the rules that let SSH of an unlock pass the blocks.
+// unlockBlocked returns the rules that let SSH sources of an unlock bypass the blocks.
 func (c *compiler) unlockBlocked() (rules []Rule) {
 	u := c.d.Unlock
 	if u == nil || u.All {
@@ -238,7 +238,7 @@ func (r Rule) isBlock() bool {
 	return r.Target == BlockChain || r.Comment == blockComment || r.Sources != nil
 }
 
-// check returns an error for a list that cannot be loaded. A nil list is none.
+// check returns an error for a list that cannot be loaded. A nil list is valid.
 func (n *Networks) check(f Family) error {
 	if n == nil {
 		return nil

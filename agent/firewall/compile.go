@@ -26,9 +26,9 @@ var (
 	logBurst  = uint32(10)
 )
 
-// Compile returns the rules for the desired state, in both families. A service
-// with a reserved or duplicate name is an error. One that contains sshd's port opens the
-// others only: see [Desired.SSHOverlaps].
+// Compile returns the rules for the desired state, in both families. A service with a
+// reserved or duplicate name is an error. A service that contains sshd's port opens
+// only its other ports: see [Desired.SSHOverlaps].
 func Compile(d Desired) (Ruleset, error) {
 	if err := check(d); err != nil {
 		return Ruleset{}, err
@@ -108,8 +108,8 @@ func at(s Service) string {
 	return s.Source + ": "
 }
 
-// SSHPortError is the error for a service that contains sshd's port. Only the SSH
-// settings open that port. A port of a profile is no error, but opens nothing.
+// SSHPortError is the error for a service that contains sshd's port. Only the SSH settings open
+// that port. For a profile's service it is not an error, but the service does not open the port.
 type SSHPortError struct {
 	Service Service
 	Port    uint16
@@ -316,8 +316,8 @@ func (c *compiler) ssh() []Rule {
 	return rules
 }
 
-// untracked returns the rule that accepts what follows the first packet of connections that
-// limited accepts, if they are exempt from conntrack: the limit counts first packets only.
+// untracked returns the rule for connections that limited accepts and that are exempt from
+// conntrack. It accepts the packets after the first one: the limit counts only first packets.
 func untracked(limited Rule) Rule {
 	limited.Proto, limited.Flags = TCP, &FlagMatch{Mask: FIN | SYN | RST | ACK, Set: SYN, Invert: true}
 	limited.State, limited.Limit = StateUntracked, nil
@@ -344,7 +344,7 @@ func (c *compiler) service(s Service) []Rule {
 		for _, p := range sources {
 			chain.Rules = append(chain.Rules, Rule{Src: source(p), Limit: c.limit(s), Comment: comment, Target: Accept})
 		}
-		if !slices.ContainsFunc(c.extra, func(o Chain) bool { return o.Name == chain.Name }) { // the other part has it
+		if !slices.ContainsFunc(c.extra, func(o Chain) bool { return o.Name == chain.Name }) { // the other part has added it
 			c.extra = append(c.extra, chain)
 		}
 		rule.Target = chain.Name
@@ -378,9 +378,9 @@ func (c *compiler) limit(s Service) *Limit {
 	return c.perSource(id[1:], s.Limit, s.Limit.N)
 }
 
-// InterfacesOf returns the interfaces for "on WHERE": those of the zone, without names
-// that rules cannot have, or the name itself, whose interface may appear later. For any it
-// returns one "", which adds no interface match.
+// InterfacesOf returns the interfaces for "on WHERE": those of the zone, without
+// names that rules cannot have, or the name itself, whose interface may appear later.
+// For any, it returns a single "", which adds no interface match.
 func (d Desired) InterfacesOf(where string) []string {
 	switch Zone(where) {
 	case AnyZone, "":

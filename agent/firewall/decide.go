@@ -27,8 +27,8 @@ const (
 	Multicast = "MULTICAST"
 )
 
-// Packet holds the properties of a packet that a rule can match: of one in INPUT, or with
-// Out in FORWARD.
+// Packet is the properties of a packet that a rule can match. The packet is in INPUT
+// or, if Out is set, in FORWARD.
 type Packet struct {
 	In       string // interface
 	Out      string // interface by which a forwarded packet leaves

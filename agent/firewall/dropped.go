@@ -1,6 +1,6 @@
 package firewall
 
-// Dropped is how many packets a rule of ours has dropped since it was loaded.
+// Dropped is the number of packets that one of our rules has dropped since it was loaded.
 type Dropped struct {
 	Family  string // of the rule: "ipv4", "ipv6", or "inet" for both
 	Rule    string // its comment without "basicfw-", or Policy

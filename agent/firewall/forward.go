@@ -4,7 +4,7 @@ import "net/netip"
 
 // Values of Desired.Published.
 const (
-	PublishedProfile = "profile" // open are only those that the profile or [open] opens
+	PublishedProfile = "profile" // only those that the profile or [open] opens are reachable
 	PublishedLeave   = "leave"   // left to the program that publishes them
 )
 
@@ -16,10 +16,10 @@ type ContainerPort struct {
 	Ports PortRange `json:"ports"`
 }
 
-// forward returns the chains for forwarded packets: what other hosts publish through this
-// one by DNAT answers on public interfaces only at ports that are open, counted by the port
-// that clients dial, and not to blocked sources. Packets that no DNAT redirected are not affected, except to the
-// containers' own ports. Nothing is accepted here: that is left to other programs' rules.
+// forward returns the chains for forwarded packets. On public interfaces, a port that DNAT
+// publishes is reachable only if the settings open the port that clients connect to, and
+// never by blocked sources. Packets that no DNAT redirected are not affected, except those to
+// the containers' own ports. Nothing is accepted here: that is left to other programs' rules.
 func (c *compiler) forward() []Chain {
 	block, held := c.drops(), c.d.Published == PublishedProfile
 	if !held && len(block) == 0 {

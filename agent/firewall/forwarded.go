@@ -7,10 +7,10 @@ import (
 	"strings"
 )
 
-// AnyPort stands for every port or every protocol in a ForwardedPort.
+// AnyPort represents every port or every protocol in a ForwardedPort.
 const AnyPort = "any"
 
-// ForwardedPort is a port at which packets get another destination, for example a container.
+// ForwardedPort is a port at which packets get a new destination, for example a container.
 type ForwardedPort struct {
 	Family string `json:"family"`
 	Proto  string `json:"proto"` // "tcp", or "any"
@@ -58,8 +58,8 @@ var programs = []struct{ prefix, name string }{
 	{"incus", "Incus"}, {"generated for Incus", "Incus"},
 }
 
-// ProgramOf returns the program that wrote a rule, by the names of its table and chain and
-// by its comment; "" is not known.
+// ProgramOf returns the program that wrote a rule, judging by the names of its table
+// and chain and by its comment, or "" if it is not known.
 func ProgramOf(names ...string) string {
 	for _, name := range slices.Backward(names) {
 		for _, p := range programs {

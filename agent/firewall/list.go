@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// filePrefix is before the path of a list in the settings.
+// filePrefix precedes the path of a list in the settings.
 const filePrefix = "file:"
 
 // ListFile is a file of addresses, and the list that was read from it last.
@@ -32,8 +32,8 @@ func ParseFile(word string) (name string, err error) {
 	return name, nil
 }
 
-// ListFiles returns the files that d follows, with the lists in effect. A file that SSH and
-// services have is listed for each.
+// ListFiles returns the files that d follows, with the lists in effect. A file that
+// is used for SSH and for services is listed for each.
 func (d Desired) ListFiles() (files []ListFile) {
 	if f := d.SSH.File; f != nil {
 		files = append(files, ListFile{Path: f.Path, SSH: true, From: f.From})
@@ -70,8 +70,7 @@ func (d Desired) WithList(f ListFile) Desired {
 	return d
 }
 
-// Keeping returns the sentence about a file that cannot be used, so that the last list stays
-// in effect.
+// Keeping returns the sentence about a file that cannot be used: its last list stays in effect.
 func (f ListFile) Keeping(err error) string {
 	what := "services"
 	if f.SSH {

@@ -274,8 +274,8 @@ func (s SSH) BlockedFamilies() []Family {
 	})
 }
 
-// SSHNeedsIPv4 reports whether SSH is blocked over IPv6 although this host has a global
-// address, which clients prefer to IPv4: ssh waits for it, two minutes as a rule.
+// SSHNeedsIPv4 reports whether SSH is blocked over IPv6 although this host has a global IPv6
+// address. Clients prefer it to IPv4, and ssh then waits for it, usually for two minutes.
 func (d Desired) SSHNeedsIPv4() bool {
 	return slices.Contains(d.SSH.BlockedFamilies(), IPv6) && slices.ContainsFunc(d.Interfaces, func(i Interface) bool {
 		return slices.ContainsFunc(i.Addresses, func(p netip.Prefix) bool {
@@ -284,10 +284,10 @@ func (d Desired) SSHNeedsIPv4() bool {
 	})
 }
 
-// SSHOverIPv4 is the hint for that.
+// SSHOverIPv4 is the hint if [Desired.SSHNeedsIPv4] is true.
 const SSHOverIPv4 = "if ssh to this host's name hangs, use ssh -4"
 
-// AllowedBy returns the network of the Allow list that contains an address, or else
+// AllowedBy returns the network of the Allow list that contains an address, otherwise
 // the one of Timed that expires last.
 func (s SSH) AllowedBy(a netip.Addr) (by TimedSource, ok bool) {
 	for _, p := range s.Allow {
@@ -335,8 +335,9 @@ type Unlock struct {
 	Window
 }
 
-// Services returns the services that are open: the configured ones without sshd's ports,
-// which have rules of their own. A service with one of these in the middle is two.
+// Services returns the services that are open: the configured ones without sshd's
+// ports, which have rules of their own. A service with one of these in the middle of
+// its range is split in two.
 func (d Desired) Services() []Service {
 	all := d.configured()
 	for _, p := range d.SSH.Ports {

@@ -54,8 +54,8 @@ func FormatPorts(r PortRange, p Proto) string {
 	return fmt.Sprintf("%s/%s", r, p)
 }
 
-// parseProtocol parses a protocol without ports: its name, or proto with its number. It
-// returns "" if text is none.
+// parseProtocol parses a protocol without ports: its name, or proto with its number.
+// It returns "" if text is not a protocol.
 func parseProtocol(text string) (Proto, error) {
 	word := strings.ToLower(strings.TrimSpace(text))
 	for _, n := range named {
@@ -78,7 +78,7 @@ func parseProtocol(text string) (Proto, error) {
 	return p, checkNumber(uint8(n))
 }
 
-// checkNumber returns an error for a protocol that no service can be.
+// checkNumber returns an error for a protocol that a service cannot have.
 func checkNumber(n uint8) error {
 	switch n {
 	case 0, 43, 44, 60, 135, 139, 140: // linux/net/ipv6/exthdrs_core.c; in iptables, 0 is any
@@ -103,8 +103,9 @@ func (p Proto) validIn(f Family) bool {
 	return isNumber(string(p)) && n != 0 && checkNumber(n) == nil && n != 6 && n != 17 && n != 132
 }
 
-// ParseRate parses N/second, minute, hour or day. The maximum of iptables' limits is 10000
-// per second (XT_HASHLIMIT_SCALE). A rate that iptables rounds could never be verified.
+// ParseRate parses N/second, N/minute, N/hour or N/day. It refuses numbers over
+// 10000: the maximum of iptables is 10000 per second (XT_HASHLIMIT_SCALE). It also
+// refuses rates that iptables rounds, because they could never be verified.
 func ParseRate(value string) (Rate, error) {
 	number, unit, _ := strings.Cut(value, "/")
 	per := map[string]Unit{"second": Second, "sec": Second, "minute": Minute, "min": Minute, "hour": Hour, "day": Day}[unit]

@@ -38,7 +38,7 @@ type State string
 // The states that rules match.
 const (
 	StateNew         State = "NEW"
-	StateOpen        State = "NEW,UNTRACKED" // of a service, which may be exempt from conntrack
+	StateOpen        State = "NEW,UNTRACKED" // for a service, which may be exempt from conntrack
 	StateInvalid     State = "INVALID"
 	StateEstablished State = "ESTABLISHED"
 	StateUntracked   State = "UNTRACKED"
@@ -109,7 +109,7 @@ type Rule struct {
 	Proto    Proto        `json:"proto,omitempty"`
 	SrcPort  PortRange    `json:"src_port,omitzero"`
 	DstPort  PortRange    `json:"dst_port,omitzero"`
-	Dialled  bool         `json:"dialled,omitempty"` // DstPort is that before DNAT
+	Dialled  bool         `json:"dialled,omitempty"` // DstPort is the port before DNAT
 	Flags    *FlagMatch   `json:"flags,omitempty"`
 	ICMPType *uint8       `json:"icmp_type,omitempty"`
 	State    State        `json:"state,omitempty"`
@@ -155,10 +155,10 @@ func (r Ruleset) Forwards() bool {
 	return slices.ContainsFunc(slices.Concat(r.IPv4, r.IPv6), func(c Chain) bool { return c.Forward })
 }
 
-// IsZero reports whether r is no ruleset.
+// IsZero reports whether r is the zero value.
 func (r Ruleset) IsZero() bool { return r.IPv4 == nil && r.IPv6 == nil }
 
-// Equal reports whether r and o are the same rules in the same order.
+// Equal reports whether r and o have the same rules in the same order.
 func (r Ruleset) Equal(o Ruleset) bool { return reflect.DeepEqual(r, o) }
 
 const (

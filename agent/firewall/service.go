@@ -56,7 +56,7 @@ func ParseService(name, value string) (Service, error) {
 		for end < len(rest) && !slices.Contains(clauses, rest[end]) {
 			end++
 		}
-		if word == "on" && end > 2 { // what follows is out of place
+		if word == "on" && end > 2 { // further words are out of place
 			end = 2
 		}
 		errs = append(errs, s.parse(word, rest[1:end])...)
@@ -269,8 +269,8 @@ func (d Desired) Exists(on string) bool {
 	})
 }
 
-// CheckProfileName returns an error if name is no valid profile name, which is also
-// the name of a file: NAME.ini.
+// CheckProfileName returns an error if name is not a valid profile name, which is
+// also the name of a file: NAME.ini.
 func CheckProfileName(name string) error {
 	const alphanumeric = "abcdefghijklmnopqrstuvwxyz0123456789"
 	switch {

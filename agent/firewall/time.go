@@ -58,16 +58,16 @@ func EndAfter(now time.Time, length time.Duration) (time.Time, error) {
 func over(until, now time.Time) bool { return !until.IsZero() && now.Unix() > until.Unix() }
 
 // At returns d without what has expired at a moment. Expired rules match nothing, so
-// the meaning from then on is the same. In the boot in which a part began, uptime decides,
-// and else the clock.
+// the meaning from then on is the same. In the boot in which a part began, uptime
+// decides; in later boots, the clock does.
 func (d Desired) At(m Moment) Desired { return d.at(m, true) }
 
 // clockSettles is the uptime after which the clock is trusted: at boot it may be hours
 // ahead or behind, until it is synchronized.
 const clockSettles = time.Hour
 
-// Settled is At, but only removes what has certainly expired: early in a boot, the clock
-// alone is no proof.
+// Settled is At, but only removes what has certainly expired: early in a boot, the
+// clock alone is not sufficient.
 func (d Desired) Settled(m Moment) Desired {
 	return d.at(m, m.Boot == "" || m.Uptime >= clockSettles)
 }
@@ -130,9 +130,9 @@ func (d Desired) Ends(m Moment) time.Time {
 	return first
 }
 
-// Of returns r, compiled from a predecessor of d, without what d no longer has: rules with
-// an end, the chains that only they used, and the begin times of a probation. It equals the
-// compiled d.
+// Of returns r, which was compiled from a predecessor of d, without what d no longer
+// contains: rules with an end, the chains that only they used, and the begin times of
+// a probation. The result equals the compiled d.
 func (r Ruleset) Of(d Desired) Ruleset {
 	timed := func(c Chain) bool {
 		return slices.ContainsFunc(c.Rules, func(rule Rule) bool { return !rule.Until.IsZero() || !rule.Since.IsZero() })
@@ -153,7 +153,7 @@ func (r Ruleset) Of(d Desired) Ruleset {
 	return r
 }
 
-// Retimed returns r with other begin and end times, each by the one that it replaces.
+// Retimed returns r with new begin and end times. moved maps each old time to its new one.
 func (r Ruleset) Retimed(moved map[time.Time]time.Time) Ruleset {
 	if len(moved) == 0 {
 		return r

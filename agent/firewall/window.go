@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// Moment is a point in time, by the wall clock and by the uptime, which no clock
-// change affects.
+// Moment is a point in time, by the wall clock and by the uptime, which clock changes
+// do not affect.
 type Moment struct {
 	Time   time.Time
 	Boot   string // identifies the boot; "" is unknown
@@ -33,12 +33,12 @@ func NewWindow(m Moment, length time.Duration) Window {
 	return w
 }
 
-// here reports whether a window began in the boot of a moment. Then uptime decides when it
-// ends, and else the clock.
+// here reports whether a window began in the boot of a moment. If so, uptime decides
+// when it ends, otherwise the clock.
 func (w Window) here(m Moment) bool { return w.Boot != "" && w.Boot == m.Boot }
 
-// Over reports whether a window has ended. By the clock, it also ends if that is before its
-// beginning: how far it was set back is unknown.
+// Over reports whether a window has ended. If the clock decides, the window is also
+// over if the clock is before its beginning: how far the clock was set back is unknown.
 func (w Window) Over(m Moment) bool {
 	if w.here(m) {
 		return m.Uptime > w.Ends
@@ -54,7 +54,8 @@ func (w Window) End(m Moment) time.Time {
 	return w.Until
 }
 
-// clockSlack is by how much the clock may be slewed before rules with a time are changed.
+// clockSlack is the amount by which the clock may be slewed before rules with a time
+// are changed.
 const clockSlack = 2 * time.Second
 
 // retimed returns w with its times by the clock as it shows at a moment, if the clock was
@@ -81,7 +82,7 @@ type Timer struct {
 }
 
 // Start returns d with the timers of its temporary services and sources. Those of previous,
-// which may be nil, continue. What has none in previous gets none.
+// which may be nil, continue. A service or source that is in previous without a timer gets none.
 func (d Desired) Start(previous *Desired, m Moment) Desired {
 	d.Timers = nil
 	for _, until := range d.untils() {
@@ -138,7 +139,7 @@ func (d Desired) RuleEnd(until time.Time) time.Time {
 	return until
 }
 
-// ends returns when rules end or begin, by what they are for.
+// ends returns when rules end or begin, by a name of the purpose of the rules.
 func (d Desired) ends() map[string]time.Time {
 	out := map[string]time.Time{}
 	for _, until := range d.untils() {
@@ -153,8 +154,8 @@ func (d Desired) ends() map[string]time.Time {
 	return out
 }
 
-// Retimed returns d with the ends of this boot by the clock as it shows at a moment, and how
-// its rules change: the new time by the old one. Timers of another boot are dropped.
+// Retimed returns d with the ends of this boot by the clock as it shows at a moment, and a
+// map from the old times in its rules to the new ones. Timers of another boot are dropped.
 func (d Desired) Retimed(m Moment) (Desired, map[time.Time]time.Time) {
 	if m.Boot == "" {
 		return d, nil
