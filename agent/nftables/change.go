@@ -22,7 +22,7 @@ func (t table) requestsTo(want table) ([]request, bool) {
 			return nil, false
 		}
 	}
-	var last []request // what is added
+	var last []request // additions, which come last
 	for _, ch := range want.chains {
 		was, ok := t.chain(ch.name)
 		if ok && !sameChain(was, ch) {

@@ -177,8 +177,8 @@ func sameHook(a, b []byte) bool {
 	return numbers(a) == numbers(b)
 }
 
-// lines returns the rules of a chain as text. Only a rule that is desired somewhere has
-// the text of the desired rule.
+// lines returns the rules of a chain as text. A rule has the text of a desired rule
+// only if it equals one.
 func (c *comparison) lines(chain string) []string {
 	var out []string
 	for _, r := range c.got.rulesOf(chain) {

@@ -65,8 +65,8 @@ func write(r firewall.Ruleset, families []firewall.Family) compiled {
 	return c
 }
 
-// chainName returns the name in this table, which has both families, of a chain of a
-// ruleset.
+// chainName returns the name of a ruleset's chain in this table, which holds the
+// chains of both families.
 func chainName(f firewall.Family, name string) string {
 	name = strings.TrimPrefix(name, firewall.ChainPrefix)
 	if name == strings.ToUpper(name) { // service names are in lower case
@@ -97,11 +97,11 @@ func (c *compiled) dispatch(families []firewall.Family) {
 	c.put(baseChain, w)
 }
 
-// The base chain at the forward hook. It comes before those of the priority filter, and
-// drops only: other tables decide about the rest.
+// The base chain at the forward hook. It comes before chains of priority filter and
+// only drops packets: other tables decide about the rest.
 const (
 	forwardChain    = "forward"
-	forwardPriority = -150 // as that of mangle in iptables
+	forwardPriority = -150 // that of mangle in iptables
 )
 
 // forwardHook is the text of its hook.
@@ -144,7 +144,7 @@ func merge(rules []firewall.Rule) []mergedRule {
 	out := make([]mergedRule, 0, len(rules))
 	for _, r := range rules {
 		f := mergedRule{Rule: r}
-		if (r.Limit == nil || r.Limit.Name != "") && r.Target != firewall.Log { // others count per rule
+		if (r.Limit == nil || r.Limit.Name != "") && r.Target != firewall.Log { // other limits count per rule
 			if n := len(out); n > 0 && out[n-1].add(r) {
 				continue
 			}
@@ -416,7 +416,8 @@ func (c *compiled) limit(w *writer, l firewall.Limit) {
 // further sources do not match until an element expires.
 const maxSources = 65535
 
-// networks returns the name of a set of a rule's sources, which it adds unless there is one.
+// networks returns the name of the set for a rule's sources. It adds the set if it
+// does not exist.
 func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix) string {
 	key := addressType(f)
 	s := set{flags: unix.NFT_SET_INTERVAL, keyType: key.GetNFTMagic(), keyLen: key.Bytes, userdata: userdata.AppendUint32(nil, userdata.NFTNL_UDATA_SET_KEYBYTEORDER, 2)}
@@ -445,7 +446,7 @@ func (c *compiled) networks(f firewall.Family, name string, list []netip.Prefix)
 	return s.name
 }
 
-// firstOf returns the first address of a network as one of its own.
+// firstOf returns the first address of a network as a network of one address.
 func firstOf(p netip.Prefix) netip.Prefix { return netip.PrefixFrom(p.Addr(), p.Addr().BitLen()) }
 
 func lastOf(p netip.Prefix) netip.Addr {

@@ -83,8 +83,8 @@ func (g Guard) Up() bool {
 	return err == nil && up
 }
 
-// HasTable reports whether nf_tables has a table with a name, in the family inet, ip or
-// ip6.
+// HasTable reports whether nf_tables has a table with the given name in the family
+// inet, ip or ip6.
 func HasTable(name string) (bool, error) {
 	all, err := tables(unix.NFPROTO_INET, unix.NFPROTO_IPV4, unix.NFPROTO_IPV6)
 	return slices.Contains(all, name), err

@@ -34,11 +34,11 @@ type liveChain struct {
 	rules []rule
 }
 
-// Live returns the tables of all programs. Saved are those that iptables-save printed: it
-// knows the extensions of iptables, whose rules nf_tables has in a form of their own, and
-// the tables of the legacy variant. It puts the contents of ipsets into their matches.
+// Live returns the tables of all programs. saved are the tables that iptables-save printed: it
+// decodes iptables' extensions, which nf_tables stores in a format of their own, and it includes
+// the tables of the legacy variant. Live puts the contents of ipsets into their matches.
 //
-// Without bans, the rules of our own table for blocked sources are left out.
+// Without bans, our own table's rules for blocked sources are omitted.
 func Live(saved []exposure.Table, bans bool) (out []exposure.Table, err error) {
 	exposure.ResolveSets(saved, ipsets())
 	var xtables, legacy []exposure.Table
@@ -126,8 +126,8 @@ func live(s *socket, saved []exposure.Table, marks, bans bool) ([]exposure.Table
 }
 
 // Misprinted reports whether iptables-save prints a rule of INPUT without some of its
-// matches, because another program added it over nf_tables: "ip saddr @bad drop" becomes
-// "-j DROP". text is what it prints of a family.
+// matches, because another program added it over nf_tables: "ip saddr @bad drop"
+// becomes "-j DROP". text is its output for the family.
 func Misprinted(f firewall.Family, text []byte) (bool, error) {
 	name := firewall.ByFamily(f, "ip", "ip6")
 	saved, _, err := exposure.ReadSave("iptables", name, text)
@@ -253,7 +253,7 @@ func readLiveChain(b []byte, family byte) (*liveChain, string, error) {
 	return c, text(a[unix.NFTA_CHAIN_TABLE]), err
 }
 
-// attributes are the first kinds of a list of attributes, by kind.
+// attributes are the attributes in a list by their kind, for the lowest kinds.
 type attributes [16][]byte
 
 func attributesOf(b []byte) (out attributes, err error) {
@@ -276,7 +276,7 @@ func setsConnectionMark(r rule) bool {
 	})
 }
 
-// links are the network interfaces, read when they are needed.
+// links are the network interfaces, read on first use.
 type links struct {
 	list []link
 	read bool
@@ -289,7 +289,7 @@ type link struct {
 	kind  uint32 // ARPHRD_*
 }
 
-// values returns the names of interfaces by a number of each.
+// values returns the names of interfaces, each with a number of the interface.
 func (l *links) values(of func(link) uint32) ([]named, error) {
 	if !l.read {
 		l.read = true

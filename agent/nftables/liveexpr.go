@@ -22,7 +22,7 @@ const (
 	verdictContinue, verdictBreak, verdictJump, verdictGoto, verdictReturn = -1, -2, -3, -4, -5
 )
 
-// translator turns the rules of a table into those of the model.
+// translator converts the rules of a table to those of the model.
 type translator struct {
 	family string
 	sets   *liveSets
@@ -46,14 +46,14 @@ type way struct {
 	marks     bool // with a mark that is not known
 	untracked bool
 	changed   bool // since the last match
-	// The last expression was that the value in a register is at least this one.
+	// The last expression required the value in a register to be at least this one.
 	from         []byte
 	fromRegister uint64
-	earlier      []exposure.Rule // for packets that an earlier statement changed, and a later match does not match
+	earlier      []exposure.Rule // for packets that an earlier statement changed and a later match excludes
 }
 
-// chain returns the rules of a chain. Saved are the same rules as iptables-save prints
-// them, or nil.
+// chain returns the rules of a chain. saved are the same rules as iptables-save
+// printed them, or nil.
 func (t *translator) chain(c *liveChain, saved []exposure.Rule) ([]exposure.Rule, error) {
 	out := make([]exposure.Rule, 0, len(c.rules))
 	for i := range c.rules {
@@ -126,7 +126,7 @@ func register(b []byte) int {
 	if at := slot(uint32(number(b))); at >= 0 && at < len(way{}.regs) {
 		return at
 	}
-	return 0 // the verdict's, which no value is in
+	return 0 // the verdict register, which holds no value
 }
 
 func (w *way) set(reg []byte, c content) {
@@ -139,7 +139,7 @@ func (w *way) set(reg []byte, c content) {
 
 func (w *way) get(reg []byte) content { return w.regs[register(reg)] }
 
-// key returns the parts of a key of some bytes from a register on.
+// key returns the parts of a key of size bytes that begins in a register.
 func (w *way) key(reg []byte, size int) (out []piece) {
 	start := register(reg)
 	for pos := 0; pos < size; {
@@ -269,7 +269,7 @@ func (w *way) add(m exposure.Match, text string) {
 	}
 }
 
-// isFamily reports whether a match is that of all addresses of a family.
+// isFamily reports whether a match covers all addresses of a family.
 func isFamily(m exposure.Match) bool {
 	return m.Field == exposure.Destination && !m.Not && len(m.Addrs) == 1 && m.Addrs[0] == exposure.All(m.Addrs[0].First)[0]
 }
@@ -338,7 +338,7 @@ func (t *translator) lookup(w *way, a attributes, rest []expression) bool {
 	return true
 }
 
-// match is match, once for each key.
+// match is the function match, computed once for each key.
 func (s *liveSet) match(key []piece, list elements) exposure.Match {
 	id := ""
 	for _, p := range key {
@@ -399,7 +399,7 @@ func (t *translator) verdict(w way, data []byte) {
 
 func (w *way) say(text string) { w.text = append(slices.Clip(w.text), text) }
 
-// finished returns a rule with all that the way has.
+// finished returns a rule with the matches and changes of the way.
 func (w *way) finished(r exposure.Rule) exposure.Rule {
 	r.Matches, r.Mark, r.Marks, r.Untracked = w.matches, w.mark, w.marks, w.untracked
 	return r
@@ -443,9 +443,9 @@ func (t *translator) end(w way, r exposure.Rule) {
 	}
 }
 
-// slot returns the first of the parts of 4 bytes of a register: the first register of 16
-// bytes is number 1, and its first part also has number 8. It returns -1 for a number that
-// does not exist.
+// slot returns the index of the first 4-byte part of a register. Register 1 is the
+// first register of 16 bytes; its first part is also register 8. The result is -1 if
+// no register has the number.
 func slot(reg uint32) int {
 	switch {
 	case reg <= unix.NFT_REG_4:
@@ -456,7 +456,7 @@ func slot(reg uint32) int {
 	return int(reg) - unix.NFT_REG32_00 + 4
 }
 
-// parts returns how many parts of a register a value of a size in bytes takes.
+// parts returns how many 4-byte parts of a register a value of size bytes occupies.
 func parts(size int) int { return max(1, (size+3)/4) }
 
 // port returns the port in a register of a constant.

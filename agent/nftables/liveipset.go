@@ -11,8 +11,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/exposure"
 )
 
-// The library that reads ipsets, vishvananda/netlink, drops the flag of an element that is
-// an exception, and writes to standard error what else it does not know.
+// Ipsets are read here because the library vishvananda/netlink drops the flag of an element
+// that is an exception. It also writes whatever else it does not know to standard error.
 
 // The parts of ipset's protocol that are read here (linux/netfilter/ipset/ip_set.h).
 const (
@@ -45,7 +45,7 @@ func ipset(s *socket, name string) (out exposure.IPSet, err error) {
 	return r.set, nil
 }
 
-// ipsetReader reads the messages about one set. A long one has several.
+// ipsetReader reads the messages about one set. A large set needs several.
 type ipsetReader struct {
 	set     exposure.IPSet
 	netmask int // of the addresses of the set; -1 is all bits

@@ -257,7 +257,7 @@ func (t *translator) condition(w *way, name string, a attributes) bool {
 		case kind == unix.NFT_OBJECT_SYNPROXY:
 			return false
 		}
-	case "flow_offload": // not of the first packet: it breaks off the rule
+	case "flow_offload": // never offloads the first packet: the rule ends
 		t.native = true
 		w.add(never, "flow add")
 	case "match":

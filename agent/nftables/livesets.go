@@ -9,7 +9,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/exposure"
 )
 
-// liveSets reads the sets and maps of a table when they are needed.
+// liveSets reads the sets and maps of a table on first use.
 type liveSets struct {
 	socket *socket
 	table  string
@@ -105,7 +105,7 @@ func (l *liveSets) read(s *liveSet) error {
 	return nil
 }
 
-// readLiveElement decodes an element. It is for all other keys if all is set.
+// readLiveElement decodes an element. If all is true, the element is for all other keys.
 func readLiveElement(b []byte) (e element, all bool) {
 	const keyEnd = 10  // NFTA_SET_ELEM_KEY_END, since Linux 5.6
 	const catchall = 2 // NFT_SET_ELEM_CATCHALL, since Linux 5.13
@@ -125,7 +125,7 @@ func readLiveElement(b []byte) (e element, all bool) {
 	return e, flags&catchall != 0
 }
 
-// less returns a number less one, or false for 0.
+// less returns a number minus one, or false for 0.
 func less(b []byte) ([]byte, bool) {
 	b = slices.Clone(b)
 	for j := len(b) - 1; j >= 0; j-- {
@@ -137,7 +137,7 @@ func less(b []byte) ([]byte, bool) {
 	return b, false
 }
 
-// more returns a number plus one, or false for the last one.
+// more returns a number plus one, or false for the highest one.
 func more(b []byte) ([]byte, bool) {
 	b = slices.Clone(b)
 	for j := len(b) - 1; j >= 0; j-- {

@@ -21,9 +21,9 @@ type subject struct {
 	field exposure.Field
 	size  int  // in bytes
 	host  bool // in the byte order of the host
-	// The possible values of a field with few, each with what it is in the model: one of
-	// the names of a match or, if the field is Destination, a network. Values without a
-	// name are the others.
+	// For a field with few possible values: these values, each with its meaning in
+	// the model. That is one of the names of a match or, if the field is Destination,
+	// a network. A value with an empty name has no such meaning.
 	domain []named
 }
 
@@ -37,10 +37,10 @@ type piece struct {
 	subject
 	at, len   int    // the bytes of the field
 	pos       int    // where they are in the register or key
-	mask, xor []byte // the register has (field & mask) ^ xor; nil is the field
+	mask, xor []byte // the register holds (field & mask) ^ xor; if nil, the field
 }
 
-// content is what a register has.
+// content is what a register holds.
 type content struct {
 	pieces []piece
 	size   int
@@ -56,7 +56,7 @@ func opaque(field exposure.Field, name string, size int) content {
 	return whole(subject{name: name, field: field, size: size})
 }
 
-// masked returns what a bitwise operation makes of a content.
+// masked returns the result of a bitwise operation on a content.
 func (c content) masked(mask, xor []byte) content {
 	out := content{size: c.size}
 	for _, p := range c.pieces {
@@ -239,7 +239,7 @@ func (p piece) bounds(e element) (first, last [16]byte, ok bool) {
 
 func (p piece) addresses(list elements) (exposure.Sources, bool) {
 	out := make(exposure.Sources, 0, len(list))
-	ordered := true // as in a set, so that it is fast
+	ordered := true // the elements of a set are, which saves sorting
 	for _, e := range list {
 		first, last, ok := p.bounds(e)
 		if !ok {
@@ -263,7 +263,8 @@ func (p piece) addresses(list elements) (exposure.Sources, bool) {
 	return exposure.Union(out), true
 }
 
-// mostEnumerated limits the comparisons for a number of 16 bits of which only some count.
+// mostEnumerated limits the number of elements that are compared with every value of
+// a masked 16-bit field.
 const mostEnumerated = 16
 
 func (p piece) numbers(list elements) ([]exposure.Span, bool) {
@@ -321,7 +322,7 @@ func (p piece) marks(list elements) (mask uint32, out []exposure.Span, ok bool) 
 	return mask, out, true
 }
 
-// names returns the names of interfaces; those that begin with a text end in "*".
+// names returns the names of interfaces; a prefix ends in "*".
 func (p piece) names(list elements) (out []string, ok bool) {
 	for _, e := range list {
 		first, last := e.first[p.pos:p.pos+p.len], e.last[p.pos:p.pos+p.len]

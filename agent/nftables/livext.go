@@ -11,8 +11,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/exposure"
 )
 
-// iptables-save prints no table that has rules of which iptables knows nothing. So the
-// most common extensions of iptables are decoded here too.
+// iptables-save does not print a table with rules that iptables does not know.
+// Therefore the most common extensions of iptables are decoded here too.
 
 // The bits of states in the match conntrack (linux/netfilter/xt_conntrack.h), and of types
 // in addrtype (xt_addrtype.h).
@@ -30,8 +30,8 @@ func namesOf(list []named, bits uint32) (out []string) {
 	return out
 }
 
-// extension returns the matches of an extension of iptables. They are unknown if it has
-// options that are not modelled.
+// extension returns the matches of an extension of iptables. The result is unknown if
+// it has options that are not modelled.
 func (t *translator) extension(w *way, a attributes) []exposure.Match {
 	name, info := text(a[unix.NFTA_MATCH_NAME]), a[unix.NFTA_MATCH_INFO]
 	unknown := []exposure.Match{{Field: exposure.Unknown, Text: "xt " + name}}

@@ -347,8 +347,8 @@ func (s *socket) askOf(subsystem, kind, flags uint16, data []byte, each func([]b
 }
 
 // Watch calls notify on each change of our table, or of the IPv4 and IPv6 tables
-// "filter", "mangle" and "nat", which the nft variant of iptables uses, until the context ends. The kernel
-// does not report changes of the legacy variant's tables.
+// "filter", "mangle" and "nat", which the nft variant of iptables uses, until the
+// context ends. The kernel does not report changes of the legacy variant's tables.
 func Watch(ctx context.Context, notify func()) error {
 	if err := system.Multicast(ctx, unix.NETLINK_NETFILTER, []int{unix.NFNLGRP_NFTABLES}, relevant, notify); err != nil {
 		return fmt.Errorf("watching nf_tables: %w", err)

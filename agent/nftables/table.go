@@ -43,8 +43,8 @@ type set struct {
 	elements          []setElement
 }
 
-// setElement is a key of a set. In a set of intervals it is the beginning of one, or
-// with end the first key after it.
+// setElement is a key of a set. In a set of intervals, it is the first key of an
+// interval or, if end is set, the first key after one.
 type setElement struct {
 	key, data []byte // data are the attributes of NFTA_SET_ELEM_DATA
 	end       bool
@@ -204,7 +204,7 @@ func (s set) elementRequests(table string, kind, flags uint16) []request {
 	return out
 }
 
-// readTries is how often reading a table is tried if it changes meanwhile.
+// readTries is how often a read is attempted while the table keeps changing.
 const readTries = 20
 
 // read returns a consistent copy of our table. It returns false if there is none, or if

@@ -11,9 +11,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Leftover is what is in the tables filter and mangle of iptables' nft variant of our rules:
-// chains, and rules that jump to them. iptables cannot remove them if a table has rules that it
-// cannot print.
+// Leftover is what remains of our rules in the tables filter and mangle of iptables'
+// nft variant: chains, and rules that jump to them. iptables cannot remove them from
+// a table with rules that it cannot print.
 type Leftover struct{ System do }
 
 // do runs a step of a change; see [system.System.Do].
@@ -21,7 +21,7 @@ type do interface {
 	Do(op, name string, do func() error) error
 }
 
-// Exists reports whether there is any.
+// Exists reports whether anything remains.
 func (l Leftover) Exists() (bool, error) {
 	_, n, err := leftover(unix.NFPROTO_IPV4)
 	if err == nil && n == 0 {
@@ -30,8 +30,8 @@ func (l Leftover) Exists() (bool, error) {
 	return n > 0, err
 }
 
-// Remove removes it in one transaction per family, and sets the policy of an INPUT that
-// jumped to our chains to ACCEPT. Rules of other programs are not touched.
+// Remove removes the leftover in one transaction per family, and sets the policy of an
+// INPUT that jumped to our chains to ACCEPT. Rules of other programs are not touched.
 func (l Leftover) Remove() error {
 	for _, family := range []byte{unix.NFPROTO_IPV4, unix.NFPROTO_IPV6} {
 		requests, n, err := leftover(family)
@@ -46,7 +46,7 @@ func (l Leftover) Remove() error {
 }
 
 // leftover returns the requests that remove our chains and the jumps to them from a
-// family's tables filter and mangle, and the number of these.
+// family's tables filter and mangle, and the number of these jumps.
 func leftover(family byte) (requests []request, n int, err error) {
 	s, err := dial()
 	if absent(err) {
