@@ -6,8 +6,8 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Requirement is a service of the settings: at least one of its sources has to reach each
-// of its ports wherever the rules of the settings open it.
+// Requirement is a configured service: at least one of its sources must reach each of
+// its ports wherever the configured rules open it.
 type Requirement struct {
 	Name  string
 	Proto firewall.Proto
@@ -15,8 +15,8 @@ type Requirement struct {
 	From  [2]Sources // IPv4 and IPv6; nil is any source of the family
 }
 
-// Difference is how the live rules differ in effect from those of the settings, on public
-// interfaces.
+// Difference is how the live rules differ in effect from the configured rules, on
+// public interfaces.
 type Difference struct {
 	// Exposed are ports of this host that the live rules open, surely or perhaps, and
 	// the settings do not, with the sources that are too many. Ports that are forwarded
@@ -27,16 +27,16 @@ type Difference struct {
 	Blocked, Doubtful []Entry
 }
 
-// Worse returns the part of a difference that was not there before: the settings do not
-// allow what is now surely open, or allow what is now surely blocked, and it was not so.
+// Worse returns the part of a difference that is new: what is now surely open although the
+// settings do not allow it, or surely blocked although they do, and was not so before.
 func (d Difference) Worse(before Difference) (out Difference) {
 	out.Exposed = missingIn(before.Exposed, d.Exposed, Open)
 	out.Blocked = missingIn(slices.Concat(before.Blocked, before.Doubtful), d.Blocked, Closed)
 	return out
 }
 
-// missingIn returns the entries of a list with a verdict, on the interfaces on which the
-// entries of before about the same do not have all of their sources.
+// missingIn returns the entries of a list with a verdict. It keeps only the interfaces
+// on which corresponding entries of before do not cover all of an entry's sources.
 func missingIn(before, list []Entry, verdict string) (out []Entry) {
 	for _, e := range list {
 		e.On = slices.DeleteFunc(slices.Clone(e.On), func(on string) bool {
@@ -67,7 +67,7 @@ func (e Entry) sources() Sources {
 	return sources(f).Without(e.Except)
 }
 
-// Compare returns how the live rules differ in effect from want, the rules of the settings.
+// Compare returns how the live rules differ in effect from want, the configured rules.
 func (s Situation) Compare(want Ruleset, required []Requirement) Difference {
 	c := comparison{live: s.reporter(), extra: map[[2]question][]Entry{}}
 	s.Rules = want
@@ -117,7 +117,7 @@ type comparison struct {
 	extra      map[[2]question][]Entry
 }
 
-// exposed returns the entries of the sources that reach a port, and should not.
+// exposed returns the entries for sources that reach a port but should not.
 func (c comparison) exposed(f firewall.Family, p examined, v, wanted view) []Entry {
 	res, at := c.live.trace(f, p.Proto, p.number, v)
 	allowed, of := c.want.trace(f, p.Proto, p.number, wanted)
@@ -138,10 +138,10 @@ func (c comparison) exposed(f firewall.Family, p examined, v, wanted view) []Ent
 	return out
 }
 
-// maxEdges limits how many ports stand for a range.
+// maxEdges limits how many ports represent a range.
 const maxEdges = 100
 
-// within returns ports that stand for all of a range.
+// within returns ports that represent all ports of a range.
 func (r *reporter) within(ports firewall.PortRange) []uint16 {
 	numbers := []uint16{ports.First}
 	for _, n := range r.edges {
@@ -152,8 +152,9 @@ func (r *reporter) within(ports firewall.PortRange) []uint16 {
 	return numbers
 }
 
-// shut returns an entry for a port of a requirement at which all of its sources are dropped
-// on an interface, surely or else perhaps, whichever of its addresses they dial.
+// shut returns an entry for a required port at which all sources of the requirement
+// are dropped on an interface, whichever of the interface's addresses they connect
+// to. It prefers a port where they are surely dropped to one where they perhaps are.
 func (c comparison) shut(f firewall.Family, q Requirement, from Sources, on string) (found Entry) {
 	for _, n := range c.live.within(q.Ports) {
 		var live, want Result
@@ -186,7 +187,7 @@ func (c comparison) shut(f firewall.Family, q Requirement, from Sources, on stri
 	return found
 }
 
-// decisionOfDrop names the rule that drops most of some sources.
+// decisionOfDrop returns the rule that drops most of some sources.
 func (r *reporter) decisionOfDrop(res Result, of Sources) Decision {
 	piece, _ := largest(res.Dropped, of)
 	return r.decision(piece.By, of)
@@ -212,7 +213,7 @@ type mergeKey struct {
 	family, service string
 }
 
-// add adds an entry to a list, or its interface to the entry that is the same otherwise.
+// add adds an entry to a list, or its interface to an otherwise identical entry.
 func (m *merger) add(list *[]Entry, e Entry) {
 	if *m == nil {
 		*m = merger{}

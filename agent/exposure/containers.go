@@ -7,9 +7,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// ContainerPorts returns the ports of containers, behind virtual interfaces of this host, to
-// which rules translate destinations. Those of a cluster are not among them: its other hosts
-// reach them directly.
+// ContainerPorts returns the ports of containers behind virtual interfaces of this
+// host to which rules translate destinations. It omits those of a cluster: the
+// cluster's other hosts reach them directly.
 func (s Situation) ContainerPorts() (out []firewall.ContainerPort) {
 	route := s.host().Route
 	for _, t := range s.Rules.Tables {
@@ -37,8 +37,8 @@ func (s Situation) ContainerPorts() (out []firewall.ContainerPort) {
 	return out
 }
 
-// destinations returns the ports to which a rule translates, without the interface: one, or
-// those that are dialled.
+// destinations returns the ports to which a rule translates, without the interface:
+// the new port or, if the rule keeps the port, those that clients connect to.
 func (r Rule) destinations() (out []firewall.ContainerPort) {
 	for number, proto := range map[uint8]firewall.Proto{6: firewall.TCP, 17: firewall.UDP} {
 		if slices.ContainsFunc(r.Matches, func(m Match) bool { return m.Field == Protocol && m.matches(&Packet{Proto: number}) == m.Not }) {

@@ -9,14 +9,14 @@ import (
 // Expectation is what should happen to new connections from a source to ports.
 type Expectation struct {
 	Name  string
-	Allow bool         // all of them arrive; else none does
+	Allow bool         // all of them arrive; otherwise none does
 	From  netip.Prefix // invalid is any source
 	Proto firewall.Proto
 	Ports firewall.PortRange
 }
 
-// Failures returns an entry for each place at which connections surely do not do what is
-// expected, with the sources that do not.
+// Failures returns an entry for each place where connections surely do not meet an
+// expectation, with the sources of these connections.
 func (s Situation) Failures(list []Expectation) (out []Entry) {
 	r := s.reporter()
 	var m merger
@@ -39,8 +39,8 @@ func (s Situation) Failures(list []Expectation) (out []Entry) {
 	return out
 }
 
-// arrival returns the interfaces on which packets from a source arrive: that in whose
-// network it is, or else the public ones.
+// arrival returns the interfaces on which packets from a source arrive: the one in
+// whose network it is, otherwise the public ones.
 func (s Situation) arrival(from netip.Prefix) (out []string) {
 	for _, i := range s.Interfaces {
 		for _, a := range i.Addresses {

@@ -42,7 +42,7 @@ type Note struct {
 	Hook Hook `json:"hook"`
 	Decision
 	Effect string   `json:"effect"`
-	Why    []string `json:"why,omitempty"` // on what it depends whether the rule matches
+	Why    []string `json:"why,omitempty"` // what the match depends on
 }
 
 // Explain returns what happens to a packet, rule by rule.
@@ -127,9 +127,9 @@ func (r Ruleset) effect(st Step) string {
 	return changes + ", " + text
 }
 
-// inState returns the ruleset as a packet in a conntrack state meets it: with matches of
-// that state in the place of NEW. Chains of type nat keep theirs: what they did to the
-// first packet of a connection, conntrack does to the others.
+// inState returns the ruleset as a packet in a conntrack state meets it: matches of
+// that state become matches of NEW. Chains of type nat are unchanged: what they do to
+// the first packet of a connection, conntrack does to all later ones.
 func (r Ruleset) inState(state string) Ruleset {
 	if state == "NEW" || state == "UNTRACKED" {
 		return r
@@ -170,15 +170,15 @@ func (r Ruleset) inState(state string) Ruleset {
 	return Ruleset{tables}
 }
 
-// Complete returns a probe with the interface and the destination that were left out: the
-// interface in whose network the source is, else the public one, and its address.
+// Complete returns a probe with a missing interface and destination filled in: the interface
+// in whose network the source is, otherwise the public one, and the address of that interface.
 func (s Situation) Complete(p Probe) (Probe, error) {
 	family := firewall.FamilyOf(netip.PrefixFrom(p.From, p.From.BitLen()))
 	if p.On == "" {
 		var public string
 		for _, i := range s.Interfaces {
 			for _, n := range i.Addresses {
-				if n.Addr() == p.From { // packets to oneself pass lo
+				if n.Addr() == p.From { // packets from this host to itself pass lo
 					n, i.Name = netip.PrefixFrom(p.From, p.From.BitLen()), loopback(s.Interfaces)
 				}
 				if n.Contains(p.From) && (!n.Addr().IsLinkLocalUnicast() || i.Zone == firewall.PublicZone) {

@@ -12,9 +12,9 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Forwarded returns the ports at which packets from outside get another destination and
-// reach it: on another host, such as a container, which bypasses INPUT, or on this one. Those
-// that only the settings close are among them.
+// Forwarded returns the ports at which packets from outside get a new destination and
+// reach it. That is on this host or on another one, such as a container; the latter
+// bypasses INPUT. Ports that only the settings close are included.
 func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 	type group struct {
 		family string
@@ -67,8 +67,8 @@ func (s Situation) Forwarded(r Report) (out []firewall.ForwardedPort) {
 	return out
 }
 
-// text returns the new destination as the rule has it: if it is one of several, from the
-// rule's text.
+// text returns the new destination as the rule specifies it. If it is one of several,
+// it is taken from the rule's text.
 func (t Translation) text(rule, otherwise string) string {
 	switch m := targetText().FindStringSubmatch(rule); {
 	case t.Known && !t.To.IsValid() && t.Port != 0:
@@ -123,8 +123,9 @@ func networkOf(list []Match) string {
 	return ""
 }
 
-// spans returns ports as text. A range is one if its ends are among them and it is one of
-// the rule, or one of another rule that no edge divides: the range may be that of a jump.
+// spans returns ports as text. Ports are combined to a range if both of its ends are
+// among them, and the rule matches the range. The range may also be that of another
+// rule, such as a jump, if no edge divides it.
 func (r Rule) spans(ports []uint16, ranges []Span, edges []uint32) (out []string) {
 	if slices.Contains(ports, 0) {
 		return []string{firewall.AnyPort}
@@ -146,8 +147,8 @@ func (r Rule) spans(ports []uint16, ranges []Span, edges []uint32) (out []string
 	return out
 }
 
-// ranges returns the ranges of ports that rules match, and where a rule may begin or end
-// to match.
+// ranges returns the ranges of ports that rules match, and the edges: the ports where
+// a rule may begin or cease to match.
 func (r Ruleset) ranges() (list []Span, edges []uint32) {
 	r.each(func(_ Rule, m Match) {
 		if m.Field != DestinationPort && m.Field != OriginalPort {

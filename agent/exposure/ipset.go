@@ -37,7 +37,7 @@ type setKey struct {
 
 type setGroup struct {
 	setKey
-	lastPort         uint16 // of several that follow one another
+	lastPort         uint16 // of several consecutive ones
 	networks, except Sources
 }
 
@@ -91,7 +91,7 @@ func ResolveSets(tables []Table, get func(name string) (IPSet, error)) {
 	}
 }
 
-// findChanges notes the sets to which a rule adds packets, or from which it deletes them.
+// findChanges records the sets to which a rule adds packets, or from which it deletes them.
 func (r *setResolver) findChanges(rule string) {
 	if !strings.Contains(rule, "-j SET ") {
 		return
@@ -147,7 +147,7 @@ func (r *setResolver) resolve(m Match, family string) Match {
 	return out
 }
 
-// lookup returns the match for a set. What is not modelled has a text.
+// lookup returns the match for a set. A match that is not modelled has the given text.
 func (r *setResolver) lookup(name string, directions []string, family, text string) (Match, bool) {
 	s, ok := r.read(name)
 	if !ok {
@@ -177,7 +177,7 @@ func (r *setResolver) lookup(name string, directions []string, family, text stri
 	return s.match(dims, directions)
 }
 
-// sorted returns the groups of a set. Those whose ports follow one another are one.
+// sorted returns the groups of a set. Groups with consecutive ports are merged.
 func (s IPSet) sorted() (out []setGroup) {
 	for _, g := range s.groups {
 		one := *g
@@ -265,8 +265,8 @@ func (g setGroup) ports(bitmap, source bool) []Match {
 	return []Match{proto}
 }
 
-// addresses returns the addresses of a group. The longest network that has an address
-// decides about it.
+// addresses returns the addresses of a group. The longest network that contains an
+// address decides.
 func (g *setGroup) addresses() (out Sources) {
 	if len(g.except) == 0 {
 		return Union(g.networks)

@@ -1,8 +1,9 @@
 // Package exposure computes what the live rules of all programs do to packets from
 // outside: from which sources a port is reached, and which rule decides. It is pure.
 //
-// A match that is not modelled may match or not. So there are three answers: yes, no and
-// perhaps. A packet that perhaps matches a rule both takes the rule's verdict and goes on.
+// A match that is not modelled may match or not. So there are three answers: yes, no
+// and perhaps. A packet that perhaps matches a rule both gets the rule's verdict and
+// continues with the next rule.
 package exposure
 
 import (
@@ -11,7 +12,7 @@ import (
 	"github.com/basicfw/basicfw-agent/agent/firewall"
 )
 
-// Ruleset is the tables of all programs. Readers leave out dormant tables.
+// Ruleset is the tables of all programs, without dormant tables.
 type Ruleset struct{ Tables []Table }
 
 // Table is a table of iptables or nftables.
@@ -39,7 +40,7 @@ type Chain struct {
 	Hook     Hook     // "" if only rules lead to it
 	Priority int      // lower ones come first
 	NAT      bool     // of type nat: only the first packet of a connection passes
-	Drop     bool     // the policy, or ACCEPT
+	Drop     bool     // the policy is DROP, otherwise ACCEPT
 	Devices  []string // of an ingress chain
 	Rules    []Rule
 }
@@ -47,11 +48,11 @@ type Chain struct {
 // Verdict is what a rule decides about the packets that it matches.
 type Verdict int
 
-// The verdicts. Undecided ones end the hook with an unknown result, such as NFQUEUE.
+// The verdicts. Undecided, such as that of NFQUEUE, ends the hook with an unknown result.
 const (
 	Next Verdict = iota // continue with the next rule
 	Accept
-	Drop // REJECT too
+	Drop // also REJECT
 	Return
 	Jump
 	Goto
@@ -77,10 +78,10 @@ type MarkChange struct{ Mask, Value uint32 }
 type Translation struct {
 	To    netip.Addr // invalid for an address of this host
 	Port  uint16     // 0 keeps the port
-	Known bool       // else To and Port are some of several
+	Known bool       // otherwise To and Port are one possibility of several
 }
 
-// Field is what a match looks at.
+// Field is the property of a packet that a match examines.
 type Field int
 
 // The fields, and which members of Match each uses.
@@ -119,7 +120,7 @@ type Match struct {
 // Span is a range of numbers, with both ends.
 type Span struct{ First, Last uint32 }
 
-// Packet is the first packet of a connection, as a hook sees it. Its source is not a part:
+// Packet is the first packet of a connection, as a hook sees it. It has no source:
 // all sources are traced at once.
 type Packet struct {
 	Family           firewall.Family

@@ -25,7 +25,7 @@ const (
 // maxNamed limits the ports that are reported only because rules name them.
 const maxNamed = 200
 
-// Situation is a machine, as far as a report depends on it.
+// Situation is everything about a machine that a report depends on.
 type Situation struct {
 	Rules      Ruleset
 	Families   []firewall.Family // that the kernel supports
@@ -41,7 +41,7 @@ type Situation struct {
 	On     string     // the only interface, if not empty
 }
 
-// Port is a port of this host. Process is the listener's name, if one is known.
+// Port is a port of this host. Process is the listener's name, if known.
 type Port struct {
 	Proto   firewall.Proto
 	Number  uint16
@@ -80,7 +80,7 @@ type Entry struct {
 	Container string    `json:"container,omitempty"`
 	Via       Reference `json:"-"` // the rule that translates the destination
 	By        Decision  `json:"by"`
-	Why       []string  `json:"why,omitempty"` // on what perhaps depends
+	Why       []string  `json:"why,omitempty"` // what Perhaps depends on
 
 	Most    bool `json:"-"` // these sources are more than half of the internet
 	Limited bool `json:"-"` // perhaps depends only on rate or time
@@ -179,19 +179,19 @@ func (s Situation) reporter() *reporter {
 	return r
 }
 
-// examined is a port to report; number stands for it.
+// examined is a port to report; number represents it in traces.
 type examined struct {
 	Port
 	number uint16
 	named  bool // only rules name it
-	quiet  bool // rules begin or end to match here: it is reported only if it is open
+	quiet  bool // a rule begins or ceases to match here: reported only if open
 }
 
 func compare(a, b Port) int {
 	return cmp.Or(cmp.Compare(a.Proto, b.Proto), cmp.Compare(a.Number, b.Number), cmp.Compare(a.Process, b.Process))
 }
 
-// each calls do with every match of every rule, and with those that others consist of.
+// each calls do with every match of every rule, including matches nested in others.
 func (r Ruleset) each(do func(Rule, Match)) {
 	var visit func(Rule, []Match)
 	visit = func(rule Rule, list []Match) {
@@ -234,7 +234,7 @@ func (r Rule) ports(m Match) (out []Port) {
 	return out
 }
 
-// unnamed returns a port that stands for all those that are neither known nor named.
+// unnamed returns a port that represents all ports that are neither known nor named.
 func (r *reporter) unnamed(proto firewall.Proto, known map[Port]bool) uint16 {
 	named := Match{Field: DestinationPort}
 	r.Rules.each(func(_ Rule, m Match) {
@@ -276,9 +276,9 @@ func (s Situation) viewsOf(f firewall.Family) []view {
 	return out
 }
 
-// Addresses returns the addresses of a family at which an interface is reached. Link-local
-// ones count only on an interface that leads outside and has no others: the ports of
-// bridges have them, too, and no packet arrives there.
+// Addresses returns the addresses of a family at which an interface is reached.
+// Link-local ones count only on an interface that leads outside and has no others:
+// bridge ports have them too, but no packet arrives there.
 func Addresses(i firewall.Interface, f firewall.Family) []netip.Addr {
 	var global, local []netip.Addr
 	for _, p := range i.Addresses {
@@ -422,7 +422,7 @@ func (r *reporter) trace(f firewall.Family, proto firewall.Proto, number uint16,
 		res = r.Rules.Trace(first(v.on, v.dst, proto, number), from, r.host(), false)
 		for i, e := range res.Ends {
 			if !e.Packet.Translated || e.Packet.DstPort == number {
-				res.Ends[i].Packet.DstPort = 0 // the same as was dialled
+				res.Ends[i].Packet.DstPort = 0 // that which the client connected to
 			}
 		}
 		r.traced[q] = res
@@ -473,7 +473,7 @@ func (s Situation) host() Host {
 				}
 			}
 		}
-		return name // others take a gateway
+		return name // "": through a gateway
 	}}
 }
 
@@ -500,7 +500,7 @@ func (r *reporter) process(p Port, res Result) string {
 	return p.Process
 }
 
-// entries returns the entries of a result: open, perhaps or both, or else closed.
+// entries returns the entries of a result: open, perhaps or both, otherwise closed.
 func (r *reporter) entries(res Result, f firewall.Family) []Entry {
 	sure, perhaps := res.Open()
 	out := r.entriesOf(res, f, sure, perhaps)
@@ -562,8 +562,8 @@ func (r *reporter) entriesOf(res Result, f firewall.Family, sure, perhaps Source
 	return out
 }
 
-// translating returns the rule that gave the packets that arrive another destination or, if
-// none arrives, the last rule that did so.
+// translating returns the rule that translated the destination of the packets that
+// arrive. If none arrives, it returns the last rule that translated one.
 func (r *reporter) translating(res Result) (by Reference) {
 	arrive := false
 	for _, e := range res.Ends {
@@ -632,8 +632,8 @@ func (r *reporter) accepting(res Result, of Sources, f firewall.Family) Referenc
 	return by
 }
 
-// doubtful returns the piece that makes it uncertain whether most of the sources arrive:
-// if possible by a rule that is itself uncertain.
+// doubtful returns the piece that makes it uncertain whether most of the sources
+// arrive: preferably one whose rule is itself uncertain.
 func (r *reporter) doubtful(res Result, of Sources) Piece {
 	var first, second []Piece
 	for i, p := range slices.Concat(res.Accepted, res.Dropped) {
@@ -700,7 +700,7 @@ func (r Ruleset) rule(ref Reference) (Rule, bool) {
 	return Rule{}, false
 }
 
-// ourComment is compiled when it is needed: other commands start without it.
+// ourComment is compiled on first use: most commands do not need it.
 var ourComment = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`comment "?basicfw-([a-z0-9-]+)`) })
 
 // held reports whether the rule that closes published ports decides about an entry.
@@ -712,8 +712,8 @@ func (e Entry) held() bool {
 // BuiltIn is the source of a rule of the baseline.
 const BuiltIn = "built in"
 
-// decision names a rule, and for one of our own what in the settings it implements for
-// the first of the sources.
+// decision returns the Decision of a rule. For one of our own rules, it includes what
+// in the settings the rule implements for the first of the sources.
 func (s Situation) decision(by Reference, of Sources) Decision {
 	d := Decision{Program: by.Program, Family: by.Family, Table: by.Table, Chain: by.Chain, Rule: strings.TrimPrefix(by.Text, "-A "+by.Chain+" ")}
 	comment := ourComment().FindStringSubmatch(by.Text)

@@ -24,7 +24,7 @@ const conntrack = -200
 // Result is what happens to a packet from a set of sources.
 type Result struct {
 	Ends     []End
-	Accepted []Piece // by which rules, the last ones deciding
+	Accepted []Piece // by the rules that decided last
 	Dropped  []Piece
 	Steps    []Step // if they were asked for
 }
@@ -37,7 +37,7 @@ type End struct {
 	Perhaps   Sources
 }
 
-// Piece is a decision about some sources. If Perhaps is set, Why says on what it depends.
+// Piece is a decision about some sources. If Perhaps is set, it depends on Why.
 type Piece struct {
 	Hook    Hook
 	By      Reference
@@ -63,8 +63,8 @@ func (r Result) Open() (sure, perhaps Sources) {
 	return sure, perhaps.Without(sure)
 }
 
-// class is a kind of packets on its way: those from some sources surely are at this place,
-// those from others perhaps.
+// class is a kind of packet on its way through the rules. Such packets surely reach
+// the present rule from some sources, and perhaps from others.
 type class struct {
 	Packet
 	sure, maybe Sources
@@ -117,8 +117,8 @@ func (w *walker) end(classes []class, forwarded bool) {
 	}
 }
 
-// hook passes packets through the base chains of a hook, in order. To go on, they have to
-// be accepted by each.
+// hook passes packets through the base chains of a hook, in order. They continue only
+// if each chain accepts them.
 func (w *walker) hook(h Hook, classes []class) []class {
 	type base struct {
 		table *Table
@@ -169,8 +169,8 @@ func (w *walker) hook(h Hook, classes []class) []class {
 	return classes
 }
 
-// resolved makes sources sure that surely reached a base chain, that it accepts in one way
-// or another, and of which it drops none.
+// resolved returns the accepted classes. Sources become sure if they surely reached
+// the base chain, and it accepts them by one rule or another and drops none of them.
 func resolved(in, accepted []class, dropped []Piece) []class {
 	for i := range accepted {
 		k := &accepted[i]
@@ -313,8 +313,8 @@ func (w *walker) call(name string, c class) (accepted, passed []class) {
 	return w.chain(&w.table.Chains[i], []class{c})
 }
 
-// folded returns the rule at i and the index of the next one. Rules in a row that differ in
-// one source only, such as bans, count as one rule, unless steps are recorded.
+// folded returns the rule at i and the index of the next one. Consecutive rules that
+// differ only in one source, such as bans, count as one rule unless steps are recorded.
 func (w *walker) folded(c *Chain, i int) (*Rule, int) {
 	r, next := &c.Rules[i], i+1
 	if !w.record && r.bySource() {

@@ -38,8 +38,8 @@ var bases = sync.OnceValue(func() map[string]base {
 // iptables-restore. The family is "ip" or "ip6". Chains that no traced packet passes, such
 // as OUTPUT, are left out.
 //
-// The nft variant does not print rules that iptables cannot express. Incompatible are the
-// tables of which the text has nothing, or not all chains. Do not take them for empty.
+// The nft variant does not print rules that iptables cannot express. Incompatible are
+// the tables of which the text has no chains, or not all. Do not treat them as empty.
 func ReadSave(program, family string, text []byte) (tables []Table, incompatible []string, err error) {
 	r := saveReader{program: program, family: family, rest: string(text)}
 	for r.rest != "" {
@@ -133,7 +133,7 @@ func (r *saveReader) chain(name string) *Chain {
 	return &r.table.Chains[i]
 }
 
-// traced reports whether packets pass a chain, as far as its name says.
+// traced reports whether packets pass a chain, judging by its name.
 func (r *saveReader) traced(chain string) bool {
 	b, ok := bases()[r.table.Name+" "+chain]
 	return !ok || b.hook != ""
@@ -194,8 +194,8 @@ func (r *saveReader) command(line string) error {
 	return nil
 }
 
-// resolve completes the rules of a table, all of whose chains are known now: it tells
-// jumps from unknown targets.
+// resolve completes the rules of a table once all of its chains are known: it
+// distinguishes jumps from unknown targets.
 func (r *saveReader) resolve() {
 	t := r.table
 	for i := range t.Chains {
@@ -215,9 +215,9 @@ type word struct {
 	start, end int
 }
 
-// split splits a line to words and returns its size, as iptables-restore does: at white
-// space outside double quotes, in which a backslash escapes the next character. Quoted
-// words may have line breaks: iptables-save prints those of comments as they are.
+// split splits a line into words as iptables-restore does, and returns its size. White space
+// outside double quotes separates words. Within quotes, a backslash escapes the next character.
+// Quoted words may contain line breaks: iptables-save prints those of comments unchanged.
 func (r *saveReader) split(text string) (size int, err error) {
 	r.words = r.words[:0]
 	for i := 0; ; {

@@ -26,7 +26,7 @@ func (p *ruleReader) option(o xoption) bool {
 		}
 	case "-i", "-o":
 		m, ok = device(o, value, m)
-	case "-f": // the first packet is no later fragment
+	case "-f": // the first packet is not a later fragment
 		m.Field, ok = Any, len(o.args) == 0
 	case "-p":
 		m.Field = Protocol
@@ -47,8 +47,9 @@ func (p *ruleReader) option(o xoption) bool {
 	return true
 }
 
-// checked adds a match, or an unknown one if its value is not known. It leaves out ports
-// and protocols that are all: the source port is the client's choice.
+// checked adds a match, or an unknown one if its value is not known. It omits a match
+// of all protocols or of all source ports, which would only seem to depend on the
+// client's choice of port.
 func (p *ruleReader) checked(o xoption, m Match, ok bool) {
 	all := !m.Not && len(m.Numbers) == 1 && (m.Field == SourcePort && m.Numbers[0] == Span{0, 65535} || m.Field == Protocol && m.Numbers[0] == Span{0, 255})
 	switch {
@@ -72,7 +73,7 @@ func device(o xoption, value string, m Match) (Match, bool) {
 	return m, value != "" && !strings.HasSuffix(prefix, "*")
 }
 
-// moduleOption is option for options that exist in one match only.
+// moduleOption is [ruleReader.option] for options that only one match has.
 func (p *ruleReader) moduleOption(o xoption, value string, m Match) bool {
 	ok := true
 	switch o.name {
@@ -117,7 +118,7 @@ func (p *ruleReader) moduleOption(o xoption, value string, m Match) bool {
 	return true
 }
 
-// packetTypes lists the types of destinations for those of packets.
+// packetTypes lists the destination types for each packet type.
 var packetTypes = sync.OnceValue(func() map[string][]string {
 	return map[string][]string{"unicast": {"LOCAL", "UNICAST"}, "host": {"LOCAL", "UNICAST"}, "broadcast": {"BROADCAST"}, "multicast": {"MULTICAST"}}
 })
@@ -135,7 +136,8 @@ func (p *ruleReader) limited() bool {
 	return false
 }
 
-// addressType returns the match of an option of addrtype. Sources outside are not ours.
+// addressType returns the match of an option of addrtype. An outside source is never
+// a local address.
 func (p *ruleReader) addressType(o xoption, value string, m Match) (Match, bool) {
 	types := strings.Split(strings.ToUpper(value), ",")
 	if o.name == "--dst-type" {
@@ -212,7 +214,7 @@ func (p *ruleReader) connection(name, value string, m Match) (Match, bool) {
 	case "--ctorigdst":
 		m.Field = OriginalDestination
 		m.Addrs, ok = p.networks(value)
-	case "--ctreplsrc": // who replies is where the packet goes, after DNAT
+	case "--ctreplsrc": // the source of replies is the destination after DNAT
 		m.Field = Destination
 		m.Addrs, ok = p.networks(value)
 	case "--ctorigsrcport", "--ctrepldstport":
@@ -354,7 +356,8 @@ var services = sync.OnceValue(func() map[string]uint32 {
 		"submission": 587, "imaps": 993, "pop3s": 995, "mysql": 3306, "postgresql": 5432}
 })
 
-// ProtocolNumber returns the number of a protocol that iptables prints by its number or name, or 0.
+// ProtocolNumber returns the number of a protocol that iptables prints by number or
+// name. It returns 0 for an unknown name.
 func ProtocolNumber(printed string) uint8 {
 	n, ok := protocol(printed)
 	if !ok || len(n) != 1 || n[0].First != n[0].Last {
@@ -384,7 +387,7 @@ var protocols = sync.OnceValue(func() map[string]uint32 {
 		"sctp": 132, "mh": 135, "ipv6-mh": 135, "mobility-header": 135, "udplite": 136, "mpls-in-ip": 137}
 })
 
-// flags returns the number of a list of TCP flags.
+// flags returns the bits of a list of TCP flags.
 func flags(list string) (uint32, bool) {
 	var out uint32
 	for _, part := range strings.Split(strings.ToUpper(list), ",") {

@@ -16,7 +16,7 @@ type ruleReader struct {
 	words   []word
 	module  string // of the last match or target
 	target  string
-	goes    bool // to the target, without coming back
+	goes    bool // to the target without returning (--goto)
 	group   int  // the match of a module that is not modelled, or -1
 	ignore  bool // the options of the module
 	tracked tracking
@@ -55,7 +55,7 @@ type xoption struct {
 	text string   // as in the line
 }
 
-// rule returns the rule with the given words. It is false for one of the other family.
+// rule returns the rule with the given words. It returns false for a rule of the other family.
 func (r *saveReader) rule(line string, words []word) (Rule, bool) {
 	p := ruleReader{saveReader: r, line: line, words: words, group: -1}
 	if len(words) > 0 {
@@ -159,8 +159,8 @@ func (p *ruleReader) add(m ...Match) { p.rule.Matches = append(p.rule.Matches, m
 
 func (p *ruleReader) unknown(text string) { p.add(Match{Field: Unknown, Text: text}) }
 
-// tracking is what a conntrack match says. It matches packets that are not tracked only
-// by their state, and then ignores the rest (linux/net/netfilter/xt_conntrack.c).
+// tracking is a conntrack match. It matches untracked packets only by their state,
+// and ignores its other conditions for them (linux/net/netfilter/xt_conntrack.c).
 type tracking struct {
 	state bool
 	rest  []Match
@@ -186,8 +186,8 @@ func (p *ruleReader) flush() {
 // never matches no packet.
 var never = Match{Field: Any}
 
-// verdicts lists the targets that are no chains. Those that only change a packet have the
-// verdict Next. The mark that CONNMARK restores is not modelled.
+// verdicts lists the targets that are not chains. Those that only change a packet
+// have the verdict Next. The mark that CONNMARK restores is not modelled.
 var verdicts = sync.OnceValue(func() map[string]Verdict {
 	return map[string]Verdict{"ACCEPT": Accept, "DROP": Drop, "REJECT": Drop, "TARPIT": Drop, "RETURN": Return, "SNAT": Accept, "MASQUERADE": Accept,
 		"QUEUE": Undecided, "NFQUEUE": Undecided, "CLUSTERIP": Undecided, "SYNPROXY": Undecided,
@@ -196,7 +196,7 @@ var verdicts = sync.OnceValue(func() map[string]Verdict {
 		"NOTRACK": Next, "CT": Next, "MARK": Next, "DNAT": Next, "REDIRECT": Next, "NETMAP": Next, "TPROXY": Next, "TEE": Next, "LED": Next, "IDLETIMER": Next}
 })
 
-// targets begins with the target and reports whether its options change nothing here.
+// targets begins to read the target, and reports whether its options have no effect here.
 func (p *ruleReader) targets() bool {
 	switch p.target {
 	case "NOTRACK":
@@ -210,7 +210,7 @@ func (p *ruleReader) targets() bool {
 	return ok && p.target != "MARK" && p.target != "CONNMARK" && p.target != "CT" && p.rule.Translate == nil
 }
 
-// decide sets the verdict. resolve looks for the chain of a jump.
+// decide sets the verdict. resolve looks up the chain of a jump.
 func (p *ruleReader) decide() {
 	if p.target == "" {
 		return
