@@ -139,8 +139,9 @@ func closesNothing(s settings.Settings, profile firewall.Profile) (warnings []st
 	return warnings
 }
 
-// published returns what happens to ports that containers publish. The state of an
-// earlier version, which did not affect them, is kept until the settings have the key.
+// published returns what happens to ports that containers publish. After an upgrade
+// from a version that did not affect them, they are left alone until the settings
+// have the key.
 func published(in Input) string {
 	p := in.Previous
 	if _, set := in.Settings.Sources["containers.published"]; p != nil && p.Desired.Published == "" && !set {
