@@ -93,7 +93,7 @@ func (s *site) checkProbation(t *testing.T, m *Machine) {
 		t.Fatal(err)
 	}
 	p := s.wire.Outsider.Start(t, lab.Command{Args: append([]string{"sh", "-c", `exec ssh -tt "$@" <>` + input, "ssh"}, s.ssh(owner, time.Minute)...)})
-	until(t, time.Minute, "the owner's login to confirm the address", func() error {
+	until(t, 3*time.Minute, "the owner's login to confirm the address", func() error {
 		if got, _ := mode(); got != "pinned" {
 			return fmt.Errorf("SSH is %s", got)
 		}
